@@ -1,5 +1,6 @@
-// The figures of /metrics and /debug/metrics: the engine's counters read at the moment of asking, and what only the
-// HTTP side knows (latencies as clients see them, requests by route and status). Thread-safe.
+// The figures of /metrics and /debug/metrics: the engine's counters read at the
+// moment of asking, and what only the HTTP side knows (latencies as clients see
+// them, requests by route and status). Thread-safe.
 #pragma once
 
 #include "engine/engine.h"
@@ -26,12 +27,14 @@ class Metrics {
 
   /** Prometheus' text format 0.0.4. `engine` null: no model yet. */
   std::string prometheus(const Engine* engine, const std::string& model);
-  /** The old server's JSON. "last" rates are over the time since the call before. */
+  /** The old server's JSON. "last" rates are over the time since the call
+   * before. */
   std::string debug(const Engine* engine);
 
  private:
   prometheus::Registry registry_;
-  // Each latency has two names: vLLM's, for the dashboards that exist, and ours.
+  // Each latency has two names: vLLM's, for the dashboards that exist, and
+  // ours.
   struct Latency {
     prometheus::Histogram* ours;
     prometheus::Histogram* vllm;

@@ -1,5 +1,6 @@
-// What the routes serve: the model that was loaded, the limits, the state of the process. The port opens before the
-// model is there; the loading thread calls ready() or failed() once. Thread-safe.
+// What the routes serve: the model that was loaded, the limits, the state of
+// the process. The port opens before the model is there; the loading thread
+// calls ready() or failed() once. Thread-safe.
 #pragma once
 
 #include "api/metrics.h"
@@ -18,22 +19,24 @@
 
 namespace parallm {
 
-/** What loading gives. The order is the order of construction: the engine goes first at the end. */
+/** What loading gives. The order is the order of construction: the engine goes
+ * first at the end. */
 struct ServedModel {
   std::shared_ptr<const Tokenizer> tokenizer;
   std::shared_ptr<const ChatTemplate> chat_template; // null: the model has none
-  std::shared_ptr<const Grammars> grammars;          // null: no constrained output
+  std::shared_ptr<const Grammars> grammars; // null: no constrained output
   std::shared_ptr<Engine> engine;
-  int32_t bos = -1;           // what stands for an empty prompt; -1: none
+  int32_t bos = -1; // what stands for an empty prompt; -1: none
   Sampling sampling_defaults; // from generation_config.json; else OpenAI's
 };
 
 struct ServiceOptions {
-  std::vector<std::string> ids; // the --model-path string, then the served names; the first is the one shown
-  std::string path;             // where the model comes from, for /v1/models
+  std::vector<std::string> ids; // the --model-path string, then the served
+                                // names; the first is the one shown
+  std::string path; // where the model comes from, for /v1/models
   int default_max_tokens = 100; // of /v1/completions
-  int max_choices = 128;        // n * prompts of one request
-  bool strict = false;          // an unknown field is an error
+  int max_choices = 128; // n * prompts of one request
+  bool strict = false; // an unknown field is an error
 };
 
 enum class State { loading, ready, draining, failed };

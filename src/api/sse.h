@@ -1,4 +1,5 @@
-// Server-sent events (WHATWG HTML, 9.2) as OpenAI uses them: unnamed events of one JSON line, then "[DONE]".
+// Server-sent events (WHATWG HTML, 9.2) as OpenAI uses them: unnamed events of
+// one JSON line, then "[DONE]".
 #pragma once
 
 #include "base/json.h"
