@@ -42,7 +42,7 @@ inline std::string added(int id, const char* content, bool special) {
 }
 
 /** Ids 0-255 the bytes, 256 "he", 257 "ll", 258 "hell", 259 "hello", 260 " w",
- * then the special <|end|> 261, the plain <tool> 262 and, after a gap, <|far|>
+ * then the special <|end|> 261, the plain <tool> 262 and <|far|>
  * 270. */
 inline std::string byte_level(const std::string& post_processor = "null") {
   std::string vocab;
@@ -54,7 +54,7 @@ inline std::string byte_level(const std::string& post_processor = "null") {
     "padding":{"strategy":{"Fixed":32},"direction":"Left","pad_to_multiple_of":null,"pad_id":0,"pad_type_id":0,"pad_token":"!"},
     "added_tokens":[)" +
       added(261, "<|end|>", true) + "," + added(262, "<tool>", false) + "," +
-      added(270, "<|far|>", true) +
+      added(263, "<|far|>", true) +
       R"(],"normalizer":null,
     "pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true},
     "post_processor":)" +
