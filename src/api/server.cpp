@@ -163,8 +163,12 @@ class Connection : public std::enable_shared_from_this<Connection> {
     std::unique_ptr<Live> live;
     Answer answer;
     co_await dispatch(answer, live);
-    bool good = live ? co_await make(std::move(live))
-                     : co_await send(std::move(answer));
+    bool good = false;
+    if (live) {
+      good = co_await make(std::move(live));
+    } else {
+      good = co_await send(std::move(answer));
+    }
     co_return good&& keep_alive_;
   }
 
@@ -439,18 +443,22 @@ class Connection : public std::enable_shared_from_this<Connection> {
       }
       if (!error && progress.done && !streaming) {
         co_await end_watch();
-        co_return co_await send(Answer{
-            .body = std::move(progress.bytes), .headers = std::move(headers)});
+        Answer answer;
+        answer.body = std::move(progress.bytes);
+        answer.headers = std::move(headers);
+        co_return co_await send(std::move(answer));
       }
       if (error) {
         progress.bytes = "data: " + error_body(*error) + "\n\n" + sse_done;
         progress.done = true;
       }
       if (!progress.bytes.empty()) {
-        if (!begun && !co_await send_stream_head(headers)) {
-          break;
+        if (!begun) {
+          begun = co_await send_stream_head(headers);
+          if (!begun) {
+            break;
+          }
         }
-        begun = true;
         if (!co_await send_piece(progress.bytes, progress.done)) {
           break;
         }
