@@ -119,7 +119,6 @@ ServedModel served(std::shared_ptr<LanguageModel> model) {
   sampling.temperature = info.temperature.value_or(1.0f);
   sampling.top_p = info.top_p.value_or(1.0f);
   sampling.top_k = info.top_k.value_or(0);
-  sampling.min_p = info.min_p.value_or(0.0f);
   sampling.repetition_penalty = info.repetition_penalty.value_or(1.0f);
   // Parts of the model that keep all of it alive.
   return {
@@ -150,7 +149,7 @@ int serve(std::vector<std::string> arguments) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error);
   }
-  start_log(flags.log_level);
+  set_log(flags.log_level);
   old.say();
   flags.service.ids.insert(flags.service.ids.begin(), flags.model_path);
   flags.service.path = flags.model_path;
