@@ -114,7 +114,7 @@ void ModelRunner::score_prompt(Step& step, const mx::array& hidden) {
       std::vector<mx::array> chosen, ids, tops;
       for (int at = 0; at < many; at += score_chunk) {
         const int end = std::min(many, at + score_chunk);
-        const int from = first + row.score - row.start;
+        const int from = first + row.score;
         auto part =
             mx::slice(hidden, {from + at, 0}, {from + end, hidden.shape(1)});
         std::vector<int32_t> targets(

@@ -248,7 +248,7 @@ void Scheduler::add_scores(Row& row, RowStep& step) {
   if (!row.request.sampling.prompt_logprobs || row.scored >= end) {
     return;
   }
-  step.score = row.scored;
+  step.score = row.scored - step.start;
   step.score_ids.assign(
       row.tokens.begin() + row.scored + 1, row.tokens.begin() + end + 1);
   row.scored = end;
