@@ -198,7 +198,7 @@ Checkpoint make_checkpoint(
     Config config,
     Arrays arrays,
     Quantizations quantizations,
-    const LoadOptions& options) {
+    const CheckpointOptions& options) {
   auto stored = stored_dtype(arrays);
   bool cpu = mx::default_device() == mx::Device::cpu;
   auto dtype = options.dtype.value_or(cpu ? mx::float32 : stored);
@@ -214,7 +214,7 @@ Checkpoint make_checkpoint(
       .gguf = {}};
 }
 
-Checkpoint open_gguf(const std::string& path, const LoadOptions& options) {
+Checkpoint open_gguf(const std::string& path, const CheckpointOptions& options) {
   auto file = read_gguf(path);
   auto out = make_checkpoint(
       std::move(file.config),
@@ -232,7 +232,7 @@ Checkpoint open_gguf(const std::string& path, const LoadOptions& options) {
   return out;
 }
 
-Checkpoint open_folder(const fs::path& folder, const LoadOptions& options) {
+Checkpoint open_folder(const fs::path& folder, const CheckpointOptions& options) {
   if (!fs::exists(folder / "config.json")) {
     fail(
         Kind::invalid,
@@ -263,7 +263,7 @@ Checkpoint open_folder(const fs::path& folder, const LoadOptions& options) {
 
 Checkpoint open_checkpoint(
     const std::string& path,
-    const LoadOptions& options) {
+    const CheckpointOptions& options) {
   if (!fs::exists(path)) {
     fail(Kind::not_found, "[open_checkpoint] no such file or folder: {}", path);
   }

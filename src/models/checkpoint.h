@@ -12,7 +12,7 @@
 
 namespace parallm {
 
-struct LoadOptions {
+struct CheckpointOptions {
   /** The activations' and the KV's. Without it: the checkpoint's own; on a CPU, where MLX emulates 16-bit floats,
    *  float32 activations and the KV in the checkpoint's own. */
   std::optional<mx::Dtype> dtype;
@@ -42,6 +42,6 @@ struct Checkpoint {
 /** Errors: invalid or not_found, with the file's name. */
 Checkpoint open_checkpoint(
     const std::string& path,
-    const LoadOptions& options = {});
+    const CheckpointOptions& options = {});
 
 } // namespace parallm
