@@ -35,7 +35,7 @@ test: setup ## Build and pass every test: unit, tensor, tree, then real clients 
 	$(call cmake,release)
 	ctest --preset release
 	@tools/venv.sh .venv-test -r tests/requirements.txt
-	MLX_PARALLM_SERVE=build/bin/mlx_parallm_serve MLX_PARALLM_MODEL="$$(tools/model.sh)" .venv-test/bin/pytest tests/blackbox
+	PARALLM_SERVER=build/bin/mlx_parallm_serve PARALLM_TEST_MODEL="$$(tools/model.sh)" .venv-test/bin/pytest tests/blackbox
 
 asan: setup ## Unit and tensor tests under AddressSanitizer and UBSan (build-asan)
 	$(call cmake,asan)
