@@ -126,7 +126,8 @@ install_rust() {
     if curl --proto '=https' --tlsv1.2 -fsS --retry 3 -o "$installer" \
       https://static.rust-lang.org/rustup/rustup-init.sh; then
       # The check compares $HOME with root's own home, which differs in many containers.
-      RUSTUP_INIT_SKIP_SUDO_CHECK=yes sh "$installer" -y -q --profile minimal --no-modify-path --default-toolchain "$RUST_VERSION" >&2 || true
+      RUSTUP_INIT_SKIP_SUDO_CHECK=yes sh "$installer" -y -q --profile minimal --no-modify-path --default-toolchain "$RUST_VERSION" >"$log" 2>&1 ||
+        tail -n 30 "$log" >&2
     fi
     rm -f "$installer"
   fi
