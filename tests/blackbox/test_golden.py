@@ -5,38 +5,22 @@ logits are within 1e-3 of each other, and is printed. In company (32 in flight, 
 every kind, streamed or not) nothing is accepted: the texts are the server's own, alone, character for character.
 """
 import random
-from os.path import commonprefix
 
 import pytest
 from conftest import client_of
 
-from asking import ask, at_once, complete, golden, greedy, neighbours, recorded, said
+from asking import ask, at_once, complete, endpoint, golden, greedy, neighbours, recorded, text_of
 
 NAMES = [entry["name"] for entry in golden()]
 CLOSE = 1e-3
 
 
-def difference(entry, text):
-    """None where `text` is the recorded one; else (position, gap) of the token that may have been another. The
-    character that differs names the token up to one: the token before may be a prefix of what was said instead, and
-    silent tokens (special, or part of a character) lie between."""
-    expected = said(entry).rstrip("\ufffd")  # the last token may end inside a character
-    text = text.rstrip("\ufffd")
-    if text == expected:
-        return None
-    at = len(commonprefix([text, expected]))
-    pieces, gaps = entry["float32"]["pieces"], entry["float32"]["gaps"]
-    end, last = 0, 0
-    for last, piece in enumerate(pieces):
-        end += len(piece)
-        if end > at:
-            break
-    first = last
-    while first > 0 and not pieces[first - 1]:
-        first -= 1
-    first = max(0, first - 1)
-    gap, position = min((gaps[i], i) for i in range(first, last + 1))
-    return position, gap
+def in_full(client, entry):
+    """Text and token ids of a recorded prompt's answer."""
+    request = greedy(entry)
+    request["extra_body"] = {**request["extra_body"], "return_token_ids": True}
+    choice = endpoint(client, request).create(**request).choices[0]
+    return text_of(choice), choice.token_ids
 
 
 def in_company(server, alone, seed):
@@ -51,24 +35,28 @@ def in_company(server, alone, seed):
 
 
 @pytest.fixture(scope="module")
-def alone(float32_server):
+def answers(float32_server):
     with client_of(float32_server) as client:
-        return {name: ask(client, greedy(recorded(name))) for name in NAMES}
+        return {name: in_full(client, recorded(name)) for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_float32_equals_the_reference(alone, name):
-    entry = recorded(name)
-    found = difference(entry, alone[name])
-    if found:
-        position, gap = found
-        print(f"{name}: differs at token {position}, where the reference's gap is {gap}")
-        print(f"  reference {said(entry)!r}\n  here      {alone[name]!r}")
-        assert gap < CLOSE
+def test_float32_equals_the_reference(answers, name):
+    reference = recorded(name)["float32"]
+    text, ids = answers[name]
+    assert len(ids) == len(reference["ids"])
+    differing = [i for i, pair in enumerate(zip(reference["ids"], ids)) if pair[0] != pair[1]]
+    if not differing:
+        # The last token may end inside a character: what then stands there is the server's choice.
+        assert text.rstrip("\ufffd") == "".join(reference["pieces"]).rstrip("\ufffd")
+        return
+    gap = reference["gaps"][differing[0]]
+    print(f"{name}: another token at {differing[0]}, where the reference's gap is {gap}")
+    assert gap < CLOSE
 
 
-def test_in_company_equals_alone_in_float32(float32_server, alone):
-    in_company(float32_server, alone, seed=1)
+def test_in_company_equals_alone_in_float32(float32_server, answers):
+    in_company(float32_server, {name: text for name, (text, _) in answers.items()}, seed=1)
 
 
 def test_in_company_equals_alone(server, client):
