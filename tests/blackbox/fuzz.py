@@ -53,6 +53,8 @@ def cheap(body):
         value = body.get(field)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and most < value < 10**4:
             body[field] = most
+    if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
+        body["max_tokens"] = 1
     for field in ("prompt", "messages", "text"):
         if isinstance(body.get(field), str) and len(body[field]) > 100:
             body[field] = body[field][:100]

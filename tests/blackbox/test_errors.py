@@ -23,7 +23,7 @@ BOTH = [
     ("min_tokens", -1),
     ("n", 0), ("n", -1), ("n", 1.5), ("n", "two"), ("n", 10**6),
     ("seed", "x"), ("seed", 1.5),
-    ("stop", [1]), ("stop", 5), ("stop", {}), ("stop", [""]),
+    ("stop", [1]), ("stop", 5), ("stop", {}),
     ("stop_token_ids", [VOCABULARY]), ("stop_token_ids", [-1]), ("stop_token_ids", "x"),
     ("stream", "yes"), ("stream", 1),
     ("logit_bias", {str(VOCABULARY): 1}), ("logit_bias", {"-1": 1}), ("logit_bias", {"x": 1}),
