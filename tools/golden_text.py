@@ -10,8 +10,8 @@ sequence held back, so that the joined pieces are what a server must answer with
 
 Both run MLX's own quantized kernels on the CPU. float32: every 16-bit scale and bias is widened, which is exact, so that
 the reference carries no 16-bit rounding (weights dequantized to dense float32 give the same logits to the last bit, no
-faster). float16: every float of the checkpoint becomes float16. (As loaded, the file's float32 norms lift mlx-lm's
-activations to float32.)
+faster). float16: every float of the checkpoint becomes float16; the file in the repository has no such record, because MLX's CPU
+matmul takes hours for it. (As loaded, the file's float32 norms lift mlx-lm's activations to float32 anyway.)
 
 Restartable: prompts already in the file are skipped, so it can be stopped at any time. Needs mlx-lm 0.32.2.
 """

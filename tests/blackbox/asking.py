@@ -1,7 +1,6 @@
 """The recorded prompts, and ways to ask for them: one by one, many at once, streamed or not."""
 import asyncio
 import json
-import os
 import random
 from contextlib import asynccontextmanager
 from functools import cache

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import openai
 import pytest
 
-from serving import NAME, Server
+from serving import Server
 
 # A proxy of the machine's is not for talking to a local server.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
