@@ -145,7 +145,6 @@ LanguageModel::LanguageModel(
       std::make_unique<Engine>(engine, [&](EngineOptions& completed) {
         return load(options, parts_->info, completed, text);
       });
-  parts_->engine->wait_ready();
 
   parts_->tokenizer.emplace(text->tokenizer_json);
   if (parts_->tokenizer->size() > parts_->info.vocabulary) {
