@@ -10,6 +10,7 @@
 #include "nn/device.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace parallm {
 
@@ -226,7 +227,7 @@ class PagedCaches : public Caches {
     for (auto& spec : specs) {
       block_bytes_ += size_t(options.block_size) * spec.kv_heads *
           (spec.head_dim + spec.v_head_dim) * options.dtype.size();
-      if (kernels) {
+      if (cpu_kernels && kernels) {
         layers_.push_back(std::make_unique<KernelLayer>(spec, options, now_));
       } else {
         layers_.push_back(std::make_unique<OpsLayer>(spec, options, now_));

@@ -6,6 +6,7 @@
 #include "kv/cache.h"
 
 #include <map>
+#include <utility>
 
 namespace parallm {
 

@@ -26,8 +26,9 @@ using Arrays = std::unordered_map<std::string, mx::array>;
       what);
 }
 
-/** Walks a safetensors header (8 bytes of length, JSON, data; huggingface/safetensors' README) before MLX reads the
- *  file lazily, so that a damaged file is an error now and with its name. */
+/** Walks a safetensors header (8 bytes of length, JSON, data;
+ * huggingface/safetensors' README) before MLX reads the file lazily, so that a
+ * damaged file is an error now and with its name. */
 void check_safetensors(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
   uint64_t size = fs::file_size(path);
@@ -49,7 +50,8 @@ void check_safetensors(const fs::path& path) {
       continue;
     }
     if (!entry.is_object()) {
-      broken(path, fmt::format("tensor {} is no JSON object", std::string(name)));
+      broken(
+          path, fmt::format("tensor {} is no JSON object", std::string(name)));
     }
     Config tensor{entry.get_object(), path.string() + ": " + std::string(name)};
     tensor.text("dtype");
@@ -117,7 +119,8 @@ Quantization read_quantization(const Config& config, const Quantization& base) {
       config.text("mode", base.mode)};
 }
 
-/** MLX's "quantization" (also written as "quantization_config"): one kind for all, and per layer an object or false. */
+/** MLX's "quantization" (also written as "quantization_config"): one kind for
+ * all, and per layer an object or false. */
 Quantizations read_quantizations(const Config& config) {
   Quantizations out;
   auto name =
@@ -141,14 +144,14 @@ Quantizations read_quantizations(const Config& config) {
     if (value.is_object()) {
       out.layers[layer] = read_quantization(options.object(layer), all);
     } else if (value.is_bool()) {
-      out.layers[layer] =
-          value.get_bool() ? std::optional(all) : std::nullopt;
+      out.layers[layer] = value.get_bool() ? std::optional(all) : std::nullopt;
     }
   }
   return out;
 }
 
-/** The float type that most of the weights have; a quantized layer's is its scales'. */
+/** The float type that most of the weights have; a quantized layer's is its
+ * scales'. */
 mx::Dtype stored_dtype(const Arrays& arrays) {
   std::map<mx::Dtype::Val, size_t> sizes;
   for (auto& [name, array] : arrays) {
@@ -156,8 +159,8 @@ mx::Dtype stored_dtype(const Arrays& arrays) {
       sizes[array.dtype().val()] += array.size();
     }
   }
-  auto most = std::max_element(
-      sizes.begin(), sizes.end(), [](auto& a, auto& b) {
+  auto most =
+      std::max_element(sizes.begin(), sizes.end(), [](auto& a, auto& b) {
         return a.second < b.second;
       });
   for (auto dtype : {mx::float16, mx::bfloat16}) {
@@ -214,7 +217,9 @@ Checkpoint make_checkpoint(
       .gguf = {}};
 }
 
-Checkpoint open_gguf(const std::string& path, const CheckpointOptions& options) {
+Checkpoint open_gguf(
+    const std::string& path,
+    const CheckpointOptions& options) {
   auto file = read_gguf(path);
   auto out = make_checkpoint(
       std::move(file.config),
@@ -232,7 +237,9 @@ Checkpoint open_gguf(const std::string& path, const CheckpointOptions& options) 
   return out;
 }
 
-Checkpoint open_folder(const fs::path& folder, const CheckpointOptions& options) {
+Checkpoint open_folder(
+    const fs::path& folder,
+    const CheckpointOptions& options) {
   if (!fs::exists(folder / "config.json")) {
     fail(
         Kind::invalid,

@@ -1,5 +1,6 @@
-// Files to a model's parts: a folder with config.json and model*.safetensors (Hugging Face's or MLX's layout, sharded
-// or not, quantized or not), or a .gguf file. Engine thread only (it holds MLX arrays).
+// Files to a model's parts: a folder with config.json and model*.safetensors
+// (Hugging Face's or MLX's layout, sharded or not, quantized or not), or a
+// .gguf file. Engine thread only (it holds MLX arrays).
 #pragma once
 
 #include "models/config.h"
@@ -13,8 +14,9 @@
 namespace parallm {
 
 struct CheckpointOptions {
-  /** The activations' and the KV's. Without it: the checkpoint's own; on a CPU, where MLX emulates 16-bit floats,
-   *  float32 activations and the KV in the checkpoint's own. */
+  /** The activations' and the KV's. Without it: the checkpoint's own; on a CPU,
+   * where MLX emulates 16-bit floats, float32 activations and the KV in the
+   * checkpoint's own. */
   std::optional<mx::Dtype> dtype;
 };
 
@@ -30,9 +32,10 @@ struct GenerationDefaults {
 struct Checkpoint {
   Config config;
   Weights weights;
-  std::vector<int32_t> eos_ids; // generation_config.json's, else config.json's; sorted
-  int32_t bos_id = -1;          // -1: none
-  mx::Dtype dtype;              // of the activations
+  std::vector<int32_t>
+      eos_ids; // generation_config.json's, else config.json's; sorted
+  int32_t bos_id = -1; // -1: none
+  mx::Dtype dtype; // of the activations
   mx::Dtype kv_dtype;
   mx::Dtype stored_dtype; // of the checkpoint's own floats
   GenerationDefaults generation;

@@ -25,12 +25,7 @@ namespace {
     text = text.substr(0, 80) + "...";
   }
   fail(
-      Kind::invalid,
-      "[{}] '{}' must be {}; got {}",
-      where,
-      name,
-      wanted,
-      text);
+      Kind::invalid, "[{}] '{}' must be {}; got {}", where, name, wanted, text);
 }
 
 int to_integer(

@@ -1,5 +1,6 @@
-// A model's config.json (or a part of it): a JSON object whose getters check the type and name the field in errors.
-// `null` means absent. Plain data; any thread.
+// A model's config.json (or a part of it): a JSON object whose getters check
+// the type and name the field in errors. `null` means absent. Plain data; any
+// thread.
 #pragma once
 
 #include <boost/json/object.hpp>

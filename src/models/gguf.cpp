@@ -85,8 +85,9 @@ class Fields {
   const Metadata& metadata_;
 };
 
-/** llama.cpp's convert_hf_to_gguf.py reorders q's and k's rows so that RoPE's pairs lie side by side; this is its
- *  inverse, on any array whose first axis is the rows. */
+/** llama.cpp's convert_hf_to_gguf.py reorders q's and k's rows so that RoPE's
+ * pairs lie side by side; this is its inverse, on any array whose first axis is
+ * the rows. */
 mx::array unpermute(const mx::array& x, int heads) {
   auto shape = x.shape();
   int head_dim = shape[0] / heads;
@@ -112,7 +113,8 @@ const std::map<std::string, std::string> top_names = {
     {"output", "lm_head"},
 };
 
-/** Hugging Face's name for a GGUF tensor; an unknown one stays as it is, for the weights' list of extra tensors. */
+/** Hugging Face's name for a GGUF tensor; an unknown one stays as it is, for
+ * the weights' list of extra tensors. */
 std::string hf_name(const std::string& name) {
   auto dot = name.rfind('.');
   if (dot == std::string::npos) {
@@ -171,8 +173,7 @@ Config config_of(const Fields& fields, GgufFile& file) {
       {"num_hidden_layers", fields.integer("llama.block_count")},
       {"intermediate_size", fields.integer("llama.feed_forward_length")},
       {"num_attention_heads", fields.integer("llama.attention.head_count")},
-      {"rms_norm_eps",
-       fields.number("llama.attention.layer_norm_rms_epsilon")},
+      {"rms_norm_eps", fields.number("llama.attention.layer_norm_rms_epsilon")},
       {"max_position_embeddings", fields.integer("llama.context_length")},
       {"vocab_size", vocabulary(file)},
       {"tie_word_embeddings", !file.arrays.contains("lm_head.weight")},
@@ -212,7 +213,8 @@ GgufTokenizer tokenizer_of(const Fields& fields) {
   return out;
 }
 
-/** Codes are uint32 with 32/bits weights each, and a scale is shared by 32 weights. */
+/** Codes are uint32 with 32/bits weights each, and a scale is shared by 32
+ * weights. */
 Quantizations quantizations_of(
     const std::unordered_map<std::string, mx::array>& arrays) {
   constexpr int group = 32;

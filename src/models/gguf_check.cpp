@@ -10,12 +10,14 @@ namespace parallm {
 
 namespace {
 
-// gguf.md, "gguf_metadata_value_type": sizes of the fixed ones by number; 8 is a string, 9 an array.
+// gguf.md, "gguf_metadata_value_type": sizes of the fixed ones by number; 8 is
+// a string, 9 an array.
 constexpr uint32_t kString = 8;
 constexpr uint32_t kArray = 9;
 constexpr uint64_t kValueBytes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
 
-/** gguf.md, "ggml_type": the tensor kinds that MLX opens, with their block's weights and bytes. */
+/** gguf.md, "ggml_type": the tensor kinds that MLX opens, with their block's
+ * weights and bytes. */
 constexpr struct {
   uint32_t type;
   uint64_t weights;
@@ -196,7 +198,7 @@ class Walk {
   uint64_t at_ = 0;
   uint64_t alignment_ = 32;
   uint64_t last_ = 0; // the last 4-byte value
-  uint64_t end_ = 0;  // of the tensors, from the data section's start
+  uint64_t end_ = 0; // of the tensors, from the data section's start
 };
 
 } // namespace

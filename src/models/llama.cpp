@@ -13,7 +13,8 @@ namespace parallm {
 
 namespace {
 
-/** config.json's fields by their names there; defaults are mlx-lm's (models/llama.py). */
+/** config.json's fields by their names there; defaults are mlx-lm's
+ * (models/llama.py). */
 struct LlamaArgs {
   explicit LlamaArgs(const Config& config);
 
@@ -30,7 +31,8 @@ struct LlamaArgs {
   std::vector<int> windows; // one a layer; 0: sees all
 };
 
-/** `layer_types` says which layers slide; without it Mistral slides in all (transformers' modeling_mistral.py). */
+/** `layer_types` says which layers slide; without it Mistral slides in all
+ * (transformers' modeling_mistral.py). */
 std::vector<int> sliding_windows(const Config& config, int layers) {
   std::vector<int> windows(layers, 0);
   if (config.has("layer_types")) {
@@ -102,10 +104,11 @@ class SelfAttention {
       : heads_(args.num_attention_heads),
         kv_heads_(args.num_key_value_heads),
         head_dim_(args.head_dim),
-        how_{.scale = 1 / std::sqrt(float(args.head_dim)),
-             .rope = &rope,
-             .window = window,
-             .sinks = {}},
+        how_{
+            .scale = 1 / std::sqrt(float(args.head_dim)),
+            .rope = &rope,
+            .window = window,
+            .sinks = {}},
         q_proj(
             weights,
             name + ".q_proj",
@@ -231,7 +234,8 @@ class Llama : public Model {
       auto name = fmt::format("model.layers.{}", i);
       layers.emplace_back(args, weights, name, rope_, args.windows[i]);
     }
-    // Where config.json is silent (HF's and mlx-lm's defaults differ), the file's own tensors tell.
+    // Where config.json is silent (HF's and mlx-lm's defaults differ), the
+    // file's own tensors tell.
     bool has_head = weights.has("lm_head.weight");
     if (config.boolean("tie_word_embeddings", !has_head)) {
       weights.ignore("lm_head.");

@@ -1,4 +1,5 @@
-// Llama (arXiv 2302.13971, 2307.09288, 2407.21783) and models of its shape: Mistral (arXiv 2310.06825), SmolLM.
+// Llama (arXiv 2302.13971, 2307.09288, 2407.21783) and models of its shape:
+// Mistral (arXiv 2310.06825), SmolLM.
 #pragma once
 
 #include "models/config.h"

@@ -1,4 +1,5 @@
-// The table of architectures: config.json's model_type to the function that builds it.
+// The table of architectures: config.json's model_type to the function that
+// builds it.
 #include "base/error.h"
 #include "models/llama.h"
 

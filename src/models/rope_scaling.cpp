@@ -14,7 +14,7 @@ using Frequencies = std::vector<double>; // radians a position
 
 /** What each kind of scaling reads and edits. */
 struct Scaling {
-  const Config& config;  // the whole model's
+  const Config& config; // the whole model's
   const Config& options; // rope_scaling
   Rope& rope;
   Frequencies& frequencies;
@@ -37,7 +37,8 @@ void scale_dynamic(Scaling& s) {
       s.config.count("max_position_embeddings", 2048));
 }
 
-/** _compute_llama3_parameters: long waves are stretched, short ones kept, those between blended. */
+/** _compute_llama3_parameters: long waves are stretched, short ones kept, those
+ * between blended. */
 void scale_llama3(Scaling& s) {
   double factor = s.options.number("factor");
   double low = s.options.number("low_freq_factor", 1.0);
@@ -158,8 +159,9 @@ Rope make_rope(const Config& config, int head_dim) {
   for (int i = 0; i < rope.dims; i += 2) {
     frequencies.push_back(std::pow(rope.base, -double(i) / rope.dims));
   }
-  auto* kind = std::find_if(
-      std::begin(kinds), std::end(kinds), [&](auto& k) { return k.type == type; });
+  auto* kind = std::find_if(std::begin(kinds), std::end(kinds), [&](auto& k) {
+    return k.type == type;
+  });
   if (kind == std::end(kinds)) {
     std::string known;
     for (auto& k : kinds) {

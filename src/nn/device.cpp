@@ -8,7 +8,7 @@ namespace {
 thread_local bool forced = false;
 }
 
-bool on_cpu() {
+bool wants_cpu_kernels() {
   return !forced && mlx::core::default_device() == mlx::core::Device::cpu;
 }
 

@@ -1,4 +1,5 @@
-// Token ids to vectors, and back where a model ties its output to its input. Engine thread only.
+// Token ids to vectors, and back where a model ties its output to its input.
+// Engine thread only.
 #pragma once
 
 #include "nn/linear.h"

@@ -8,16 +8,14 @@ namespace parallm {
 
 namespace {
 
-/** Our kernels read every dtype; MLX's ops want all operands in the activations'. */
+/** Our kernels read every dtype; MLX's ops want all operands in the
+ * activations'. */
 std::optional<mx::Dtype> stored_dtype(const Weights& weights) {
   return on_cpu() ? std::nullopt : std::optional(weights.dtype());
 }
 
-mx::array take_dense(
-    Weights& weights,
-    const std::string& name,
-    int outputs,
-    int inputs) {
+mx::array
+take_dense(Weights& weights, const std::string& name, int outputs, int inputs) {
   return weights.take(
       name + ".weight", {outputs, inputs}, stored_dtype(weights));
 }

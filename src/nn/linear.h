@@ -1,12 +1,13 @@
-// x Wᵀ + b, dense or quantized: which of the two, and whether there is a bias, the checkpoint's tensors say.
-// Engine thread only.
+// x Wᵀ + b, dense or quantized: which of the two, and whether there is a bias,
+// the checkpoint's tensors say. Engine thread only.
 #pragma once
 
 #include "nn/weights.h"
 
 namespace parallm {
 
-/** A [outputs, inputs] matrix as the checkpoint holds it, under `<name>.weight`. Linear and Embedding share it. */
+/** A [outputs, inputs] matrix as the checkpoint holds it, under
+ * `<name>.weight`. Linear and Embedding share it. */
 struct Matrix {
   Matrix(Weights& weights, const std::string& name, int outputs, int inputs);
 

@@ -5,11 +5,7 @@
 
 namespace parallm {
 
-RMSNorm::RMSNorm(
-    Weights& weights,
-    const std::string& name,
-    int dims,
-    float eps)
+RMSNorm::RMSNorm(Weights& weights, const std::string& name, int dims, float eps)
     : weight_(weights.take(name + ".weight", {dims}, weights.dtype())),
       eps_(eps) {}
 

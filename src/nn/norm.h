@@ -1,4 +1,5 @@
-// Root mean square layer normalization (Zhang and Sennrich, arXiv 1910.07467). Engine thread only.
+// Root mean square layer normalization (Zhang and Sennrich, arXiv 1910.07467).
+// Engine thread only.
 #pragma once
 
 #include "nn/weights.h"

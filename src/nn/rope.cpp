@@ -8,7 +8,8 @@ namespace parallm {
 
 namespace {
 
-/** The base at a sequence's length (transformers' modeling_rope_utils.py, _compute_dynamic_ntk_parameters). */
+/** The base at a sequence's length (transformers' modeling_rope_utils.py,
+ * _compute_dynamic_ntk_parameters). */
 double dynamic_base(const Rope& rope, int length) {
   double growth = rope.factor * length / rope.original_length;
   return rope.base *
@@ -29,8 +30,8 @@ std::pair<mx::array, mx::array> Rope::tables(
     bool grown = original_length > 0 && lengths[t] > original_length;
     double grown_base = grown ? dynamic_base(*this, lengths[t]) : 0;
     for (int i = 0; i < half; ++i) {
-      double frequency =
-          grown ? std::pow(grown_base, -2.0 * i / dims) : inverse_frequencies[i];
+      double frequency = grown ? std::pow(grown_base, -2.0 * i / dims)
+                               : inverse_frequencies[i];
       double angle = positions[t] * frequency;
       cos[size_t(t) * half + i] = magnitude * std::cos(angle);
       sin[size_t(t) * half + i] = magnitude * std::sin(angle);

@@ -10,7 +10,8 @@ namespace parallm {
 
 namespace {
 
-/** Old HF Llama checkpoints carry RoPE's table; it follows from config.json (mlx-lm's sanitize drops it too). */
+/** Old HF Llama checkpoints carry RoPE's table; it follows from config.json
+ * (mlx-lm's sanitize drops it too). */
 bool is_rope_table(const std::string& name) {
   return name.find("rotary_emb.inv_freq") != std::string::npos;
 }
