@@ -35,7 +35,7 @@ test: setup ## Build and pass every test: unit, tensor, tree, then real clients 
 	$(call cmake,release)
 	ctest --preset release
 	@tools/venv.sh .venv-test -r tests/requirements.txt
-	PARALLM_TEST_MODEL="$$(tools/model.sh)" .venv-test/bin/pytest tests/blackbox
+	PARALLM_SERVER=build/bin/mlx_parallm_serve PARALLM_TEST_MODEL="$$(tools/model.sh)" .venv-test/bin/pytest tests/blackbox
 
 asan: setup ## Unit and tensor tests under AddressSanitizer and UBSan (build-asan)
 	$(call cmake,asan)
@@ -55,9 +55,9 @@ fmt: setup ## Format every C++ file in place
 	@. tools/versions.sh && tools/venv.sh .venv-lint clang-tidy==$$CLANG_TIDY_VERSION clang-format==$$CLANG_FORMAT_VERSION
 	.venv-lint/bin/clang-format -i $(cpp_files)
 
-golden: setup ## Record the reference vectors of tests/golden again (minutes)
-	@tools/venv.sh .venv-golden -r tools/golden_requirements.txt
-	.venv-golden/bin/python tools/golden.py
+golden: setup ## Record what mlx-lm says on the real model, tests/golden (many minutes; can be stopped and goes on)
+	@. tools/versions.sh && tools/venv.sh .venv-golden mlx-lm==$$MLX_LM_VERSION mlx==$$MLX_VERSION $$(uname | sed -n s/Linux/mlx-cpu==$$MLX_VERSION/p)
+	.venv-golden/bin/python tools/golden_text.py "$$(tools/model.sh)" $(ARGS)
 
 bench: build ## Measure this server beside mlx_lm.server on the same weights
 	@tools/venv.sh .venv-bench -r bench/requirements.txt

@@ -22,13 +22,21 @@ MAY_INCLUDE = {
     "nn": ["kernels/"],
     "kv": ["nn/", "kernels/"],
     "models": ["nn/", "kv/cache.h"],
-    "engine": ["models/model.h", "models/models.h", "kv/", "memory/store.h", "nn/lora.h"],
+    "engine": ["models/model.h", "models/models.h", "kv/", "memory/store.h", "nn/lora.h", "nn/pick.h"],
     "api": ["engine/engine.h", "engine/plan.h", "engine/sampling.h", "text/", "memory/store.h"],
     "library": ["text/", "memory/", "hub/", "kernels/", "nn/", "kv/", "models/", "engine/"],
+    "commands": ["library/", "api/", "engine/", "text/", "kernels/"],
 }
 MAY_INCLUDE_MLX = ("src/kernels/", "src/nn/", "src/kv/", "src/models/", "src/engine/runner.", "src/engine/sampler.",
                    "src/library/", "tests/tensor/")
-MAY_CATCH = {"src/api/server.cpp", "src/engine/engine.cpp", "src/main.cpp", "src/generate_main.cpp"}
+MAY_CATCH = {
+    "src/api/server.cpp",  # an error becomes a response
+    "src/engine/engine.cpp",  # a failed step fails its rows, and serves on
+    "src/library/generate.cpp",  # a prompt that can't begin fails alone
+    "src/commands/serve.cpp",  # CLI11's own errors; the thread that loads the model
+    "src/commands/generate.cpp",  # CLI11's own errors
+    "src/main.cpp",  # the rest becomes a line and an exit status
+}
 MAX_LINES = 600
 CODE = {".h", ".cpp", ".cu", ".rs", ".py", ".sh", ".cmake", ".js", ".css", ".html"}
 TEXT = CODE | {".md", ".txt", ".json", ".toml", ".yml", ".yaml", ".supp", ""}

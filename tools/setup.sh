@@ -18,6 +18,7 @@ have() { command -v "$1" >/dev/null 2>&1; }
 export PATH="${CARGO_HOME:-${HOME:?setup needs a home folder}/.cargo}/bin:$PATH"
 system=$(uname -s)
 stamp=.cache/setup.stamp
+log=.cache/setup.log
 driver=no
 [ ! -e /proc/driver/nvidia/version ] || driver=yes
 key="$(cat tools/setup.sh tools/versions.sh tools/venv.sh | cksum) ${PARALLM_BACKEND:-} $driver"
@@ -64,8 +65,10 @@ install_debian() {
   say "installing system packages (compiler, build tools, C++ libraries): ${missing[*]}"
   as_root apt-get update -qq || say "apt-get update failed; trying with the lists that are there"
   as_root env DEBIAN_FRONTEND=noninteractive \
-    apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2 ||
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" >"$log" 2>&1 || {
+    tail -n 30 "$log" >&2
     die "apt-get could not install: ${missing[*]}. mlx_parallm builds on Debian 12 and Ubuntu 24.04 or newer"
+  }
 }
 
 install_macos() {
@@ -122,7 +125,9 @@ install_rust() {
     installer=$(mktemp)
     if curl --proto '=https' --tlsv1.2 -fsS --retry 3 -o "$installer" \
       https://static.rust-lang.org/rustup/rustup-init.sh; then
-      sh "$installer" -y -q --profile minimal --no-modify-path --default-toolchain "$RUST_VERSION" >&2 || true
+      # The check compares $HOME with root's own home, which differs in many containers.
+      RUSTUP_INIT_SKIP_SUDO_CHECK=yes sh "$installer" -y -q --profile minimal --no-modify-path --default-toolchain "$RUST_VERSION" >"$log" 2>&1 ||
+        tail -n 30 "$log" >&2
     fi
     rm -f "$installer"
   fi
@@ -163,10 +168,10 @@ install_mlx() {
 if [ "$(cat $stamp 2>/dev/null)" = "$key" ] && all_there; then
   exit 0
 fi
+mkdir -p .cache
 install_system
 install_rust
 install_mlx
 all_there || die "something is still missing after the installation; the lines above say what was tried"
-mkdir -p .cache
 printf '%s\n' "$key" >$stamp
 say "all is there"

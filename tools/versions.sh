@@ -1,6 +1,7 @@
 # Every version that set-up pins, in one place. Sourced by the scripts of this folder.
 # pyproject.toml and cmake/mlx.cmake name the MLX version too; tools/check_tree.py keeps the three the same.
 MLX_VERSION=0.32.4
+MLX_LM_VERSION=0.32.2
 RUST_MINIMUM=1.85
 RUST_VERSION=1.95.0
 CLANG_FORMAT_VERSION=14.0.6

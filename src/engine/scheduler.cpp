@@ -418,13 +418,6 @@ void Scheduler::failed(const Error& error) {
   }
 }
 
-void Scheduler::fail_all(const Error& error) {
-  flights_.clear();
-  while (!rows_.empty()) {
-    end(rows_.begin()->second, Finish::error, error);
-  }
-}
-
 std::vector<RowEvent> Scheduler::take_events() {
   return std::exchange(events_, {});
 }

@@ -58,9 +58,6 @@ class Scheduler {
    * error. Tokens committed before stay. */
   void failed(const Error& error);
 
-  /** Ends every row with this error. */
-  void fail_all(const Error& error);
-
   /** What happened to rows since the last call, in order. */
   std::vector<RowEvent> take_events();
 

@@ -38,8 +38,8 @@ std::string Decoder::push(int32_t id) {
   return out;
 }
 
-/** Decodes all ids again: such tokenizers (WordPiece) are not those of text generators. A U+FFFD at the end may still
- *  become a character, so it waits. */
+/** Decodes all ids again: such tokenizers (WordPiece) are not those of text
+ * generators. A U+FFFD at the end may still become a character, so it waits. */
 std::string Decoder::push_opaque(int32_t id) {
   constexpr std::string_view unsure = "\xEF\xBF\xBD";
   window_.push_back(id);

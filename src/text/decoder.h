@@ -1,4 +1,5 @@
-// Ids to text, one after another, equal to decoding them all at once. One thread at a time.
+// Ids to text, one after another, equal to decoding them all at once. One
+// thread at a time.
 #pragma once
 
 #include "text/tokenizer.h"
@@ -12,15 +13,16 @@ namespace parallm {
 
 /** How a tokenizer's pieces make a text. */
 struct Joining {
-  bool opaque = false;     // only the library's own decode knows
-  int strip = 0;           // so many spaces at most are dropped from the beginning
+  bool opaque = false; // only the library's own decode knows
+  int strip = 0; // so many spaces at most are dropped from the beginning
   bool bare_first = false; // the first piece loses all its spaces
 };
 
 class Decoder {
  public:
   Decoder(const Tokenizer& tokenizer, bool skip_special);
-  /** The whole characters that this id completes. Ids that the tokenizer lacks give nothing. */
+  /** The whole characters that this id completes. Ids that the tokenizer lacks
+   * give nothing. */
   std::string push(int32_t id);
   std::string flush();
 

@@ -1,5 +1,6 @@
-// rust/text_ffi's C types held and called from C++: handles that close themselves, errors as our own. Included only by
-// the .cpp files of this folder.
+// rust/text_ffi's C types held and called from C++: handles that close
+// themselves, errors as our own. Included only by the .cpp files of this
+// folder.
 #pragma once
 
 #include "base/error.h"
@@ -45,7 +46,7 @@ inline void expect(int status, text_bytes& error, const char* where) {
 struct Tokenizer::Handle {
   Owned<text_tokenizer, text_tokenizer_close> ffi;
   std::vector<std::string> pieces; // by id
-  std::string flags;               // TEXT_TOKEN_*, by id
+  std::string flags; // TEXT_TOKEN_*, by id
   Joining joining;
 };
 

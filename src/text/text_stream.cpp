@@ -22,7 +22,8 @@ struct TextStream::Parts {
 
 namespace {
 
-/** The first place from which `text`'s end may be the beginning of a stop string; its size where there is none. */
+/** The first place from which `text`'s end may be the beginning of a stop
+ * string; its size where there is none. */
 size_t unsure_from(
     std::string_view text,
     const std::vector<std::string>& stops) {
@@ -41,8 +42,9 @@ size_t unsure_from(
 
 } // namespace
 
-/** Takes from `held` what no stop string can claim. A stop string that was found waits while one that begins before it
- *  may still come true; of two at one place the shorter one is found. `end`: no more text comes. */
+/** Takes from `held` what no stop string can claim. A stop string that was
+ * found waits while one that begins before it may still come true; of two at
+ * one place the shorter one is found. `end`: no more text comes. */
 std::string TextStream::Parts::certain(bool end) {
   size_t at = std::string::npos;
   const std::string* found = nullptr;

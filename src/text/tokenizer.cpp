@@ -44,8 +44,9 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool special)
   return out;
 }
 
-/** Joins the pieces itself where it can: the library's byte fallback gives up a whole run of bytes for one wrong one,
- *  which no stream can foresee, and writes added tokens through the byte map. */
+/** Joins the pieces itself where it can: the library's byte fallback gives up a
+ * whole run of bytes for one wrong one, which no stream can foresee, and writes
+ * added tokens through the byte map. */
 std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special)
     const {
   if (!handle_->joining.opaque) {

@@ -6,13 +6,15 @@ namespace {
 
 constexpr std::string_view replacement = "\xEF\xBF\xBD";
 
-/** What the bytes at the front are: a character, the beginning of one, or neither. */
+/** What the bytes at the front are: a character, the beginning of one, or
+ * neither. */
 struct Front {
   enum { whole, unfinished, wrong } what;
   size_t size; // bytes of it
 };
 
-/** The second byte's bounds tell overlong forms, surrogates and what lies above U+10FFFF. */
+/** The second byte's bounds tell overlong forms, surrogates and what lies above
+ * U+10FFFF. */
 Front front(std::string_view bytes) {
   auto at = [&](size_t i) { return static_cast<unsigned char>(bytes[i]); };
   unsigned char lead = at(0);

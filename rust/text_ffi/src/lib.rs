@@ -88,11 +88,7 @@ pub unsafe extern "C" fn text_tokenizer_decode(
 }
 
 #[no_mangle]
-pub unsafe extern "C" fn text_tokenizer_pieces(
-    tokenizer: &TextTokenizer,
-    out: *mut Pieces,
-    error: *mut Bytes,
-) -> i32 {
+pub unsafe extern "C" fn text_tokenizer_pieces(tokenizer: &TextTokenizer, out: *mut Pieces, error: *mut Bytes) -> i32 {
     guard(error, || {
         let (mut bytes, mut ends, mut flags) = (Vec::new(), Vec::new(), Vec::new());
         for piece in &tokenizer.0.pieces {

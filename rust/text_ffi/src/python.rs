@@ -21,7 +21,7 @@ fn repr(value: &Value, out: &mut String) {
         ValueKind::Number => out.push_str(&number(value)),
         ValueKind::String => repr_str(value.as_str().unwrap_or_default(), out),
         // Lists, and what .items() and its like give.
-        ValueKind::Seq => list(value, out),
+        ValueKind::Seq | ValueKind::Iterable => list(value, out),
         ValueKind::Map if !value.is_kwargs() && value.as_object().is_some_and(is_plain_map) => map(value, out),
         _ => out.push_str(&value.to_string()),
     }
