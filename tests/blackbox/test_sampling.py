@@ -72,7 +72,7 @@ def test_logit_bias_forbids_and_forces(client):
 
 
 def test_penalties(client):
-    loop = recorded("emoji")["text"]  # greedily, this repeats one picture to the end
+    loop = recorded("emoji")["ids"]  # greedily, this repeats one picture to the end
     count = lambda text: max(text.count(c) for c in set(text) - {" "})
     repeated = count(plain(client, loop, max_tokens=40))
     assert count(plain(client, loop, max_tokens=40, frequency_penalty=2)) < repeated
