@@ -60,15 +60,29 @@ struct OldFlags {
   }
 };
 
+void add_seconds(
+    CLI::App& app,
+    const char* flag,
+    std::chrono::milliseconds& value,
+    const char* help) {
+  app.add_option_function<double>(
+         flag,
+         [&value](const double& seconds) {
+           value = std::chrono::milliseconds(
+               static_cast<int64_t>(seconds * 1000));
+         },
+         help)
+      ->check(CLI::Range(0.001, 1e9))
+      ->default_str(fmt::format("{}", value.count() / 1000));
+}
+
 void add_http_flags(CLI::App& app, ServeFlags& flags) {
   app.add_option("--host", flags.server.host, "address to listen on")->capture_default_str();
   app.add_option("--port", flags.server.port, "port to listen on; 0 takes a free one")
       ->check(CLI::Range(0, 65535))
       ->capture_default_str();
   app.add_option("--served-model-name", flags.service.ids, "more names under which the API knows the model");
-  app.add_option("--request-timeout-seconds", flags.server.request_timeout_seconds, "a request that takes longer gets 504")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+  add_seconds(app, "--request-timeout-seconds", flags.server.request_timeout, "a request that takes longer is answered 504");
   app.add_option("--max-queue", flags.load.max_waiting, "requests that may wait; more are answered 429")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
@@ -80,21 +94,19 @@ void add_http_flags(CLI::App& app, ServeFlags& flags) {
       ->capture_default_str();
   app.add_option_function<std::string>(
       "--max-body",
-      [&](const std::string& text) { flags.server.max_body = parse_size(text); },
+      [&](const std::string& text) { flags.server.body_limit = parse_size(text); },
       "greatest request body, such as 16MB; a greater one is answered 413");
   app.add_option("--api-key", flags.server.api_key, "clients must send it as a Bearer token")
       ->envname("MLX_PARALLM_API_KEY");
   app.add_option("--allowed-origins", flags.server.allowed_origins, "origins that browsers may call from; * is any");
-  app.add_option("--http-threads", flags.server.threads, "threads that serve connections")
+  app.add_option("--http-threads", flags.server.io_threads, "threads that serve connections")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
-  app.add_option("--drain-seconds", flags.server.drain_seconds, "how long running requests may take after SIGTERM")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+  add_seconds(app, "--drain-seconds", flags.server.drain_limit, "how long running requests may take after SIGTERM");
   app.add_option("--strict", flags.service.strict, "true|false: a field that the API doesn't know is an error")
       ->capture_default_str();
   app.add_option("--log-level", flags.log_level, "of what is printed")
-      ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
+      ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
       ->capture_default_str();
 }
 
@@ -156,7 +168,6 @@ int serve(std::vector<std::string> arguments) {
 
   Service service(flags.service);
   Server server(flags.server, service);
-  server.listen();
   int code = 0;
   std::thread loading([&] {
     try {
@@ -164,7 +175,8 @@ int serve(std::vector<std::string> arguments) {
           std::make_shared<LanguageModel>(flags.model_path, flags.load);
       say_loaded(model->info());
       service.ready(served(std::move(model)));
-      spdlog::info("ready at {}", server.address());
+      spdlog::info(
+          "ready at http://{}:{}", flags.server.host, server.port());
     } catch (const std::exception& error) {
       spdlog::error("{}", error.what());
       service.failed(error.what());
