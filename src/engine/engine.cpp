@@ -221,12 +221,11 @@ struct Engine::Parts {
   };
   using Job = std::packaged_task<void(Runner&)>;
   using Message = std::variant<Arrival, Job>;
-  using MakeRunner = std::function<std::unique_ptr<Runner>()>;
+  using MakeRunner = std::function<std::unique_ptr<Runner>(EngineOptions&)>;
 
   explicit Parts(EngineOptions given)
       : options(std::move(given)),
-        inbox(size_t(options.max_rows) + options.max_waiting),
-        scheduler(options, guard) {}
+        inbox(size_t(options.max_rows) + options.max_waiting) {}
 
   void work(const MakeRunner& make_runner);
   void loop();
@@ -240,10 +239,9 @@ struct Engine::Parts {
   void end(const StreamState& stream, Event event);
   void refuse_all(const Error& error);
 
-  const EngineOptions options;
+  EngineOptions options; // not changed after `made` is set
   Channel<Message> inbox;
   std::promise<void> made;
-  std::shared_future<void> ready = made.get_future().share();
 
   mutable Mutex mutex;
   std::condition_variable ended;
@@ -254,7 +252,7 @@ struct Engine::Parts {
 
   // The engine's thread alone.
   std::unique_ptr<Runner> runner;
-  Scheduler scheduler;
+  std::optional<Scheduler> scheduler;
   std::unordered_map<uint64_t, StreamState> streams;
   std::deque<Clock::time_point> launched; // of the steps under way
   Clock::time_point collected;
@@ -264,13 +262,14 @@ struct Engine::Parts {
 
 void Engine::Parts::work(const MakeRunner& make_runner) {
   try {
-    runner = make_runner();
+    runner = make_runner(options);
     check(runner != nullptr, "make_runner gives a runner");
+    check_options(options);
+    scheduler.emplace(options, guard);
     made.set_value();
   } catch (...) {
-    Error error = to_error(std::current_exception());
+    runner.reset();
     made.set_exception(std::current_exception());
-    refuse_all(Error(Kind::unavailable, "", error.what()));
     return;
   }
   try {
@@ -302,8 +301,8 @@ void Engine::Parts::loop() {
 
 /** Waits only where there is nothing else to do. */
 void Engine::Parts::take_inbox() {
-  if (scheduler.idle()) {
-    scheduler.verify();
+  if (scheduler->idle()) {
+    scheduler->verify();
     if (auto message = inbox.pop()) {
       receive(std::move(*message));
     }
@@ -313,7 +312,7 @@ void Engine::Parts::take_inbox() {
   }
   for (const auto& [row, stream] : streams) {
     if (stream->cancelled) {
-      scheduler.cancel(row);
+      scheduler->cancel(row);
     }
   }
 }
@@ -326,18 +325,18 @@ void Engine::Parts::receive(Message message) {
   }
   Arrival& arrival = std::get<Arrival>(message);
   streams.emplace(
-      scheduler.add(std::move(arrival.request)), std::move(arrival.stream));
+      scheduler->add(std::move(arrival.request)), std::move(arrival.stream));
 }
 
 /** Launches a step, then reads the one before, so that the device is never
  * without work. */
 void Engine::Parts::step() {
-  const Plan plan = scheduler.plan();
+  const Plan plan = scheduler->plan();
   if (!plan.empty()) {
     launched.push_back(Clock::now());
     runner->launch(plan);
   }
-  if (scheduler.uncommitted() > (plan.empty() ? 0 : 1)) {
+  if (scheduler->uncommitted() > (plan.empty() ? 0 : 1)) {
     collect();
   }
 }
@@ -347,14 +346,14 @@ void Engine::Parts::collect() {
   const auto begun = std::max(launched.front(), collected);
   launched.pop_front();
   collected = Clock::now();
-  scheduler.commit(
+  scheduler->commit(
       std::move(results),
       std::chrono::duration<double>(collected - begun).count());
 }
 
 void Engine::Parts::flush() {
   try {
-    while (scheduler.uncommitted() > 0) {
+    while (scheduler->uncommitted() > 0) {
       collect();
     }
   } catch (...) {
@@ -366,14 +365,14 @@ void Engine::Parts::flush() {
 void Engine::Parts::recover(const std::exception_ptr& thrown) {
   launched.clear();
   runner->reset();
-  scheduler.failed(to_error(thrown));
+  scheduler->failed(to_error(thrown));
 }
 
 void Engine::Parts::publish() {
-  auto events = scheduler.take_events();
+  auto events = scheduler->take_events();
   {
     Lock lock(mutex);
-    stats = scheduler.stats();
+    stats = scheduler->stats();
   }
   for (RowEvent& event : events) {
     auto stream = streams.find(event.row);
@@ -425,13 +424,18 @@ void Engine::Parts::refuse_all(const Error& error) {
 
 Engine::Engine(
     EngineOptions options,
-    std::function<std::unique_ptr<Runner>()> make_runner) {
-  check_options(options);
-  parts_ = std::make_unique<Parts>(std::move(options));
+    std::function<std::unique_ptr<Runner>(EngineOptions&)> make_runner)
+    : parts_(std::make_unique<Parts>(std::move(options))) {
   parts_->thread =
       std::thread([parts = parts_.get(), make = std::move(make_runner)] {
         parts->work(make);
       });
+  auto made = parts_->made.get_future();
+  made.wait();
+  if (parts_->runner == nullptr) {
+    parts_->thread.join();
+  }
+  made.get();
 }
 
 Engine::~Engine() {
@@ -441,10 +445,6 @@ Engine::~Engine() {
   }
   parts_->inbox.close();
   parts_->thread.join();
-}
-
-std::shared_future<void> Engine::ready() const {
-  return parts_->ready;
 }
 
 Stream Engine::generate(Request request) {

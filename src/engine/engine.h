@@ -84,8 +84,12 @@ struct EngineStats {
 
 class Engine {
  public:
-  /** `make_runner` is called on the engine's thread (MLX's state is thread-local). */
-  Engine(EngineOptions options, std::function<std::unique_ptr<Runner>()> make_runner);
+  /** `make_runner` is called on the engine's thread (MLX's state is thread-local) and may complete the options: what
+   *  they say of capacity and vocabulary is often known only from the model. Returns once the runner is made; throws
+   *  what make_runner threw. */
+  Engine(
+      EngineOptions options,
+      std::function<std::unique_ptr<Runner>(EngineOptions&)> make_runner);
   ~Engine(); // cancels what runs and joins the thread
 
   /** Ready once the runner is made; get() throws what make_runner threw. Requests may come before: they wait. */

@@ -1,6 +1,7 @@
-// What one layer remembers and how it attends to it. A model hands over UN-rotated q and k: positions, RoPE, sliding
-// windows, block tables, sharing and recall are the cache's business, and no model file knows which cache runs.
-// Engine thread only.
+// What one layer remembers and how it attends to it. A model hands over
+// UN-rotated q and k: positions, RoPE, sliding windows, block tables, sharing
+// and recall are the cache's business, and no model file knows which cache
+// runs. Engine thread only.
 #pragma once
 
 #include "nn/rope.h"
@@ -16,15 +17,17 @@ namespace mx = mlx::core;
 
 /** How a layer attends. */
 struct Attention {
-  float scale;                        // of q.k
-  const Rope* rope = nullptr;         // null: no rotation
-  int window = 0;                     // a token sees itself and window-1 before it; 0: all
-  float softcap = 0;                  // cap * tanh(score / cap); 0: off (Gemma 2)
-  std::optional<mx::array> sinks;     // [H] learned logits that take mass but give no value (gpt-oss)
+  float scale; // of q.k
+  const Rope* rope = nullptr; // null: no rotation
+  int window = 0; // a token sees itself and window-1 before it; 0: all
+  float softcap = 0; // cap * tanh(score / cap); 0: off (Gemma 2)
+  std::optional<mx::array>
+      sinks; // [H] learned logits that take mass but give no value (gpt-oss)
 };
 
-/** One sequence's part of a flat step: tokens [first, first + count) of the step take positions
- *  [offset, offset + count); position p lives in block blocks[p / block_size], place p % block_size. */
+/** One sequence's part of a flat step: tokens [first, first + count) of the
+ * step take positions [offset, offset + count); position p lives in block
+ * blocks[p / block_size], place p % block_size. */
 struct Span {
   int first;
   int count;
@@ -36,8 +39,9 @@ struct Span {
 class Cache {
  public:
   virtual ~Cache() = default;
-  /** q [T,H,D], k and v [T,G,D] (T tokens of the step, H query heads, G kv heads) -> [T,H,Dv]. Writes k and v at their
-   *  positions first; then token t sees its own sequence's positions up to its own. */
+  /** q [T,H,D], k and v [T,G,D] (T tokens of the step, H query heads, G kv
+   * heads) -> [T,H,Dv]. Writes k and v at their positions first; then token t
+   * sees its own sequence's positions up to its own. */
   virtual mx::array attend(
       const mx::array& q,
       const mx::array& k,
@@ -69,9 +73,12 @@ struct KVOptions {
   mx::Dtype dtype = mx::float16;
 };
 
-/** kv/paged.cpp: a pool of blocks a layer. On a CPU the attention is kernels/cpu's, elsewhere (or with
- *  `mlx_ops`, for tests) it is made of MLX's own ops. */
-std::unique_ptr<Caches>
-make_paged_caches(const std::vector<CacheSpec>& layers, KVOptions options, bool mlx_ops = false);
+/** kv/paged.cpp: a pool of blocks a layer. On a CPU the attention is
+ * kernels/cpu's, elsewhere (or with `mlx_ops`, for tests) it is made of MLX's
+ * own ops. */
+std::unique_ptr<Caches> make_paged_caches(
+    const std::vector<CacheSpec>& layers,
+    KVOptions options,
+    bool mlx_ops = false);
 
 } // namespace parallm

@@ -1,5 +1,6 @@
-// A decoder-only language model over a flat step: token ids of several sequences one after another. Which token belongs
-// to which sequence only the caches know. Engine thread only.
+// A decoder-only language model over a flat step: token ids of several
+// sequences one after another. Which token belongs to which sequence only the
+// caches know. Engine thread only.
 #pragma once
 
 #include "kv/cache.h"
@@ -27,8 +28,9 @@ class Model {
   virtual int vocabulary() const = 0;
 };
 
-/** Builds the model that `config`'s model_type names, from the table in models.cpp. Errors: an unknown type (the text
- *  lists the known ones); missing, extra or mis-shaped tensors (the text lists all of them). */
+/** Builds the model that `config`'s model_type names, from the table in
+ * models.cpp. Errors: an unknown type (the text lists the known ones); missing,
+ * extra or mis-shaped tensors (the text lists all of them). */
 std::unique_ptr<Model> make_model(const Config& config, Weights& weights);
 
 } // namespace parallm

@@ -26,7 +26,7 @@ EngineOptions engine_options() {
 }
 
 auto make_fake(const EngineOptions& options) {
-  return [options] {
+  return [options](EngineOptions&) {
     return std::make_unique<FakeRunner>(options.blocks, options.block_size);
   };
 }
@@ -187,20 +187,27 @@ TEST_CASE("a job runs with no step under way, and its error is its caller's") {
   CHECK(read(stream).tokens == alone(ask(1, 4, 60), nullptr).tokens);
 }
 
-TEST_CASE("a runner that can't be made refuses every request with its text") {
-  Engine engine(engine_options(), []() -> std::unique_ptr<Runner> {
-    throw std::runtime_error("no weights");
+TEST_CASE("a runner that can't be made is the constructor's error") {
+  CHECK_THROWS_WITH(
+      Engine(
+          engine_options(),
+          [](EngineOptions&) -> std::unique_ptr<Runner> {
+            throw std::runtime_error("no weights");
+          }),
+      "no weights");
+}
+
+TEST_CASE("make_runner completes the options") {
+  EngineOptions options = engine_options();
+  options.vocabulary = 0;
+  options.blocks = 0;
+  Engine engine(options, [](EngineOptions& completed) {
+    completed = engine_options();
+    return make_fake(completed)(completed);
   });
-  CHECK_THROWS_WITH(engine.ready().get(), "no weights");
-  try {
-    Stream stream = engine.generate(ask(1, 4, 3));
-    Event last = stream.next(); // it came before the thread gave up
-    CHECK(last.error.value().kind == Kind::unavailable);
-  } catch (const Error& error) {
-    CHECK(error.kind == Kind::unavailable);
-    CHECK(std::string(error.what()) == "no weights");
-  }
-  CHECK(engine.drain(10s));
+  CHECK(engine.options().blocks == engine_options().blocks);
+  Stream stream = engine.generate(ask(1, 4, 3));
+  CHECK(read(stream).tokens == alone(ask(1, 4, 3), nullptr).tokens);
 }
 
 TEST_CASE("a step that fails costs no one a token but the row at fault") {
