@@ -97,9 +97,10 @@ inline ServedModel served_model(const Setup& setup) {
   }
   model.grammars = std::make_shared<Grammars>(
       *model.tokenizer, setup.engine.vocabulary, setup.engine.end_ids);
-  model.engine = std::make_shared<Engine>(setup.engine, [setup] {
-    return std::make_unique<SayingRunner>(setup.says, setup.pause);
-  });
+  model.engine =
+      std::make_shared<Engine>(setup.engine, [setup](EngineOptions&) {
+        return std::make_unique<SayingRunner>(setup.says, setup.pause);
+      });
   return model;
 }
 
@@ -137,9 +138,9 @@ class TestServer {
   std::thread thread_;
 };
 
-/** Waits up to 10 s for `holds`. */
+/** Waits up to 60 s for `holds`. */
 inline bool soon(const std::function<bool()>& holds) {
-  for (int i = 0; i < 1000 && !holds(); ++i) {
+  for (int i = 0; i < 6000 && !holds(); ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
   return holds();

@@ -23,9 +23,14 @@ struct Response {
 
 class Client {
  public:
-  explicit Client(int port) : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
+  /** `window`: bytes the socket takes unread, 0 for the system's. */
+  explicit Client(int port, int window = 0)
+      : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
     timeval limit{20, 0};
     setsockopt(socket_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    if (window) {
+      setsockopt(socket_, SOL_SOCKET, SO_RCVBUF, &window, sizeof window);
+    }
     sockaddr_in address{};
     address.sin_family = AF_INET;
     address.sin_port = htons(port);

@@ -147,18 +147,21 @@ TEST_CASE("a full inbox is a 429 with Retry-After") {
 }
 
 TEST_CASE("a client that does not read is dropped") {
-  Setup setup{.says = std::string(60000, 'x')};
+  Setup setup;
   setup.server.write_timeout = 300ms;
-  setup.engine.max_context = 65536;
-  setup.engine.blocks = 8192;
+  setup.engine.max_context = 16384;
+  setup.engine.blocks = 16384;
   TestServer server(setup);
-  Client client(server.server.port());
+  Client client(server.server.port(), 4096);
+  // Some 5 MB: more than the system's buffers take.
   client.ask(
       "POST",
       "/v1/completions",
-      R"({"model":"alias","prompt":"a","max_tokens":60000,"stream":true,"logprobs":5})");
+      R"({"model":"alias","max_tokens":1,"n":4,"stream":true,"echo":true,"logprobs":5,"prompt":")" +
+          std::string(16000, 'a') + "\"}");
   CHECK(soon([&] { return server.server.connections() == 1; }));
   CHECK(soon([&] { return server.server.connections() == 0; }));
+  CHECK(server.service.engine()->stats().failed == 0);
 }
 
 TEST_CASE("stop lets running requests end, then returns") {
