@@ -202,6 +202,7 @@ TEST_CASE("metrics name what happened") {
       std::string::npos);
   auto debug = server.ask("GET", "/debug/metrics").body;
   CHECK(debug.find("\"decode_tokens_total\":9") != std::string::npos);
+  CHECK(debug.find("\"batch_fill_hist\":[0,9,") != std::string::npos);
 }
 
 TEST_CASE("many clients at once") {
