@@ -15,8 +15,9 @@
 
 namespace parallm::test {
 
-/** Every row says `text`, a byte a token, then the end token; each step takes
- * `pause`. Prompt tokens have logprob -1. */
+/** Every row says `text`, a byte a token, then the end token (under a grammar:
+ * the first token that it allows); each step takes `pause`. Prompt tokens have
+ * logprob -1. */
 class SayingRunner : public Runner {
  public:
   SayingRunner(std::string text, std::chrono::milliseconds pause)
@@ -34,9 +35,8 @@ class SayingRunner : public Runner {
         result.prompt.push_back({{id, -1.0f}, top(row.slot, id)});
       }
       if (row.sample) {
-        int32_t id = row.draw_index < static_cast<int>(text_.size())
-            ? static_cast<unsigned char>(text_[row.draw_index])
-            : end_id;
+        int32_t id = row.allowed.empty() ? said(row.draw_index)
+                                         : first_allowed(row.allowed);
         result.sampled = {{id, -0.5f}, top(row.slot, id)};
       }
       results.push_back(std::move(result));
@@ -56,6 +56,18 @@ class SayingRunner : public Runner {
   static constexpr int32_t end_id = 261;
 
  private:
+  int32_t said(int index) const {
+    return index < static_cast<int>(text_.size())
+        ? static_cast<unsigned char>(text_[index])
+        : end_id;
+  }
+  static int32_t first_allowed(const std::vector<uint32_t>& words) {
+    int32_t id = 0;
+    while (!(words.at(id / 32) >> (id % 32) & 1)) {
+      ++id;
+    }
+    return id;
+  }
   std::vector<TokenLogprob> top(int slot, int32_t id) {
     if (logprobs_[slot] < 1) {
       return {};

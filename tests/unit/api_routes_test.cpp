@@ -174,8 +174,17 @@ TEST_CASE("perplexity, tokenize, detokenize, models") {
   CHECK(server.ask("GET", "/v1/models/other").status == 404);
 }
 
-TEST_CASE("constrained output follows the schema's grammar") {
+TEST_CASE("constrained output follows its grammar") {
   TestServer server;
+  auto chosen = parsed(server.post(
+      "/v1/completions", completion(R"(,"guided_choice":["ok"],"n":2)")));
+  CHECK(text_of(chosen, 0) == "ok");
+  CHECK(text_of(chosen, 1) == "ok");
+  auto schema = parsed(server.post(
+      "/v1/chat/completions",
+      chat(
+          R"(,"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"const":7}}})")));
+  CHECK(schema.at("choices").at(0).at("message").at("content") == "7");
   auto bad =
       server.post("/v1/completions", completion(R"(,"guided_regex":"(")"));
   CHECK(bad.status == 400);

@@ -1,5 +1,7 @@
 #include "api_server.h"
 
+#include "base/json.h"
+
 #include <csignal>
 
 using namespace parallm;
@@ -157,8 +159,8 @@ TEST_CASE("a client that does not read is dropped") {
   client.ask(
       "POST",
       "/v1/completions",
-      R"({"model":"alias","max_tokens":1,"n":4,"stream":true,"echo":true,"logprobs":5,"prompt":")" +
-          std::string(16000, 'a') + "\"}");
+      R"({"model":"alias","max_tokens":1,"n":16,"stream":true,"echo":true,"logprobs":5,"prompt":")" +
+          std::string(12000, 'a') + "\"}");
   CHECK(soon([&] { return server.server.connections() == 1; }));
   CHECK(soon([&] { return server.server.connections() == 0; }));
   CHECK(server.service.engine()->stats().failed == 0);
@@ -175,6 +177,23 @@ TEST_CASE("stop lets running requests end, then returns") {
   CHECK(client.read_until("[DONE]").size() > 100);
   server.reset();
   CHECK(idle.closed());
+}
+
+TEST_CASE("SIGTERM lets running requests end, then run() returns") {
+  Setup setup{.says = std::string(20, 'x'), .pause = 20ms};
+  Service service(setup.service);
+  service.ready(served_model(setup));
+  Server server(setup.server, service);
+  std::thread running([&] { server.run(); });
+  {
+    Client client(server.port());
+    client.ask("POST", "/v1/completions", stream_body);
+    client.read_until("data: ");
+    ::kill(::getpid(), SIGTERM);
+    CHECK(client.read_until("[DONE]").size() > 100);
+  }
+  running.join();
+  CHECK(service.state() == State::draining);
 }
 
 TEST_CASE("the drain has a limit") {
@@ -200,9 +219,10 @@ TEST_CASE("metrics name what happened") {
   CHECK(
       text.find("vllm:time_to_first_token_seconds_count 1") !=
       std::string::npos);
-  auto debug = server.ask("GET", "/debug/metrics").body;
-  CHECK(debug.find("\"decode_tokens_total\":9") != std::string::npos);
-  CHECK(debug.find("\"batch_fill_hist\":[0,9,") != std::string::npos);
+  auto debug = json::parse(server.ask("GET", "/debug/metrics").body);
+  CHECK(debug.at("decode_tokens_total") == 9);
+  // One row of eight, in each step.
+  CHECK(debug.at("batch_fill_hist").at(1) == debug.at("batches_processed"));
 }
 
 TEST_CASE("many clients at once") {
