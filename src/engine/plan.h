@@ -1,7 +1,5 @@
-// What the scheduler tells the runner and what it gets back. Plain data,
-// serializable (rank 0 sends it to other ranks). A step is one forward pass
-// over a flat list of tokens: decoding rows give one token each, prefilling
-// rows a chunk.
+// What the scheduler tells the runner and what it gets back. Plain data, serializable (rank 0 sends it to other ranks).
+// A step is one forward pass over a flat list of tokens: decoding rows give one token each, prefilling rows a chunk.
 #pragma once
 
 #include "engine/sampling.h"
@@ -13,48 +11,38 @@
 
 namespace parallm {
 
-/** Which tokens a row may take next (a grammar). Called on the engine's thread,
- * between steps. */
+/** Which tokens a row may take next (a grammar). Called on the engine's thread, between steps. */
 class TokenMask {
  public:
   virtual ~TokenMask() = default;
-  /** Bit t of word t/32 is set where token t is allowed. The span has
-   * (vocabulary + 31) / 32 words. */
+  /** Bit t of word t/32 is set where token t is allowed. The span has (vocabulary + 31) / 32 words. */
   virtual void allowed(std::span<uint32_t> words) = 0;
   /** The row took this token. */
   virtual void accept(int32_t token) = 0;
 };
 
-/** A row enters a slot (also after preemption): what the runner must know about
- * it from then on. */
+/** A row enters a slot (also after preemption): what the runner must know about it from then on. */
 struct Join {
   int slot;
   Sampling sampling;
-  std::vector<int32_t> end_ids; // banned while under min_tokens: the model's
-                                // end ids and stop_token_ids
-  std::vector<int32_t>
-      prompt; // the request's own prompt (for repetition penalties)
+  std::vector<int32_t> end_ids;   // banned while under min_tokens: the model's end ids and stop_token_ids
+  std::vector<int32_t> prompt;    // the request's own prompt (for repetition penalties)
   std::vector<int32_t> generated; // tokens it made before a preemption
 };
 
-/** One row's part of a step. Its tokens take positions [start, start + count).
- */
+/** One row's part of a step. Its tokens take positions [start, start + count). */
 struct RowStep {
   int slot = 0;
   int start = 0;
   int count = 1;
-  std::vector<int32_t> ids; // `count` ids; empty: one token, the last one that
-                            // this slot sampled (still on the device)
-  bool sample = false; // the last position's logits give the next token
-  int draw_index = 0; // how many tokens the row has generated before this one
-  int score = 0; // first of its positions whose next-token logprob is wanted,
-                 // -1: none (prompt_logprobs)
-  std::vector<int32_t> score_ids; // the tokens that follow each scored position
-  std::vector<int32_t> blocks; // block table: position p lives in blocks[p /
-                               // block_size] at p % block_size
-  std::vector<uint32_t> allowed; // grammar mask, empty: every token
-  int rope_length = 0; // the prompt's length, for RoPE kinds whose base grows
-                       // with it ("dynamic")
+  std::vector<int32_t> ids; // `count` ids; empty: one token, the last one that this slot sampled (still on the device)
+  bool sample = false;      // the last position's logits give the next token
+  int draw_index = 0;       // how many tokens the row has generated before this one
+  int score = 0;            // first of its `count` tokens whose next-token logprob is wanted, -1: none (prompt_logprobs)
+  std::vector<int32_t> score_ids;  // the tokens that follow each scored position
+  std::vector<int32_t> blocks;     // block table: position p lives in blocks[p / block_size] at p % block_size
+  std::vector<uint32_t> allowed;   // grammar mask, empty: every token
+  int rope_length = 0;             // the prompt's length, for RoPE kinds whose base grows with it ("dynamic")
 };
 
 struct Plan {
@@ -71,9 +59,8 @@ struct TokenLogprob {
   float logprob = 0;
 };
 
-/** A token with its log probability under the model's own distribution (before
- * penalties and temperature), and, where asked for, the most likely ones in
- * falling order. */
+/** A token with its log probability under the model's own distribution (before penalties and temperature), and, where
+ *  asked for, the most likely ones in falling order. */
 struct Scored {
   TokenLogprob token;
   std::vector<TokenLogprob> top;
@@ -81,20 +68,17 @@ struct Scored {
 
 struct RowResult {
   int slot = 0;
-  Scored sampled; // where the plan said `sample`
-  std::vector<Scored> prompt; // where the plan said `score`
+  Scored sampled;              // where the plan said `sample`
+  std::vector<Scored> prompt;  // where the plan said `score`
 };
 
-/** Runs steps. The real one owns the model; tests have a fake. Used by the
- * engine's thread alone. */
+/** Runs steps. The real one owns the model; tests have a fake. Used by the engine's thread alone. */
 class Runner {
  public:
   virtual ~Runner() = default;
-  /** Starts the step and returns before it is done; at most two are under way.
-   */
+  /** Starts the step and returns before it is done; at most two are under way. */
   virtual void launch(const Plan& plan) = 0;
-  /** Waits for the oldest step under way; one result for each of its rows, in
-   * the plan's order. */
+  /** Waits for the oldest step under way; one result for each of its rows, in the plan's order. */
   virtual std::vector<RowResult> collect() = 0;
   /** Forgets every step under way, after a failure. */
   virtual void reset() = 0;

@@ -90,14 +90,19 @@ std::unique_ptr<Runner> load(
   text = text_files(info.path, checkpoint);
   auto model = make_model(checkpoint.config, checkpoint.weights);
   const bool cpu = mx::default_device() == mx::Device::cpu;
-  info.model_type = checkpoint.config.model_type();
+  info.model_type = checkpoint.config.text("model_type");
   info.device = cpu ? "cpu" : "gpu";
   info.dtype = name(checkpoint.dtype);
   info.kv_dtype = name(checkpoint.kv_dtype);
   info.vocabulary = model->vocabulary();
   info.end_ids = checkpoint.eos_ids;
+  info.bos = checkpoint.bos_id;
+  info.temperature = checkpoint.generation.temperature;
+  info.top_p = checkpoint.generation.top_p;
+  info.top_k = checkpoint.generation.top_k;
+  info.repetition_penalty = checkpoint.generation.repetition_penalty;
 
-  const int own = checkpoint.config.integer("max_position_embeddings", 2048);
+  const int own = checkpoint.config.count("max_position_embeddings", 2048);
   engine.max_context = options.max_context > 0 ? options.max_context : own;
   info.max_context = engine.max_context;
   engine.vocabulary = info.vocabulary;
@@ -140,10 +145,8 @@ LanguageModel::LanguageModel(
       std::make_unique<Engine>(engine, [&](EngineOptions& completed) {
         return load(options, parts_->info, completed, text);
       });
-  parts_->engine->wait_ready();
 
   parts_->tokenizer.emplace(text->tokenizer_json);
-  parts_->info.adds_bos = !parts_->tokenizer->encode("", true).empty();
   if (parts_->tokenizer->size() > parts_->info.vocabulary) {
     spdlog::warn(
         "the tokenizer has {} ids, the model's logits are {} wide: prompts "

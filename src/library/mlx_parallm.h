@@ -52,9 +52,9 @@ struct ModelInfo {
   int kv_tokens = 0; // the same in tokens
   double load_seconds = 0;
   std::vector<int32_t> end_ids;
-  bool adds_bos = false; // the tokenizer puts BOS before a plain text
+  int32_t bos = -1; // -1: none
   // What the model's authors recommend (generation_config.json).
-  std::optional<float> temperature, top_p, min_p, repetition_penalty;
+  std::optional<float> temperature, top_p, repetition_penalty;
   std::optional<int> top_k;
 };
 

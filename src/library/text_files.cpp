@@ -91,7 +91,7 @@ TextFiles of_folder(const fs::path& folder) {
   return files;
 }
 
-TextFiles of_gguf(const GgufText& gguf) {
+TextFiles of_gguf(const GgufTokenizer& gguf) {
   TextFiles files;
   files.tokenizer_json = tokenizer_json(
       {.model = gguf.model,

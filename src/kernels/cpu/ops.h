@@ -1,14 +1,11 @@
-// MLX primitives for CPUs, where MLX's own ops are scalar loops or chains of
-// small ops: Google Highway, one code for every instruction set, chosen at run
-// time; threads from threads.h. Each gives an mx::array node on the CPU stream.
+// MLX primitives for CPUs, where MLX's own ops are scalar loops or chains of small ops: Google Highway, one code for
+// every instruction set, chosen at run time; threads from threads.h. Each gives an mx::array node on the CPU stream.
 //
-// Rows are independent, bit for bit: an output row depends on its own input row
-// alone and is summed in one fixed order, however many rows the call has and
-// wherever the row stands. This is what makes a request's tokens independent of
-// its neighbours, of the prefill's chunks, of prefix hits and of preemption.
+// Rows are independent, bit for bit: an output row depends on its own input row alone and is summed in one fixed order,
+// however many rows the call has and wherever the row stands. This is what makes a request's tokens independent of its
+// neighbours, of the prefill's chunks, of prefix hits and of preemption.
 //
-// x may be float32, float16 or bfloat16; sums are float32; outputs have x's
-// dtype unless said otherwise.
+// x may be float32, float16 or bfloat16; sums are float32; outputs have x's dtype unless said otherwise.
 #pragma once
 
 #include <mlx/mlx.h>
@@ -18,16 +15,14 @@
 namespace parallm::cpu {
 namespace mx = mlx::core;
 
-/** x [M,K], w [N,K] (float32, float16 or bfloat16) -> x wᵀ (+ bias [N]) [M,N].
- */
+/** x [M,K], w [N,K] (float32, float16 or bfloat16) -> x wᵀ (+ bias [N]) [M,N]. */
 mx::array matmul(
     const mx::array& x,
     const mx::array& w,
     const std::optional<mx::array>& bias = {});
 
-/** As matmul, with w in MLX's affine quantization: w uint32 [N, K*bits/32],
- * scales and biases [N, K/group_size] (float32, float16 or bfloat16); bits 2,
- * 3, 4, 5, 6, 8, group_size 32, 64, 128 (mlx/ops.h, `quantize`). */
+/** As matmul, with w in MLX's affine quantization: w uint32 [N, K*bits/32], scales and biases [N, K/group_size]
+ *  (float32, float16 or bfloat16); bits 2, 3, 4, 5, 6, 8, group_size 32, 64, 128 (mlx/ops.h, `quantize`). */
 mx::array quantized_matmul(
     const mx::array& x,
     const mx::array& w,
@@ -46,20 +41,18 @@ mx::array swiglu(const mx::array& gate, const mx::array& up);
 struct PagedAttentionShape {
   int block_size;
   float scale;
-  int window; // 0: none
-  float softcap; // 0: none
-  int rope_dims; // 0: no rotation
+  int window;          // 0: none
+  float softcap;       // 0: none
+  int rope_dims;       // 0: no rotation
   bool rope_traditional;
   float rope_magnitude;
 };
 
-/** RoPE, cache write and attention of one layer for a flat step (kv/cache.h has
- * the words). q [T,H,D], k [T,G,D], v [T,G,Dv] un-rotated; cos, sin [T,
- * rope_dims/2] float32 (any array where rope_dims is 0); k_pool [blocks,
- * block_size, G, D] and v_pool [.., Dv] in the KV dtype: WRITTEN IN PLACE, so
- * all calls that share a pool must be on one stream and evaluated in order;
- * spans int32 [R,3]: first, count, offset; table int32 [R, width]: block ids;
- * sinks [H] float32. -> [T,H,Dv] in q's dtype. Query t of a span sees positions
+/** RoPE, cache write and attention of one layer for a flat step (kv/cache.h has the words).
+ *  q [T,H,D], k [T,G,D], v [T,G,Dv] un-rotated; cos, sin [T, rope_dims/2] float32 (any array where rope_dims is 0);
+ *  k_pool [blocks, block_size, G, D] and v_pool [.., Dv] in the KV dtype: WRITTEN IN PLACE, so all calls that share a
+ *  pool must be on one stream and evaluated in order; spans int32 [R,3]: first, count, offset; table int32
+ *  [R, width]: block ids; sinks [H] float32. -> [T,H,Dv] in q's dtype. Query t of a span sees positions
  *  [max(0, p-window+1), p] of its own sequence, p = offset + t. */
 mx::array paged_attention(
     const mx::array& q,
@@ -74,12 +67,10 @@ mx::array paged_attention(
     const std::optional<mx::array>& sinks,
     const PagedAttentionShape& shape);
 
-/** One token for each row of logits [R,V] float32, in one pass over each row:
- * temperature, min_p, top_k, top_p, then the token where the running sum of
- * what is left, in vocabulary order, first exceeds draw * total. Arrays [R]:
- *  temperature (0: the first of the greatest logits), top_p, min_p, draw
- * float32; top_k int32 (0: off). -> int32 [R]. Ties at a filter's border stay
- * in. */
+/** One token for each row of logits [R,V] float32, in one pass over each row: temperature, min_p, top_k, top_p, then
+ *  the token where the running sum of what is left, in vocabulary order, first exceeds draw * total. Arrays [R]:
+ *  temperature (0: the first of the greatest logits), top_p, min_p, draw float32; top_k int32 (0: off). -> int32 [R].
+ *  Ties at a filter's border stay in. */
 mx::array sample(
     const mx::array& logits,
     const mx::array& temperature,
@@ -88,8 +79,7 @@ mx::array sample(
     const mx::array& min_p,
     const mx::array& draw);
 
-/** Threads that kernels use, the caller included. At start: the machine's
- * cores, or PARALLM_THREADS. */
+/** Threads that kernels use, the caller included. At start: the machine's cores, or PARALLM_THREADS. */
 int threads();
 void set_threads(int count);
 

@@ -1,0 +1,270 @@
+// Paged KV (vLLM's PagedAttention, arXiv 2309.06180): a pool of fixed-size
+// blocks a layer, and a block table a sequence. Keys are stored rotated. Two
+// readers of the same layout: kernels/cpu's attention, which writes in place,
+// and MLX's own ops, where a write is a scatter whose output takes over the
+// pool's memory.
+#include "base/error.h"
+#include "kernels/cpu/ops.h"
+#include "kv/cache.h"
+#include "kv/step.h"
+#include "nn/device.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace parallm {
+
+namespace {
+
+/** Memory that nobody touches until it is written: a big capacity costs nothing
+ * until it is used. */
+mx::array uninitialised(mx::Shape shape, mx::Dtype dtype) {
+  size_t bytes = dtype.size();
+  for (auto dim : shape) {
+    bytes *= dim;
+  }
+  return mx::array(mx::allocator::malloc(bytes), std::move(shape), dtype);
+}
+
+class KernelLayer : public Cache {
+ public:
+  KernelLayer(const CacheSpec& spec, const KVOptions& options, Step*& step)
+      : block_size_(options.block_size),
+        step_(step),
+        k_pool_(uninitialised(
+            {options.blocks, block_size_, spec.kv_heads, spec.head_dim},
+            options.dtype)),
+        v_pool_(uninitialised(
+            {options.blocks, block_size_, spec.kv_heads, spec.v_head_dim},
+            options.dtype)) {}
+
+  mx::array attend(
+      const mx::array& q,
+      const mx::array& k,
+      const mx::array& v,
+      const Attention& how) override {
+    auto* rope = how.rope;
+    auto rotation = rope ? step_->rotation(*rope)
+                         : std::pair(mx::array(0.0f), mx::array(0.0f));
+    return cpu::paged_attention(
+        q,
+        k,
+        v,
+        rotation.first,
+        rotation.second,
+        k_pool_,
+        v_pool_,
+        step_->spans(),
+        step_->table(),
+        how.sinks,
+        {.block_size = block_size_,
+         .scale = how.scale,
+         .window = how.window,
+         .softcap = how.softcap,
+         .rope_dims = rope ? rope->dims : 0,
+         .rope_traditional = rope && rope->traditional,
+         .rope_magnitude = rope ? rope->magnitude : 1});
+  }
+
+ private:
+  int block_size_;
+  Step*& step_;
+  mx::array k_pool_; // [blocks, block_size, G, D]
+  mx::array v_pool_;
+};
+
+/** Softmax attention in small ops, for what MLX's fused one can't do: a cap on
+ * the scores. Shapes as there. */
+mx::array capped_attention(
+    const mx::array& q, // [B,H,L,D]
+    const mx::array& k, // [B,G,S,D]
+    const mx::array& v, // [B,G,S,Dv]
+    const Attention& how,
+    const mx::array& mask) { // bool [B,1,L,S]
+  int rows = q.shape(0), heads = q.shape(1), queries = q.shape(2);
+  int groups = k.shape(1), keys = k.shape(2);
+  auto grouped =
+      mx::reshape(q, {rows, groups, heads / groups, queries, q.shape(3)});
+  auto scores = mx::astype(
+      mx::matmul(
+          grouped * mx::array(how.scale, q.dtype()),
+          mx::expand_dims(mx::swapaxes(k, 2, 3), 2)),
+      mx::float32);
+  scores = mx::tanh(scores / how.softcap) * how.softcap;
+  auto hidden = mx::array(-std::numeric_limits<float>::infinity());
+  scores = mx::where(mx::expand_dims(mask, 2), scores, hidden);
+  if (how.sinks) {
+    auto sinks = mx::broadcast_to(
+        mx::reshape(
+            mx::astype(*how.sinks, mx::float32),
+            {1, groups, heads / groups, 1, 1}),
+        {rows, groups, heads / groups, queries, 1});
+    scores = mx::softmax(mx::concatenate({scores, sinks}, -1), -1, true);
+    scores = mx::slice(
+        scores, {0, 0, 0, 0, 0}, {rows, groups, heads / groups, queries, keys});
+  } else {
+    scores = mx::softmax(scores, -1, true);
+  }
+  auto out = mx::matmul(mx::astype(scores, v.dtype()), mx::expand_dims(v, 2));
+  return mx::reshape(out, {rows, heads, queries, v.shape(3)});
+}
+
+/** bool [1,1,L,S]: query i sees all but the last L-1-i keys. */
+mx::array causal_mask(int queries, int keys) {
+  auto rows = mx::expand_dims(mx::arange(keys - queries, keys), 1);
+  auto columns = mx::expand_dims(mx::arange(keys), 0);
+  return mx::reshape(mx::greater_equal(rows, columns), {1, 1, queries, keys});
+}
+
+class OpsLayer : public Cache {
+ public:
+  OpsLayer(const CacheSpec& spec, const KVOptions& options, Step*& step)
+      : options_(options),
+        step_(step),
+        k_pool_(mx::zeros({0, spec.kv_heads, spec.head_dim}, options.dtype)),
+        v_pool_(mx::zeros({0, spec.kv_heads, spec.v_head_dim}, options.dtype)) {
+  }
+
+  mx::array attend(
+      const mx::array& q,
+      const mx::array& k,
+      const mx::array& v,
+      const Attention& how) override {
+    auto rotate = [&](const mx::array& x) {
+      if (!how.rope) {
+        return x;
+      }
+      auto& [cos, sin] = step_->rotation(*how.rope);
+      return how.rope->rotate(x, cos, sin);
+    };
+    write(k_pool_, rotate(k));
+    write(v_pool_, v);
+    auto rotated = rotate(q);
+    std::vector<mx::array> parts;
+    for (auto& reading : step_->readings(how.window)) {
+      parts.push_back(attend(rotated, reading, how));
+    }
+    auto out = parts.size() == 1 ? parts[0] : mx::concatenate(parts, 0);
+    if (auto& order = step_->order(how.window)) {
+      out = mx::take(out, *order, 0);
+    }
+    return mx::astype(out, q.dtype());
+  }
+
+ private:
+  /** The pool grows by doubling up to its capacity, as higher block ids come
+   * into use. */
+  void grow(mx::array& pool) {
+    int have = pool.shape(0);
+    if (step_->blocks_used() * options_.block_size <= have) {
+      return;
+    }
+    int blocks = std::max(step_->blocks_used(), have / options_.block_size * 2);
+    blocks = std::min(std::max(blocks, 64), options_.blocks);
+    auto shape = pool.shape();
+    shape[0] = blocks * options_.block_size - have;
+    pool = mx::concatenate({pool, mx::zeros(shape, pool.dtype())}, 0);
+  }
+
+  /** x [T,G,D] to the step's slots. */
+  void write(mx::array& pool, const mx::array& x) {
+    grow(pool);
+    auto updates = mx::expand_dims(mx::astype(x, pool.dtype()), 1);
+    pool = mx::scatter(pool, step_->write_slots(), updates, 0);
+  }
+
+  mx::array read(const mx::array& pool, const Reading& reading) {
+    auto x = mx::take(pool, reading.slots, 0);
+    x = mx::reshape(
+        x, {reading.rows, reading.keys, pool.shape(1), pool.shape(2)});
+    return mx::swapaxes(x, 1, 2); // [B,G,S,D]
+  }
+
+  mx::array
+  attend(const mx::array& all, const Reading& reading, const Attention& how) {
+    int tokens = reading.rows * reading.queries;
+    auto places = mx::array(reading.tokens.data(), {tokens}, mx::int32);
+    auto q = tokens == all.shape(0) ? all : mx::take(all, places, 0);
+    q = mx::reshape(
+        q, {reading.rows, reading.queries, all.shape(1), all.shape(2)});
+    q = mx::swapaxes(q, 1, 2); // [B,H,L,D]
+    auto k = read(k_pool_, reading);
+    auto v = read(v_pool_, reading);
+    auto out = [&] {
+      if (how.softcap > 0) {
+        auto mask = reading.mask ? *reading.mask
+                                 : causal_mask(reading.queries, reading.keys);
+        return capped_attention(q, k, v, how, mask);
+      }
+      auto sinks = how.sinks ? std::optional(mx::astype(*how.sinks, q.dtype()))
+                             : std::nullopt;
+      return mx::fast::scaled_dot_product_attention(
+          q,
+          k,
+          v,
+          how.scale,
+          reading.causal ? "causal" : "",
+          reading.mask,
+          sinks);
+    }();
+    return mx::reshape(
+        mx::swapaxes(out, 1, 2), {tokens, all.shape(1), v.shape(3)});
+  }
+
+  KVOptions options_;
+  Step*& step_;
+  mx::array k_pool_; // [blocks*block_size, G, D]
+  mx::array v_pool_;
+};
+
+class PagedCaches : public Caches {
+ public:
+  PagedCaches(
+      const std::vector<CacheSpec>& specs,
+      const KVOptions& options,
+      bool kernels)
+      : options_(options) {
+    for (auto& spec : specs) {
+      block_bytes_ += size_t(options.block_size) * spec.kv_heads *
+          (spec.head_dim + spec.v_head_dim) * options.dtype.size();
+      if (cpu_kernels && kernels) {
+        layers_.push_back(std::make_unique<KernelLayer>(spec, options, now_));
+      } else {
+        layers_.push_back(std::make_unique<OpsLayer>(spec, options, now_));
+      }
+    }
+  }
+
+  Cache& layer(int index) override {
+    check(now_, "kv: a step is open");
+    return *layers_.at(index);
+  }
+
+  void begin(std::vector<Span> spans) override {
+    step_.emplace(std::move(spans), options_.block_size, options_.blocks);
+    now_ = &*step_;
+  }
+
+  size_t block_bytes() const override {
+    return block_bytes_;
+  }
+
+ private:
+  KVOptions options_;
+  std::vector<std::unique_ptr<Cache>> layers_;
+  std::optional<Step> step_;
+  Step* now_ = nullptr; // what the layers read
+  size_t block_bytes_ = 0;
+};
+
+} // namespace
+
+std::unique_ptr<Caches> make_paged_caches(
+    const std::vector<CacheSpec>& layers,
+    KVOptions options,
+    bool mlx_ops) {
+  check(options.block_size > 0 && options.blocks > 0, "kv: a pool has blocks");
+  return std::make_unique<PagedCaches>(layers, options, on_cpu() && !mlx_ops);
+}
+
+} // namespace parallm

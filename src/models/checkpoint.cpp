@@ -1,0 +1,289 @@
+#include "models/checkpoint.h"
+
+#include "base/error.h"
+#include "nn/device.h"
+
+#include <boost/json/parse.hpp>
+#include <mlx/io.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <set>
+
+namespace parallm {
+namespace fs = std::filesystem;
+
+namespace {
+
+using Arrays = std::unordered_map<std::string, mx::array>;
+
+[[noreturn]] void broken(const fs::path& file, const std::string& what) {
+  fail(
+      Kind::invalid,
+      "[open_checkpoint] {} can't be read: {} (an incomplete download?)",
+      file.string(),
+      what);
+}
+
+/** Walks a safetensors header (8 bytes of length, JSON, data;
+ * huggingface/safetensors' README) before MLX reads the file lazily, so that a
+ * damaged file is an error now and with its name. */
+void check_safetensors(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  uint64_t size = fs::file_size(path);
+  uint64_t length = 0;
+  file.read(reinterpret_cast<char*>(&length), sizeof(length));
+  if (!file || length > size - sizeof(length)) {
+    broken(path, "its header is cut off");
+  }
+  std::string text(length, '\0');
+  file.read(text.data(), length);
+  boost::system::error_code error;
+  auto header = boost::json::parse(text, error);
+  if (error || !header.is_object()) {
+    broken(path, "its header is no JSON object");
+  }
+  uint64_t data = size - sizeof(length) - length;
+  for (auto& [name, entry] : header.get_object()) {
+    if (name == "__metadata__") {
+      continue;
+    }
+    if (!entry.is_object()) {
+      broken(
+          path, fmt::format("tensor {} is no JSON object", std::string(name)));
+    }
+    Config tensor{entry.get_object(), path.string() + ": " + std::string(name)};
+    tensor.text("dtype");
+    tensor.numbers("shape");
+    auto offsets = tensor.numbers("data_offsets");
+    if (offsets.size() != 2 || offsets[0] < 0 || offsets[1] < offsets[0] ||
+        offsets[1] > double(data)) {
+      broken(
+          path,
+          fmt::format(
+              "tensor {} goes on past the end of the file", std::string(name)));
+    }
+  }
+}
+
+/** The index's files where there is one, else every model*.safetensors. */
+std::vector<fs::path> weight_files(const fs::path& folder) {
+  std::set<fs::path> files;
+  auto index = folder / "model.safetensors.index.json";
+  if (fs::exists(index)) {
+    auto map = read_config(index.string()).object("weight_map");
+    for (auto& [tensor, file] : map.json) {
+      files.insert(folder / map.text(tensor));
+    }
+  } else {
+    for (auto& entry : fs::directory_iterator(folder)) {
+      auto name = entry.path().filename().string();
+      if (name.starts_with("model") && name.ends_with(".safetensors")) {
+        files.insert(entry.path());
+      }
+    }
+  }
+  if (files.empty()) {
+    fail(
+        Kind::invalid,
+        "[open_checkpoint] no model*.safetensors in {}",
+        folder.string());
+  }
+  return {files.begin(), files.end()};
+}
+
+Arrays read_arrays(const fs::path& folder) {
+  Arrays arrays;
+  for (auto& file : weight_files(folder)) {
+    if (!fs::exists(file)) {
+      fail(
+          Kind::invalid,
+          "[open_checkpoint] {} is missing, which the index names",
+          file.string());
+    }
+    check_safetensors(file);
+    for (auto& [name, array] : mx::load_safetensors(file.string()).first) {
+      if (!arrays.emplace(name, array).second) {
+        broken(file, fmt::format("tensor {} stands in another file too", name));
+      }
+    }
+  }
+  return arrays;
+}
+
+Quantization read_quantization(const Config& config, const Quantization& base) {
+  return {
+      config.count("group_size", base.group_size),
+      config.count("bits", base.bits),
+      config.text("mode", base.mode)};
+}
+
+/** MLX's "quantization" (also written as "quantization_config"): one kind for
+ * all, and per layer an object or false. */
+Quantizations read_quantizations(const Config& config) {
+  Quantizations out;
+  auto name =
+      config.has("quantization") ? "quantization" : "quantization_config";
+  if (!config.has(name)) {
+    return out;
+  }
+  auto options = config.object(name);
+  if (options.has("quant_method")) {
+    fail(
+        Kind::invalid,
+        "[open_checkpoint] '{}' must be MLX's (group_size, bits, mode); got "
+        "quant_method '{}'",
+        name,
+        options.text("quant_method"));
+  }
+  Quantization all{options.count("group_size"), options.count("bits")};
+  all.mode = options.text("mode", all.mode);
+  out.all = all;
+  for (auto& [layer, value] : options.json) {
+    if (value.is_object()) {
+      out.layers[layer] = read_quantization(options.object(layer), all);
+    } else if (value.is_bool()) {
+      out.layers[layer] = value.get_bool() ? std::optional(all) : std::nullopt;
+    }
+  }
+  return out;
+}
+
+/** The float type that most of the weights have; a quantized layer's is its
+ * scales'. */
+mx::Dtype stored_dtype(const Arrays& arrays) {
+  std::map<mx::Dtype::Val, size_t> sizes;
+  for (auto& [name, array] : arrays) {
+    if (mx::issubdtype(array.dtype(), mx::floating)) {
+      sizes[array.dtype().val()] += array.size();
+    }
+  }
+  auto most =
+      std::max_element(sizes.begin(), sizes.end(), [](auto& a, auto& b) {
+        return a.second < b.second;
+      });
+  for (auto dtype : {mx::float16, mx::bfloat16}) {
+    if (most != sizes.end() && most->first == dtype.val()) {
+      return dtype;
+    }
+  }
+  return mx::float32;
+}
+
+std::vector<int32_t> sorted(std::vector<int32_t> ids) {
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  return ids;
+}
+
+GenerationDefaults read_defaults(const Config& config) {
+  GenerationDefaults out;
+  if (config.has("do_sample")) {
+    out.do_sample = config.boolean("do_sample", false);
+  }
+  if (config.has("temperature")) {
+    out.temperature = config.number("temperature");
+  }
+  if (config.has("top_p")) {
+    out.top_p = config.number("top_p");
+  }
+  if (config.has("top_k")) {
+    out.top_k = config.integer("top_k");
+  }
+  if (config.has("repetition_penalty")) {
+    out.repetition_penalty = config.number("repetition_penalty");
+  }
+  return out;
+}
+
+Checkpoint make_checkpoint(
+    Config config,
+    Arrays arrays,
+    Quantizations quantizations,
+    const CheckpointOptions& options) {
+  auto stored = stored_dtype(arrays);
+  bool cpu = mx::default_device() == mx::Device::cpu;
+  auto dtype = options.dtype.value_or(cpu ? mx::float32 : stored);
+  return {
+      .config = std::move(config),
+      .weights = Weights(std::move(arrays), std::move(quantizations), dtype),
+      .eos_ids = {},
+      .bos_id = -1,
+      .dtype = dtype,
+      .kv_dtype = options.dtype.value_or(stored),
+      .stored_dtype = stored,
+      .generation = {},
+      .gguf = {}};
+}
+
+Checkpoint open_gguf(
+    const std::string& path,
+    const CheckpointOptions& options) {
+  auto file = read_gguf(path);
+  auto out = make_checkpoint(
+      std::move(file.config),
+      std::move(file.arrays),
+      std::move(file.quantizations),
+      options);
+  for (auto id : {file.tokenizer.eos, file.tokenizer.eot}) {
+    if (id >= 0) {
+      out.eos_ids.push_back(id);
+    }
+  }
+  out.eos_ids = sorted(std::move(out.eos_ids));
+  out.bos_id = file.tokenizer.bos;
+  out.gguf = std::move(file.tokenizer);
+  return out;
+}
+
+Checkpoint open_folder(
+    const fs::path& folder,
+    const CheckpointOptions& options) {
+  if (!fs::exists(folder / "config.json")) {
+    fail(
+        Kind::invalid,
+        "[open_checkpoint] no config.json in {}",
+        folder.string());
+  }
+  auto config = read_config((folder / "config.json").string());
+  auto quantizations = read_quantizations(config);
+  auto out = make_checkpoint(
+      std::move(config),
+      read_arrays(folder),
+      std::move(quantizations),
+      options);
+
+  Config generation;
+  if (auto file = folder / "generation_config.json"; fs::exists(file)) {
+    generation = read_config(file.string());
+  }
+  auto& ends = generation.has("eos_token_id") ? generation : out.config;
+  out.eos_ids = sorted(ends.integers("eos_token_id"));
+  auto& begin = out.config.has("bos_token_id") ? out.config : generation;
+  out.bos_id = begin.integer("bos_token_id", -1);
+  out.generation = read_defaults(generation);
+  return out;
+}
+
+} // namespace
+
+Checkpoint open_checkpoint(
+    const std::string& path,
+    const CheckpointOptions& options) {
+  if (!fs::exists(path)) {
+    fail(Kind::not_found, "[open_checkpoint] no such file or folder: {}", path);
+  }
+  if (fs::is_directory(path)) {
+    return open_folder(path, options);
+  }
+  if (fs::path(path).extension() != ".gguf") {
+    fail(
+        Kind::invalid,
+        "[open_checkpoint] a model is a folder or a .gguf file; got {}",
+        path);
+  }
+  return open_gguf(path, options);
+}
+
+} // namespace parallm

@@ -1,0 +1,44 @@
+// The table of architectures: config.json's model_type to the function that
+// builds it.
+#include "base/error.h"
+#include "models/llama.h"
+
+#include <algorithm>
+
+namespace parallm {
+
+namespace {
+
+constexpr struct {
+  const char* model_type;
+  std::unique_ptr<Model> (*make)(const Config&, Weights&);
+} architectures[] = {
+    {"llama", make_llama},
+    {"mistral", make_llama},
+};
+
+} // namespace
+
+std::unique_ptr<Model> make_model(const Config& config, Weights& weights) {
+  auto type = config.text("model_type");
+  auto* found = std::find_if(
+      std::begin(architectures), std::end(architectures), [&](auto& a) {
+        return a.model_type == type;
+      });
+  if (found == std::end(architectures)) {
+    std::string known;
+    for (auto& a : architectures) {
+      known += (known.empty() ? "" : ", ") + std::string(a.model_type);
+    }
+    fail(
+        Kind::invalid,
+        "[make_model] 'model_type' must be one of {}; got '{}'",
+        known,
+        type);
+  }
+  auto model = found->make(config, weights);
+  weights.finish();
+  return model;
+}
+
+} // namespace parallm

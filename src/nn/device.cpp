@@ -1,0 +1,19 @@
+#include "nn/device.h"
+
+#include <mlx/mlx.h>
+
+namespace parallm {
+
+namespace {
+thread_local bool forced = false;
+}
+
+bool wants_cpu_kernels() {
+  return !forced && mlx::core::default_device() == mlx::core::Device::cpu;
+}
+
+void force_mlx_ops(bool force) {
+  forced = force;
+}
+
+} // namespace parallm

@@ -1,0 +1,113 @@
+#include "nn/weights.h"
+
+#include "base/error.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+namespace parallm {
+
+namespace {
+
+/** Old HF Llama checkpoints carry RoPE's table; it follows from config.json
+ * (mlx-lm's sanitize drops it too). */
+bool is_rope_table(const std::string& name) {
+  return name.find("rotary_emb.inv_freq") != std::string::npos;
+}
+
+void append(
+    std::string& text,
+    const char* title,
+    std::vector<std::string>& names) {
+  if (names.empty()) {
+    return;
+  }
+  std::sort(names.begin(), names.end());
+  text += fmt::format(
+      "{}{} {}: {}",
+      text.empty() ? "" : "; ",
+      names.size(),
+      title,
+      fmt::join(names, ", "));
+}
+
+} // namespace
+
+Weights::Weights(
+    std::unordered_map<std::string, mx::array> arrays,
+    Quantizations quantizations,
+    mx::Dtype dtype)
+    : arrays_(std::move(arrays)),
+      quantizations_(std::move(quantizations)),
+      dtype_(dtype) {}
+
+bool Weights::has(const std::string& name) const {
+  return arrays_.contains(name);
+}
+
+std::optional<Quantization> Weights::quantization(const std::string& layer) {
+  if (!has(layer + ".scales")) {
+    return {};
+  }
+  if (auto found = quantizations_.layers.find(layer);
+      found != quantizations_.layers.end()) {
+    return found->second;
+  }
+  return quantizations_.all;
+}
+
+mx::array Weights::take(
+    const std::string& name,
+    mx::Shape shape,
+    std::optional<mx::Dtype> as) {
+  auto found = arrays_.find(name);
+  if (found == arrays_.end()) {
+    missing_.push_back(name);
+    return mx::zeros(shape, as.value_or(dtype_));
+  }
+  auto array = std::move(found->second);
+  arrays_.erase(found);
+  if (array.shape() != shape) {
+    misshaped_.push_back(fmt::format(
+        "{} wants [{}], got [{}]",
+        name,
+        fmt::join(shape, ", "),
+        fmt::join(array.shape(), ", ")));
+    return mx::zeros(shape, as.value_or(dtype_));
+  }
+  if (as) {
+    array = mx::astype(array, *as);
+  }
+  taken_.push_back(array);
+  return array;
+}
+
+void Weights::ignore(std::string prefix) {
+  ignored_.push_back(std::move(prefix));
+}
+
+void Weights::finish() {
+  std::vector<std::string> extra;
+  for (auto& [name, array] : arrays_) {
+    bool known =
+        std::any_of(ignored_.begin(), ignored_.end(), [&](auto& prefix) {
+          return name.starts_with(prefix);
+        });
+    if (!known && !is_rope_table(name)) {
+      extra.push_back(name);
+    }
+  }
+  std::string text;
+  append(text, "missing", missing_);
+  append(text, "of a wrong shape", misshaped_);
+  append(text, "that the model doesn't know", extra);
+  if (!text.empty()) {
+    fail(Kind::invalid, "[weights] tensors don't fit config.json: {}", text);
+  }
+  mx::eval(taken_);
+  taken_.clear();
+  arrays_.clear();
+}
+
+} // namespace parallm

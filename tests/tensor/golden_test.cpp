@@ -1,0 +1,112 @@
+// Tiny random models against the logits that tools/golden.py recorded.
+#include "golden.h"
+
+namespace parallm::test {
+
+namespace {
+
+const std::vector<std::string> names = {
+    "mha",
+    "gqa_untied",
+    "biases",
+    "head_dim",
+    "rope_llama3",
+    "rope_linear",
+    "rope_yarn",
+    "rope_dynamic",
+    "window",
+    "quantized_4",
+    "quantized_8",
+    "quantized_mixed",
+    "sharded",
+    "gguf"};
+constexpr double tolerance = 1e-4;
+
+std::string path_of(const std::string& name) {
+  auto folder = golden_folder / name;
+  auto file = folder / "model.gguf";
+  return std::filesystem::exists(file) ? file.string() : folder.string();
+}
+
+void compare(bool mlx_ops) {
+  MlxOps ops(mlx_ops);
+  for (auto& name : names) {
+    CAPTURE(name);
+    auto sequences = references(name);
+    REQUIRE(sequences.size() == 3);
+    Loaded loaded(path_of(name));
+    for (auto& sequence : sequences) {
+      CAPTURE(sequence.prompt);
+      CHECK(difference(alone(loaded, sequence, 1000), sequence) < tolerance);
+      CHECK(difference(alone(loaded, sequence, 7), sequence) < tolerance);
+      CHECK(difference(alone(loaded, sequence, 1), sequence) < tolerance);
+    }
+    auto mixed = together(loaded, sequences, {9, 100, 3});
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      CAPTURE(i);
+      CHECK(difference(mixed[i], sequences[i]) < tolerance);
+    }
+  }
+}
+
+} // namespace
+
+TEST_CASE("golden: MLX's ops give the reference's logits") {
+  compare(true);
+}
+
+TEST_CASE("golden: our kernels give the reference's logits") {
+  compare(false);
+}
+
+TEST_CASE(
+    "golden: on our kernels a row's logits are the same bits, alone, in "
+    "chunks and mixed") {
+  if (!on_cpu()) {
+    return;
+  }
+  for (auto dtype : {mx::float32, mx::float16, mx::bfloat16}) {
+    for (auto& name : names) {
+      CAPTURE(name);
+      auto sequences = references(name);
+      Loaded loaded(path_of(name), dtype);
+      auto mixed = together(loaded, sequences, {9, 100, 3});
+      for (size_t i = 0; i < sequences.size(); ++i) {
+        CAPTURE(i);
+        CHECK(mixed[i] == alone(loaded, sequences[i], 1000));
+        CHECK(mixed[i] == alone(loaded, sequences[i], 5, 40));
+      }
+    }
+  }
+}
+
+TEST_CASE("golden: sequences share blocks of a common prefix") {
+  for (bool mlx_ops : {true, false}) {
+    MlxOps ops(mlx_ops);
+    Loaded loaded(path_of("gqa_untied"));
+    auto sequence = references("gqa_untied")[0];
+    auto before = alone(loaded, sequence, 1000, 8); // blocks 8.. hold it
+    // Another row reads the first 20 tokens out of blocks 8..12 and goes on in
+    // its own.
+    std::vector<int> blocks = {8, 9, 10, 11, 12, 40, 41, 42};
+    std::vector<int> rest(sequence.tokens.begin() + 20, sequence.tokens.end());
+    auto rows = step(loaded, {{rest, 20, blocks, sequence.prompt}});
+    std::vector<std::vector<float>> kept(
+        rows.begin() + sequence.prompt - 20 - 1, rows.end());
+    CHECK(difference(kept, sequence) < tolerance);
+  }
+}
+
+TEST_CASE("golden: 16-bit activations stay near the reference") {
+  for (bool mlx_ops : {true, false}) {
+    MlxOps ops(mlx_ops);
+    for (auto dtype : {mx::float16, mx::bfloat16}) {
+      Loaded loaded(path_of("gqa_untied"), dtype);
+      CHECK(loaded.checkpoint.kv_dtype == dtype);
+      auto sequence = references("gqa_untied")[0];
+      CHECK(difference(alone(loaded, sequence, 1000), sequence) < 0.05);
+    }
+  }
+}
+
+} // namespace parallm::test
