@@ -1,7 +1,9 @@
 # MLX from its Python wheel: the library, headers and CMake files lie in site-packages (on Linux in the backend's wheel).
 # MLX_DIR may name the folder; else PARALLM_PYTHON, else the project's .venv, is asked.
 if(NOT MLX_DIR)
-  if(NOT PARALLM_PYTHON)
+  if(NOT PARALLM_PYTHON AND SKBUILD)
+    set(PARALLM_PYTHON ${Python_EXECUTABLE}) # pip's build environment, which holds the wheel
+  elseif(NOT PARALLM_PYTHON)
     set(PARALLM_PYTHON ${CMAKE_SOURCE_DIR}/.venv/bin/python)
   endif()
   execute_process(

@@ -29,6 +29,7 @@ struct Error : std::runtime_error {
 
   Kind kind;
   std::string param; // the request field's name, empty where the error is about none
+  std::string code;  // OpenAI's error code, where clients look for one ("context_length_exceeded")
 };
 
 template <typename... Args>

@@ -44,12 +44,12 @@ class Stream {
   Stream& operator=(Stream&&) noexcept;
   ~Stream(); // cancels: the row leaves at the next step
 
-  /** Blocks until there is an event. */
+  /** Blocks until there is an event. Not to be called after the last one. */
   Event next();
   /** The next event where one is there. */
   std::optional<Event> try_next();
   /** `wake` is called, on the engine's thread, each time the stream goes from empty to not empty; at once if it isn't
-   *  empty now. It must not block or throw. */
+   *  empty now. It must not block or throw, and may be called once more while the Stream is destroyed. */
   void on_ready(std::function<void()> wake);
   void cancel();
 
@@ -59,7 +59,7 @@ class Stream {
 
 struct EngineOptions {
   int max_rows = 32;          // rows in one step
-  int max_waiting = 256;      // the inbox and the waiting rows; a request over it is refused: busy
+  int max_waiting = 256;      // requests there may be beyond max_rows; one more is refused: busy
   int max_context = 0;        // prompt and output, in tokens
   int block_size = 16;        // tokens in a KV block
   int blocks = 0;             // KV capacity
@@ -84,14 +84,22 @@ struct EngineStats {
 
 class Engine {
  public:
-  /** `make_runner` is called on the engine's thread (MLX's state is thread-local). */
-  Engine(EngineOptions options, std::function<std::unique_ptr<Runner>()> make_runner);
+  /** `make_runner` is called on the engine's thread (MLX's state is thread-local) and may complete the options: what
+   *  they say of capacity and vocabulary is often known only from the model. Returns once the runner is made; throws
+   *  what make_runner threw. */
+  Engine(
+      EngineOptions options,
+      std::function<std::unique_ptr<Runner>(EngineOptions&)> make_runner);
   ~Engine(); // cancels what runs and joins the thread
+
+  /** Ready once the runner is made; get() throws what make_runner threw. Requests may come before: they wait. */
+  std::shared_future<void> ready() const;
 
   /** Errors: invalid (ids out of range, a request that can never fit; `param` names it), busy, unavailable. */
   Stream generate(Request request);
 
-  /** Runs `job` on the engine's thread between two steps, when none is under way. */
+  /** Runs `job` on the engine's thread between two steps, when none is under way. What it throws is in the future. Waits
+   *  where the inbox is full, so a job must not call it. */
   std::future<void> run(std::function<void(Runner&)> job);
 
   /** Refuses new requests from now on; true once the last row has ended, false if `limit` passed first. */

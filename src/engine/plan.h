@@ -38,7 +38,7 @@ struct RowStep {
   std::vector<int32_t> ids; // `count` ids; empty: one token, the last one that this slot sampled (still on the device)
   bool sample = false;      // the last position's logits give the next token
   int draw_index = 0;       // how many tokens the row has generated before this one
-  int score = 0;            // first of its positions whose next-token logprob is wanted, -1: none (prompt_logprobs)
+  int score = 0;            // first of its `count` tokens whose next-token logprob is wanted, -1: none (prompt_logprobs)
   std::vector<int32_t> score_ids;  // the tokens that follow each scored position
   std::vector<int32_t> blocks;     // block table: position p lives in blocks[p / block_size] at p % block_size
   std::vector<uint32_t> allowed;   // grammar mask, empty: every token

@@ -1,5 +1,6 @@
-// Constrained output: which tokens may come next under a JSON schema, a regular expression or a Lark grammar
-// (llguidance behind rust/text_ffi). A Grammars belongs to a tokenizer and is immutable; a Grammar is one row's state.
+// Constrained output: which tokens may come next under a JSON schema, a regular
+// expression or a Lark grammar (llguidance behind rust/text_ffi). A Grammars
+// belongs to a tokenizer and is immutable; a Grammar is one row's state.
 #pragma once
 
 #include "text/tokenizer.h"
@@ -21,7 +22,8 @@ class Grammar {
   ~Grammar();
   Grammar(Grammar&&) noexcept;
 
-  /** Bit t of word t/32 is set where token t may come next; end tokens only where the text may end. */
+  /** Bit t of word t/32 is set where token t may come next; end tokens only
+   * where the text may end. */
   void allowed(std::span<uint32_t> words);
   /** Errors: internal, where the token was not allowed. */
   void accept(int32_t token);

@@ -1,5 +1,6 @@
-// Ids to text as they come, for one choice: holds back bytes that are not yet a whole UTF-8 character, and text that
-// may be the beginning of a stop string. What was given out is never taken back. One thread at a time.
+// Ids to text as they come, for one choice: holds back bytes that are not yet a
+// whole UTF-8 character, and text that may be the beginning of a stop string.
+// What was given out is never taken back. One thread at a time.
 #pragma once
 
 #include "text/tokenizer.h"
@@ -12,7 +13,8 @@ namespace parallm {
 
 class TextStream {
  public:
-  /** `stops`: the stream ends before the first place where one of them stands (`keep_stop`: right after it). */
+  /** `stops`: the stream ends before the first place where one of them stands
+   * (`keep_stop`: right after it). */
   TextStream(
       const Tokenizer& tokenizer,
       std::vector<std::string> stops,

@@ -1,0 +1,70 @@
+# Every command a developer needs; CMakePresets.json holds the builds. `make` alone lists the targets.
+.DEFAULT_GOAL := help
+.PHONY: help setup build model serve test asan tsan lint fmt golden bench examples clean
+MAKEFLAGS += --no-print-directory
+SHELL := bash
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
+
+HOST ?= 127.0.0.1
+PORT ?= 8000
+MODEL ?=
+ARGS ?=
+
+# Configures a preset once (CMake reruns itself when its files change), then builds. $(1) preset, $(2) what to build.
+folder = build$(if $(filter-out release,$(1)),-$(1))
+cmake = @test -f $(call folder,$(1))/build.ninja || cmake --preset $(1); cmake --build --preset $(1) $(2)
+cpp_files = $$(git ls-files '*.h' '*.cpp')
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@echo '  Variables of serve: HOST=127.0.0.1 PORT=8000 MODEL=<file or folder> ARGS="<more flags>"'
+
+setup: ## Install what is missing: system packages, Rust, MLX in .venv
+	@tools/setup.sh
+
+build: setup ## Build build/bin/mlx_parallm_serve and build/bin/mlx_parallm
+	$(call cmake,release,--target mlx_parallm_serve mlx_parallm)
+
+model: setup ## Fetch the default model if needed; the last line is its path
+	@tools/model.sh
+
+serve: build ## Run the server on the default model, or on MODEL=
+	@model='$(MODEL)'; [ -n "$$model" ] || model=$$(tools/model.sh); exec tools/serve.sh "$$model" $(HOST) $(PORT) $(ARGS)
+
+test: setup ## Build and pass every test: unit, tensor, tree, then real clients over HTTP
+	$(call cmake,release)
+	ctest --preset release
+	@tools/venv.sh .venv-test -r tests/requirements.txt
+	PARALLM_SERVER=build/bin/mlx_parallm_serve PARALLM_TEST_MODEL="$$(tools/model.sh)" .venv-test/bin/pytest tests/blackbox
+
+asan: setup ## Unit and tensor tests under AddressSanitizer and UBSan (build-asan)
+	$(call cmake,asan)
+	ctest --preset asan
+
+tsan: setup ## Unit tests under ThreadSanitizer (build-tsan)
+	$(call cmake,tsan,--target unit_tests)
+	ctest --preset tsan
+
+lint: setup ## clang-tidy over the whole build (build-tidy), and the tree's own rules
+	@. tools/versions.sh && tools/venv.sh .venv-lint clang-tidy==$$CLANG_TIDY_VERSION clang-format==$$CLANG_FORMAT_VERSION
+	python3 tools/check_tree.py
+	.venv-lint/bin/clang-format --dry-run --Werror $(cpp_files)
+	$(call cmake,tidy)
+
+fmt: setup ## Format every C++ file in place
+	@. tools/versions.sh && tools/venv.sh .venv-lint clang-tidy==$$CLANG_TIDY_VERSION clang-format==$$CLANG_FORMAT_VERSION
+	.venv-lint/bin/clang-format -i $(cpp_files)
+
+golden: setup ## Record what mlx-lm says on the real model, tests/golden (many minutes; can be stopped and goes on)
+	@. tools/versions.sh && tools/venv.sh .venv-golden mlx-lm==$$MLX_LM_VERSION mlx==$$MLX_VERSION $$(uname | sed -n s/Linux/mlx-cpu==$$MLX_VERSION/p)
+	.venv-golden/bin/python tools/golden_text.py "$$(tools/model.sh)" $(ARGS)
+
+bench: build ## Measure this server beside mlx_lm.server on the same weights
+	@tools/venv.sh .venv-bench -r bench/requirements.txt
+	.venv-bench/bin/python bench/serve.py --model "$$(tools/model.sh)" $(ARGS)
+
+examples: setup ## Build the example programs of the library
+	$(call cmake,release,--target examples)
+
+clean: ## Remove the builds; what set-up installed stays
+	rm -rf build build-* rust/text_ffi/target

@@ -1,0 +1,294 @@
+"""Serving speed beside mlx-lm's server, as a client sees it. `make bench` runs it and writes bench/results/serve.md.
+
+    python bench/serve.py --model model.gguf [--servers ours,mlx_lm] [--concurrency 1,8,32] [--prompt 128] [--output 64]
+                          [--rounds 3] [--flags "..."] [--result FILE|-]
+
+Both servers open the same weights (ours the GGUF, mlx-lm the same codes and scales in an MLX folder) and are never up
+at once: each round runs every server once, in an order that turns from round to round, so that a machine that slows
+down slows all. A request is a streamed greedy completion. No two prompts share a beginning, so that no server's prefix
+cache helps it.
+
+Two tables. In the first both servers answer the very same requests. On a CPU mlx-lm reads some 3 prompt tokens a second,
+so these are small: --same-output tokens each, and prompts cut so that all requests at once have at most --same-prompt
+tokens. The second is this server alone at the full size.
+
+TTFT: from sending the request to the first chunk with text. Inter-token: between a stream's later chunks. tokens/s: the
+output tokens of all streams (usage's count) over the time from the first request to the last chunk, reading the prompts
+included. A cell is the median over rounds, with the least and the greatest; TTFT and inter-token are the round's median
+over requests.
+"""
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import httpx2
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+WORDS = "river stone lamp tiger seven green under paper quickly morning north glass winter bridge silver garden".split()
+OURS, PEER = "ours", "mlx_lm"
+
+
+@dataclass
+class Round:
+    """What one server did at one concurrency."""
+
+    seconds: float
+    tokens: int
+    first: list = field(default_factory=list)  # seconds to the first text, a request
+    between: list = field(default_factory=list)  # seconds between later chunks
+
+    @property
+    def speed(self):
+        return self.tokens / self.seconds
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests sent at once: how many, and their size in tokens."""
+
+    concurrency: int
+    prompt: int
+    output: int
+
+
+def prompt(rng, tokens):
+    """A token a digit and a word; the number differs from prompt to prompt."""
+    number = f"{rng.randrange(10**6):06}"
+    return number + "".join(" " + word for word in rng.choices(WORDS, k=max(0, tokens - len(number))))
+
+
+async def one(client, model, text, output, result):
+    body = {
+        "model": model, "prompt": text, "temperature": 0, "max_tokens": output,
+        "stream": True, "stream_options": {"include_usage": True},
+    }  # fmt: skip
+    if model == OURS:
+        body["ignore_eos"] = True  # mlx-lm has no such field
+    begin, last, tokens = time.perf_counter(), None, None
+    async with client.stream("POST", "/v1/completions", json=body) as response:
+        if response.status_code != 200:
+            raise SystemExit(f"[bench] {response.status_code}: {(await response.aread()).decode()[:500]}")
+        async for line in response.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            chunk = json.loads(line[6:])
+            if usage := chunk.get("usage"):
+                tokens = usage["completion_tokens"]
+            if chunk["choices"] and chunk["choices"][0].get("text"):
+                now = time.perf_counter()
+                if last is None:
+                    result.first.append(now - begin)
+                else:
+                    result.between.append(now - last)
+                last = now
+    if tokens is None:
+        raise SystemExit("[bench] a stream ended without usage")
+    result.tokens += tokens
+
+
+async def measure(url, model, load, seed):
+    rng = random.Random(seed)
+    texts = [prompt(rng, load.prompt) for _ in range(load.concurrency)]
+    result = Round(0, 0)
+    limits = httpx2.Limits(max_connections=None)
+    async with httpx2.AsyncClient(base_url=url, timeout=3600, limits=limits, trust_env=False) as client:
+        begin = time.perf_counter()
+        await asyncio.gather(*(one(client, model, text, load.output, result) for text in texts))
+        result.seconds = time.perf_counter() - begin
+    return result
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Server:
+    """Started for one round, warmed up with one short request, and stopped."""
+
+    def __init__(self, command, port, log):
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = log
+        self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+    def __enter__(self):
+        end = time.monotonic() + 180
+        while time.monotonic() < end and self.process.poll() is None:
+            try:
+                if httpx2.get(f"{self.url}/health", timeout=5, trust_env=False).status_code == 200:
+                    return self
+            except httpx2.TransportError:
+                pass
+            time.sleep(0.1)
+        self.process.kill()
+        self.log.seek(0)
+        raise SystemExit(f"[bench] a server did not start:\n{self.log.read()[-3000:]}")
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Bench:
+    def __init__(self, args):
+        self.args = args
+        self.rounds = {}  # (server, Load) -> [Round]
+        self.full = [Load(c, args.prompt, args.output) for c in args.concurrency]
+        self.same = []
+        if PEER in args.servers:
+            from gguf_to_mlx import convert
+
+            self.folder = tempfile.TemporaryDirectory(prefix="parallm_bench_")
+            self.converted = convert(args.model, Path(self.folder.name) / "model")
+            cut = lambda c: max(8, min(args.prompt, args.same_prompt // c))
+            self.same = [Load(c, cut(c), min(args.output, args.same_output)) for c in args.concurrency]
+
+    def command(self, server, port):
+        where = ["--host", "127.0.0.1", "--port", str(port)]
+        if server == OURS:
+            own = ["--served-model-name", OURS, "--max-batch-size", str(max(self.args.concurrency))]
+            return [self.args.binary, "--model-path", self.args.model, *where, *own, *shlex.split(self.args.flags)]
+        return [sys.executable, "-m", "mlx_lm", "server", "--model", str(self.converted), *where, "--log-level", "ERROR"]
+
+    def visit(self, server, number):
+        """One server's part of a round: every load in turn."""
+        port = free_port()
+        model = OURS if server == OURS else "default_model"
+        loads = [*self.same, *self.full] if server == OURS else self.same
+        with tempfile.TemporaryFile("w+") as log, Server(self.command(server, port), port, log) as started:
+            asyncio.run(measure(started.url, model, Load(1, 8, 2), seed=-1))
+            for load in loads:
+                result = asyncio.run(measure(started.url, model, load, seed=1000 * number + load.concurrency))
+                self.rounds.setdefault((server, load), []).append(result)
+                print(
+                    f"round {number + 1}: {server}, {load.concurrency} at once, {load.prompt} + {load.output}:"
+                    f" {result.speed:.1f} tokens/s, TTFT {median(result.first):.2f} s",
+                    flush=True,
+                )
+
+    def run(self):
+        for number in range(self.args.rounds):
+            order = self.args.servers[:]
+            if number % 2:
+                order.reverse()
+            for server in order:
+                self.visit(server, number)
+
+
+def spread(values, digits, scale=1):
+    values = [v * scale for v in values]
+    low, mid, high = (f"{v:.{digits}f}" for v in (min(values), median(values), max(values)))
+    return mid if len(values) == 1 else f"{mid} ({low}–{high})"
+
+
+def machine():
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        name = next((l.split(":")[1].strip() for l in info.read_text().splitlines() if l.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} cores, {platform.system()} {platform.release().split('-')[0]}"
+
+
+def peer_version():
+    try:
+        return f"mlx-lm {version('mlx-lm')}"
+    except ModuleNotFoundError:
+        return "mlx-lm not run"
+
+
+def row(bench, server, load):
+    rounds = bench.rounds[server, load]
+    between = [median(r.between) for r in rounds if r.between]
+    cells = [
+        load.concurrency, f"{load.prompt} + {load.output}", "mlx_parallm_serve" if server == OURS else "mlx_lm.server",
+        len(rounds), spread([median(r.first) for r in rounds], 2), spread(between, 1, 1000) if between else "",
+        spread([r.speed for r in rounds], 1),
+    ]  # fmt: skip
+    peer = bench.rounds.get((PEER, load))
+    if peer and server == OURS:
+        cells.append(f"{median(r.speed for r in rounds) / median(r.speed for r in peer):.1f}")
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def table(bench, servers, loads):
+    columns = ["at once", "tokens in + out", "server", "rounds", "TTFT, s", "inter-token, ms", "tokens/s"]
+    if PEER in servers:
+        columns.append("ours / mlx-lm")
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    return lines + [row(bench, server, load) for load in loads for server in servers]
+
+
+def report(bench):
+    args = bench.args
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    lines = [
+        "# Serving",
+        "",
+        f"{date.today()}, commit {commit or 'unknown'}. {machine()}; load average at the end {os.getloadavg()[0]:.1f}.",
+        f"{Path(args.model).name}. mlx {version('mlx')}, {peer_version()}, Python {platform.python_version()}.",
+        "All requests of a row are sent at once. Median over rounds (least–greatest); tokens/s includes reading the prompts.",
+        "Made with `make bench`; `bench/serve.py` says how.",
+    ]
+    if bench.same:
+        lines += [
+            "",
+            "## The same requests to both servers",
+            "",
+            "Small ones: mlx-lm's server reads and makes only a few tokens a second on a CPU.",
+            "",
+            *table(bench, [s for s in (OURS, PEER) if s in args.servers], bench.same),
+        ]
+    if OURS in args.servers:
+        lines += ["", "## This server at full size", "", *table(bench, [OURS], bench.full)]
+    return "\n".join(lines) + "\n"
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    numbers = lambda text: [int(part) for part in text.split(",")]
+    parser.add_argument("--model", required=True, help="the GGUF file")
+    parser.add_argument("--binary", default=str(ROOT / "build" / "bin" / "mlx_parallm_serve"))
+    parser.add_argument("--servers", type=lambda text: text.split(","), default=[OURS, PEER], help="ours, mlx_lm, or both")
+    parser.add_argument("--concurrency", type=numbers, default=[1, 8, 32])
+    parser.add_argument("--prompt", type=int, default=128, help="tokens, about")
+    parser.add_argument("--output", type=int, default=64, help="tokens")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--same-prompt", type=int, default=256, help="side by side: prompt tokens of all requests at once")
+    parser.add_argument("--same-output", type=int, default=8, help="side by side: tokens of a request")
+    parser.add_argument("--flags", default="", help="more flags of our server, as one argument")
+    parser.add_argument("--result", default=str(ROOT / "bench" / "results" / "serve.md"), help="a file, or - for the screen")
+    args = parser.parse_args()
+    if unknown := set(args.servers) - {OURS, PEER}:
+        parser.error(f"--servers: {', '.join(unknown)} is neither {OURS} nor {PEER}")
+    return args
+
+
+if __name__ == "__main__":
+    args = arguments()
+    bench = Bench(args)
+    bench.run()
+    text = report(bench)
+    if args.result != "-":
+        Path(args.result).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.result).write_text(text)
+    print("\n" + text)

@@ -1,0 +1,172 @@
+//! Hugging Face's tokenizer, and each id's own bytes.
+use anyhow::{anyhow, Result};
+use serde_json::Value;
+use std::collections::HashMap;
+use tokenizers::models::ModelWrapper;
+use tokenizers::{Model, Tokenizer};
+
+/// How a decoder makes a text of tokens, where that can be said id by id.
+#[derive(Clone, Copy, PartialEq)]
+enum Alphabet {
+    /// Each character stands for a byte (GPT-2's map).
+    ByteLevel,
+    /// A character stands for the space; `<0xNN>` may stand for a byte.
+    Spaced { space: Option<char>, byte_fallback: bool },
+}
+
+pub struct Decoding {
+    alphabet: Option<Alphabet>,
+    pub strip: u32,
+    pub bare_first: bool,
+}
+
+impl Decoding {
+    pub fn joins(&self) -> bool {
+        self.alphabet.is_some()
+    }
+
+    pub fn is_byte_level(&self) -> bool {
+        self.alphabet == Some(Alphabet::ByteLevel)
+    }
+
+    /// Reads the `decoder` of a tokenizer.json. What is not one of the known shapes stays opaque.
+    fn read(decoder: &Value) -> Decoding {
+        let opaque = Decoding { alphabet: None, strip: 0, bare_first: false };
+        let steps = match decoder["type"].as_str() {
+            Some("Sequence") => decoder["decoders"].as_array().cloned().unwrap_or_default(),
+            Some(_) => vec![decoder.clone()],
+            None => return opaque,
+        };
+        let (mut space, mut byte_fallback, mut fused) = (None, false, false);
+        let mut found = opaque;
+        for step in &steps {
+            match step["type"].as_str().unwrap_or("") {
+                "ByteLevel" if steps.len() == 1 => found.alphabet = Some(Alphabet::ByteLevel),
+                "Replace" if !fused && step["content"] == " " && space.is_none() => {
+                    space = single_char(&step["pattern"]["String"]);
+                    if space.is_none() {
+                        return Decoding { alphabet: None, ..found };
+                    }
+                }
+                "Metaspace" if steps.len() == 1 => {
+                    space = single_char(&step["replacement"]);
+                    found.bare_first = step["prepend_scheme"] != "never" && step["add_prefix_space"] != false;
+                }
+                "ByteFallback" if !fused => byte_fallback = true,
+                "Fuse" => fused = true,
+                "Strip" if fused && step["content"] == " " && step["stop"] == 0 => {
+                    found.strip = step["start"].as_u64().unwrap_or(0) as u32;
+                }
+                _ => return Decoding { alphabet: None, strip: 0, bare_first: false },
+            }
+        }
+        if found.alphabet.is_none() {
+            found.alphabet = Some(Alphabet::Spaced { space, byte_fallback });
+        }
+        found
+    }
+
+    fn piece(&self, token: &str, bytes_of: &HashMap<char, u8>) -> Vec<u8> {
+        match self.alphabet {
+            Some(Alphabet::ByteLevel) => token
+                .chars()
+                .map(|c| bytes_of.get(&c).copied())
+                .collect::<Option<Vec<u8>>>()
+                .unwrap_or_else(|| token.as_bytes().to_vec()),
+            Some(Alphabet::Spaced { space, byte_fallback }) => {
+                if byte_fallback && token.len() == 6 && token.starts_with("<0x") && token.ends_with('>') {
+                    if let Ok(byte) = u8::from_str_radix(&token[3..5], 16) {
+                        return vec![byte];
+                    }
+                }
+                match space {
+                    Some(space) => token.replace(space, " ").into_bytes(),
+                    None => token.as_bytes().to_vec(),
+                }
+            }
+            None => token.as_bytes().to_vec(),
+        }
+    }
+}
+
+fn single_char(value: &Value) -> Option<char> {
+    let mut chars = value.as_str()?.chars();
+    let first = chars.next()?;
+    chars.next().is_none().then_some(first)
+}
+
+/// GPT-2's map: the printable Latin-1 bytes stand for themselves, the others are moved up from U+0100.
+fn bytes_of_chars() -> HashMap<char, u8> {
+    let mut moved = 0x100;
+    (0..=255u8)
+        .map(|byte| match byte {
+            b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => (byte as char, byte),
+            _ => {
+                moved += 1;
+                (char::from_u32(moved - 1).unwrap_or('\0'), byte)
+            }
+        })
+        .collect()
+}
+
+#[derive(Clone, Default)]
+pub struct Piece {
+    pub bytes: Vec<u8>,
+    pub known: bool,
+    pub special: bool,
+}
+
+pub struct Text {
+    pub tokenizer: Tokenizer,
+    pub decoding: Decoding,
+    pub pieces: Vec<Piece>,
+}
+
+impl Text {
+    pub fn open(json: &[u8]) -> Result<Text> {
+        let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| anyhow!("not a tokenizer.json: {e}"))?;
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|e| anyhow!("{e}"))?;
+        let decoder = match tokenizer.get_decoder() {
+            Some(decoder) => serde_json::to_value(decoder)?,
+            None => Value::Null,
+        };
+        let decoding = Decoding::read(&decoder);
+        let pieces = pieces(&tokenizer, &decoding);
+        Ok(Text { tokenizer, decoding, pieces })
+    }
+
+    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        let encoding = self.tokenizer.encode_fast(text, special).map_err(|e| anyhow!("{e}"))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.tokenizer.decode(ids, skip_special).map_err(|e| anyhow!("{e}"))
+    }
+}
+
+fn pieces(tokenizer: &Tokenizer, decoding: &Decoding) -> Vec<Piece> {
+    let bytes_of = bytes_of_chars();
+    let model: &ModelWrapper = tokenizer.get_model();
+    let vocab = model.get_vocab();
+    let added = tokenizer.get_added_tokens_decoder();
+    let size = vocab.values().chain(added.keys()).max().map_or(0, |&id| id as usize + 1);
+    let mut pieces = vec![Piece::default(); size];
+    for (token, &id) in &vocab {
+        let piece = &mut pieces[id as usize];
+        piece.known = true;
+        piece.special = tokenizer.get_added_vocabulary().is_special_token(token);
+        piece.bytes = decoding.piece(token, &bytes_of);
+    }
+    for (&id, token) in &added {
+        let piece = &mut pieces[id as usize];
+        // An added token that the model knows too (Gemma's runs of spaces) is written in the model's alphabet.
+        if !piece.known || model.token_to_id(&token.content) != Some(id) {
+            piece.bytes = token.content.as_bytes().to_vec();
+        }
+        piece.known = true;
+        piece.special = tokenizer.get_added_vocabulary().is_special_token(&token.content);
+    }
+    pieces
+}

@@ -1,0 +1,16 @@
+// The programs' verbs. Each takes its own arguments (without the program's name
+// and the verb) and gives the exit code.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace parallm {
+
+/** `mlx_parallm_serve`, `mlx_parallm serve`: the HTTP server. */
+int serve(std::vector<std::string> arguments);
+
+/** `mlx_parallm generate`: text from many prompts at once. */
+int generate(std::vector<std::string> arguments);
+
+} // namespace parallm

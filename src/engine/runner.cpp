@@ -1,0 +1,211 @@
+#include "engine/runner.h"
+
+#include "base/error.h"
+
+#include <algorithm>
+
+namespace parallm {
+
+namespace {
+
+// Scored positions whose logits are alive at once: 64 x 262k float32 is 67 MB.
+constexpr int score_chunk = 64;
+
+mx::array int_array(const std::vector<int32_t>& values) {
+  return mx::array(values.data(), {static_cast<int>(values.size())});
+}
+
+Scored scored(const Scores* scores, int row, int32_t id, int top) {
+  Scored s{{id, 0}, {}};
+  if (scores == nullptr) {
+    return s;
+  }
+  s.token.logprob = scores->chosen.data<float>()[row];
+  if (scores->ids) {
+    const int width = scores->ids->shape(1);
+    for (int k = 0; k < std::min(top, width); ++k) {
+      s.top.push_back(
+          {scores->ids->data<int32_t>()[row * width + k],
+           scores->top->data<float>()[row * width + k]});
+    }
+  }
+  return s;
+}
+
+} // namespace
+
+ModelRunner::ModelRunner(
+    std::unique_ptr<Model> model,
+    std::unique_ptr<Caches> caches,
+    int slots)
+    : model_(std::move(model)),
+      caches_(std::move(caches)),
+      sampler_(slots, model_->vocabulary()),
+      last_tokens_(mx::zeros({slots}, mx::int32)) {}
+
+Model& ModelRunner::model() {
+  return *model_;
+}
+
+mx::array ModelRunner::ids(const Plan& plan) const {
+  // Into the slots' last tokens, followed by the ids that the host knows.
+  const int slots = last_tokens_.shape(0);
+  std::vector<int32_t> known, index;
+  for (const RowStep& row : plan.rows) {
+    if (row.ids.empty()) {
+      index.push_back(row.slot);
+    }
+    for (int32_t id : row.ids) {
+      index.push_back(slots + static_cast<int>(known.size()));
+      known.push_back(id);
+    }
+  }
+  if (known.size() == index.size()) {
+    return int_array(known);
+  }
+  if (known.empty()) {
+    return mx::take(last_tokens_, int_array(index), 0);
+  }
+  return mx::take(
+      mx::concatenate({last_tokens_, int_array(known)}, 0),
+      int_array(index),
+      0);
+}
+
+void ModelRunner::launch(const Plan& plan) {
+  for (const Join& join : plan.joins) {
+    sampler_.join(join);
+  }
+  Step step;
+  step.rows = plan.rows;
+  std::vector<Span> spans;
+  int first = 0;
+  for (size_t r = 0; r < plan.rows.size(); ++r) {
+    const RowStep& row = plan.rows[r];
+    spans.push_back({first, row.count, row.start, row.blocks, row.rope_length});
+    first += row.count;
+    step.tops.push_back(sampler_.sampling(row.slot).logprobs);
+    if (row.sample) {
+      step.sampled.push_back(static_cast<int>(r));
+    }
+    if (!row.score_ids.empty()) {
+      step.scored.push_back(static_cast<int>(r));
+    }
+  }
+  caches_->begin(std::move(spans));
+  auto hidden = model_->hidden(ids(plan), *caches_);
+  // The KV of every layer hangs on it: a chunk that samples nothing runs too.
+  step.outputs.push_back(hidden);
+  score_prompt(step, hidden);
+  sample(step, hidden);
+  mx::async_eval(step.outputs);
+  under_way_.push_back(std::move(step));
+}
+
+void ModelRunner::score_prompt(Step& step, const mx::array& hidden) {
+  int first = 0;
+  size_t next = 0;
+  for (size_t r = 0; r < step.rows.size(); ++r) {
+    const RowStep& row = step.rows[r];
+    if (next < step.scored.size() && step.scored[next] == static_cast<int>(r)) {
+      ++next;
+      const int top = std::max(0, step.tops[r]);
+      const int many = static_cast<int>(row.score_ids.size());
+      std::vector<mx::array> chosen, ids, tops;
+      for (int at = 0; at < many; at += score_chunk) {
+        const int end = std::min(many, at + score_chunk);
+        const int from = first + row.score;
+        auto part =
+            mx::slice(hidden, {from + at, 0}, {from + end, hidden.shape(1)});
+        std::vector<int32_t> targets(
+            row.score_ids.begin() + at, row.score_ids.begin() + end);
+        auto s = score(
+            model_->logits(part),
+            int_array(targets),
+            std::min(top, model_->vocabulary()));
+        chosen.push_back(s.chosen);
+        if (s.ids) {
+          ids.push_back(*s.ids);
+          tops.push_back(*s.top);
+        }
+      }
+      Scores all{mx::concatenate(chosen, 0)};
+      step.outputs.push_back(all.chosen);
+      if (!ids.empty()) {
+        all.ids = mx::concatenate(ids, 0);
+        all.top = mx::concatenate(tops, 0);
+        step.outputs.push_back(*all.ids);
+        step.outputs.push_back(*all.top);
+      }
+      step.scores.push_back(std::move(all));
+    }
+    first += row.count;
+  }
+}
+
+void ModelRunner::sample(Step& step, const mx::array& hidden) {
+  if (step.sampled.empty()) {
+    return;
+  }
+  std::vector<const RowStep*> rows;
+  std::vector<int32_t> slots, last;
+  int first = 0;
+  for (const RowStep& row : step.rows) {
+    first += row.count;
+    if (row.sample) {
+      rows.push_back(&row);
+      slots.push_back(row.slot);
+      last.push_back(first - 1);
+    }
+  }
+  auto heads = static_cast<int>(last.size()) == hidden.shape(0)
+      ? hidden
+      : mx::take(hidden, int_array(last), 0);
+  step.tokens = sampler_.sample(model_->logits(heads), rows);
+  last_tokens_ = mx::put_along_axis(
+      last_tokens_, int_array(slots), step.tokens->tokens, 0);
+  step.outputs.push_back(step.tokens->tokens);
+  step.outputs.push_back(last_tokens_);
+  if (step.tokens->scores) {
+    step.outputs.push_back(step.tokens->scores->chosen);
+    if (step.tokens->scores->ids) {
+      step.outputs.push_back(*step.tokens->scores->ids);
+      step.outputs.push_back(*step.tokens->scores->top);
+    }
+  }
+}
+
+std::vector<RowResult> ModelRunner::collect() {
+  check(!under_way_.empty(), "collect needs a launched step");
+  Step step = std::move(under_way_.front());
+  under_way_.pop_front();
+  mx::eval(step.outputs);
+
+  std::vector<RowResult> results(step.rows.size());
+  for (size_t r = 0; r < step.rows.size(); ++r) {
+    results[r].slot = step.rows[r].slot;
+  }
+  for (size_t i = 0; i < step.sampled.size(); ++i) {
+    const int r = step.sampled[i];
+    const int top = step.tops[r];
+    const Scores* scores = top >= 0 ? &step.tokens->scores.value() : nullptr;
+    const int32_t id = step.tokens->tokens.data<int32_t>()[i];
+    results[r].sampled = scored(scores, static_cast<int>(i), id, top);
+  }
+  for (size_t i = 0; i < step.scored.size(); ++i) {
+    const RowStep& row = step.rows[step.scored[i]];
+    const int top = step.tops[step.scored[i]];
+    for (size_t p = 0; p < row.score_ids.size(); ++p) {
+      results[step.scored[i]].prompt.push_back(
+          scored(&step.scores[i], static_cast<int>(p), row.score_ids[p], top));
+    }
+  }
+  return results;
+}
+
+void ModelRunner::reset() {
+  under_way_.clear();
+  mx::synchronize();
+}
+
+} // namespace parallm

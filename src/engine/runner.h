@@ -1,0 +1,53 @@
+// The runner that owns a model and its caches: a plan's rows become one flat
+// forward pass, then tokens. The next step is launched before the last one's
+// tokens are read: a decoding row's id is taken, on the device, from what its
+// slot sampled last. One device-to-host sync a step. Engine thread only.
+#pragma once
+
+#include "engine/plan.h"
+#include "engine/sampler.h"
+#include "models/model.h"
+
+#include <deque>
+#include <memory>
+
+namespace parallm {
+
+class ModelRunner : public Runner {
+ public:
+  ModelRunner(
+      std::unique_ptr<Model> model,
+      std::unique_ptr<Caches> caches,
+      int slots);
+
+  void launch(const Plan& plan) override;
+  std::vector<RowResult> collect() override;
+  void reset() override;
+
+  Model& model();
+
+ private:
+  /** A launched step: what to read once it is done. */
+  struct Step {
+    std::vector<RowStep> rows;
+    std::vector<int> sampled; // which of rows
+    std::vector<int> scored;
+    std::vector<int> tops; // each row's `logprobs`: by the time of reading
+                           // its slot may belong to another row
+    std::optional<Sampled> tokens;
+    std::vector<Scores> scores; // one for each of `scored`
+    std::vector<mx::array> outputs;
+  };
+
+  mx::array ids(const Plan& plan) const;
+  void score_prompt(Step& step, const mx::array& hidden);
+  void sample(Step& step, const mx::array& hidden);
+
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<Caches> caches_;
+  Sampler sampler_;
+  mx::array last_tokens_; // [slots] int32
+  std::deque<Step> under_way_;
+};
+
+} // namespace parallm

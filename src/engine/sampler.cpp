@@ -1,0 +1,244 @@
+#include "engine/sampler.h"
+
+#include "base/error.h"
+#include "nn/pick.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace parallm {
+
+namespace {
+
+template <typename T>
+mx::array column(const std::vector<T>& values) {
+  return mx::array(values.data(), {static_cast<int>(values.size())});
+}
+
+bool has_penalty(const Sampling& s) {
+  return s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f ||
+      s.frequency_penalty != 0.0f;
+}
+
+/** Adds logit_bias, and -inf for end tokens that may not come yet, in one
+ * scatter. */
+mx::array bias(
+    const mx::array& logits,
+    const std::vector<int32_t>& rows,
+    const std::vector<int32_t>& ids,
+    const std::vector<float>& values) {
+  if (rows.empty()) {
+    return logits;
+  }
+  auto updates =
+      mx::reshape(column(values), {static_cast<int>(values.size()), 1, 1});
+  return mx::scatter_add(logits, {column(rows), column(ids)}, updates, {0, 1});
+}
+
+/** Keeps the tokens whose bit is set. Rows without a grammar come with every
+ * bit set. */
+mx::array mask(
+    const mx::array& logits,
+    const std::vector<const RowStep*>& rows) {
+  if (std::all_of(rows.begin(), rows.end(), [](const RowStep* r) {
+        return r->allowed.empty();
+      })) {
+    return logits;
+  }
+  const int V = logits.shape(1);
+  const int words = (V + 31) / 32;
+  const int R = static_cast<int>(rows.size());
+  std::vector<uint32_t> bits;
+  bits.reserve(static_cast<size_t>(R) * words);
+  for (const RowStep* row : rows) {
+    if (row->allowed.empty()) {
+      bits.insert(bits.end(), words, ~uint32_t{0});
+    } else {
+      check(
+          static_cast<int>(row->allowed.size()) == words,
+          "a grammar's mask is as wide as the vocabulary");
+      bits.insert(bits.end(), row->allowed.begin(), row->allowed.end());
+    }
+  }
+  auto packed = mx::array(bits.data(), {R, words, 1}, mx::uint32);
+  auto shifts = mx::arange(0, 32, mx::uint32);
+  auto allowed = mx::reshape(
+      mx::bitwise_and(
+          mx::right_shift(packed, shifts), mx::array(1, mx::uint32)),
+      {R, words * 32});
+  allowed = mx::slice(allowed, {0, 0}, {R, V});
+  return mx::where(
+      mx::astype(allowed, mx::bool_),
+      logits,
+      mx::array(-std::numeric_limits<float>::infinity()));
+}
+
+} // namespace
+
+Scores score(const mx::array& logits, const mx::array& tokens, int top) {
+  auto logprobs = mx::subtract(
+      mx::astype(logits, mx::float32),
+      mx::logsumexp(mx::astype(logits, mx::float32), 1, true));
+  Scores scores{mx::squeeze(
+      mx::take_along_axis(logprobs, mx::expand_dims(tokens, 1), 1), 1)};
+  if (top > 0) {
+    const int R = logits.shape(0);
+    auto ids = mx::slice(
+        mx::argpartition(mx::negative(logprobs), top - 1, 1), {0, 0}, {R, top});
+    auto values = mx::take_along_axis(logprobs, ids, 1);
+    auto order = mx::argsort(mx::negative(values), 1);
+    scores.ids = mx::astype(mx::take_along_axis(ids, order, 1), mx::int32);
+    scores.top = mx::take_along_axis(values, order, 1);
+  }
+  return scores;
+}
+
+Sampler::Sampler(int slots, int vocabulary)
+    : vocabulary_(vocabulary), slots_(slots) {}
+
+const Sampling& Sampler::sampling(int slot) const {
+  return slots_.at(slot).sampling;
+}
+
+void Sampler::join(const Join& join) {
+  slots_.at(join.slot) = {join.sampling, join.end_ids};
+  if (!has_penalty(join.sampling)) {
+    return;
+  }
+  const int slots = static_cast<int>(slots_.size());
+  if (!made_) {
+    in_prompt_ = mx::zeros({slots, vocabulary_}, mx::float32);
+    made_ = mx::zeros({slots, vocabulary_}, mx::float32);
+  }
+  std::vector<float> seen(vocabulary_), made(vocabulary_);
+  for (int32_t id : join.prompt) {
+    seen[id] = 1;
+  }
+  for (int32_t id : join.generated) {
+    made[id] += 1;
+  }
+  const auto put = [&](const mx::array& all, const std::vector<float>& row) {
+    return mx::slice_update(
+        all,
+        mx::array(row.data(), {1, vocabulary_}),
+        mx::Shape{join.slot, 0},
+        mx::Shape{join.slot + 1, vocabulary_});
+  };
+  in_prompt_ = put(*in_prompt_, seen);
+  made_ = put(*made_, made);
+}
+
+mx::array Sampler::penalize(
+    const mx::array& logits,
+    const std::vector<const RowStep*>& rows,
+    const std::vector<int>& penalized) {
+  std::vector<int32_t> slots;
+  std::vector<float> repetition, presence, frequency;
+  for (int r : penalized) {
+    const Sampling& s = sampling(rows[r]->slot);
+    slots.push_back(rows[r]->slot);
+    repetition.push_back(s.repetition_penalty);
+    presence.push_back(s.presence_penalty);
+    frequency.push_back(s.frequency_penalty);
+  }
+  const auto values = [](const std::vector<float>& v) {
+    return mx::expand_dims(column(v), 1);
+  };
+  auto index = column(slots);
+  auto made = mx::take(*made_, index, 0);
+  auto prompt = mx::take(*in_prompt_, index, 0);
+  auto was_made = mx::greater(made, mx::array(0.0f));
+  auto seen = mx::logical_or(was_made, mx::greater(prompt, mx::array(0.0f)));
+
+  auto l = mx::take(logits, column(penalized), 0);
+  auto divided = mx::where(
+      mx::greater(l, mx::array(0.0f)),
+      mx::divide(l, values(repetition)),
+      mx::multiply(l, values(repetition)));
+  l = mx::where(seen, divided, l);
+  l = mx::subtract(l, mx::multiply(made, values(frequency)));
+  l = mx::subtract(
+      l, mx::multiply(mx::astype(was_made, mx::float32), values(presence)));
+
+  // Row r of the result is its penalized self, or itself.
+  std::vector<int32_t> order(rows.size());
+  for (size_t r = 0; r < rows.size(); ++r) {
+    order[r] = static_cast<int32_t>(r);
+  }
+  for (size_t i = 0; i < penalized.size(); ++i) {
+    order[penalized[i]] = static_cast<int32_t>(rows.size() + i);
+  }
+  return mx::take(mx::concatenate({logits, l}, 0), column(order), 0);
+}
+
+void Sampler::count(
+    const std::vector<const RowStep*>& rows,
+    const std::vector<int>& penalized,
+    const mx::array& tokens) {
+  std::vector<int32_t> slots;
+  for (int r : penalized) {
+    slots.push_back(rows[r]->slot);
+  }
+  auto ones = mx::ones({static_cast<int>(slots.size()), 1, 1}, mx::float32);
+  made_ = mx::scatter_add(
+      *made_,
+      {column(slots), mx::take(tokens, column(penalized), 0)},
+      ones,
+      {0, 1});
+}
+
+Sampled Sampler::sample(
+    mx::array logits,
+    const std::vector<const RowStep*>& rows) {
+  const auto raw = mx::astype(logits, mx::float32);
+  std::vector<int> penalized;
+  std::vector<int32_t> bias_rows, bias_ids, top_k;
+  std::vector<float> bias_values, temperature, top_p, min_p, draws;
+  int top = -1;
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const RowStep& row = *rows[r];
+    const Slot& slot = slots_.at(row.slot);
+    const Sampling& s = slot.sampling;
+    const auto add = [&](int32_t id, float value) {
+      bias_rows.push_back(static_cast<int32_t>(r));
+      bias_ids.push_back(id);
+      bias_values.push_back(value);
+    };
+    if (has_penalty(s)) {
+      penalized.push_back(static_cast<int>(r));
+    }
+    for (auto [id, value] : s.logit_bias) {
+      add(id, value);
+    }
+    if (row.draw_index < s.min_tokens) {
+      for (int32_t id : slot.end_ids) {
+        add(id, -std::numeric_limits<float>::infinity());
+      }
+    }
+    temperature.push_back(s.temperature);
+    top_k.push_back(s.top_k);
+    top_p.push_back(s.top_p);
+    min_p.push_back(s.min_p);
+    draws.push_back(draw(s.seed, row.draw_index));
+    top = std::max(top, s.logprobs);
+  }
+
+  auto l = penalized.empty() ? raw : penalize(raw, rows, penalized);
+  l = mask(bias(l, bias_rows, bias_ids, bias_values), rows);
+  Sampled sampled{pick(
+      l,
+      {column(temperature),
+       column(top_k),
+       column(top_p),
+       column(min_p),
+       column(draws)})};
+  if (!penalized.empty()) {
+    count(rows, penalized, sampled.tokens);
+  }
+  if (top >= 0) {
+    sampled.scores = score(raw, sampled.tokens, std::min(top, vocabulary_));
+  }
+  return sampled;
+}
+
+} // namespace parallm

@@ -1,0 +1,67 @@
+// From logits to tokens: each row's penalties, biases, bans and filters as
+// arrays over the rows of one step, so that no value takes a request off the
+// batch path. Keeps, per slot, which tokens a row has seen and made, on the
+// device: the host learns a token one step later than the next step needs it.
+// Engine thread only.
+#pragma once
+
+#include "engine/plan.h"
+
+#include <mlx/mlx.h>
+
+#include <optional>
+#include <vector>
+
+namespace parallm {
+namespace mx = mlx::core;
+
+/** Log probabilities of R tokens, still on the device. */
+struct Scores {
+  mx::array chosen; // [R] float32
+  std::optional<mx::array> ids; // [R,K] int32, most likely first
+  std::optional<mx::array> top; // [R,K] float32
+};
+
+struct Sampled {
+  mx::array tokens; // [R] int32
+  std::optional<Scores> scores;
+};
+
+/** Log probabilities of `tokens` [R] under softmax(logits [R,V]), and of the
+ * `top` most likely tokens. */
+Scores score(const mx::array& logits, const mx::array& tokens, int top);
+
+class Sampler {
+ public:
+  Sampler(int slots, int vocabulary);
+
+  void join(const Join& join);
+  /** logits [R,V] in any float type; rows[r] is the plan's row for logits row
+   * r, with `sample` set. */
+  Sampled sample(mx::array logits, const std::vector<const RowStep*>& rows);
+  const Sampling& sampling(int slot) const;
+
+ private:
+  struct Slot {
+    Sampling sampling;
+    std::vector<int32_t> end_ids;
+  };
+
+  mx::array penalize(
+      const mx::array& logits,
+      const std::vector<const RowStep*>& rows,
+      const std::vector<int>& penalized);
+  void count(
+      const std::vector<const RowStep*>& rows,
+      const std::vector<int>& penalized,
+      const mx::array& tokens);
+
+  int vocabulary_;
+  std::vector<Slot> slots_;
+  // [slots, V] float32, made when the first row with a penalty joins: whether
+  // the prompt has the token; how often the output has it.
+  std::optional<mx::array> in_prompt_;
+  std::optional<mx::array> made_;
+};
+
+} // namespace parallm

@@ -1,0 +1,45 @@
+// The work of paged_attention (ops.h), without MLX: row-contiguous memory in
+// and out.
+#pragma once
+
+#include "kernels/cpu/elements.h"
+
+namespace parallm::cpu {
+
+struct AttentionJob {
+  size_t tokens, heads, kv_heads, dim, v_dim; // T, H, G, D, Dv
+  const void* q; // [T,H,D]
+  const void* k; // [T,G,D]
+  const void* v; // [T,G,Dv]
+  Type type; // of q, k, v and out
+  const float* cos; // [T, rope_dims/2]
+  const float* sin;
+  void* k_pool; // [blocks, block_size, G, D]
+  void* v_pool; // [blocks, block_size, G, Dv]
+  Type pool_type;
+  size_t blocks, block_size;
+  const int32_t* spans; // [span_count, 3]: first, count, offset
+  size_t span_count;
+  const int32_t* table; // [span_count, table_width]
+  size_t table_width;
+  const float* sinks; // [H] or null
+  float scale;
+  size_t window; // 0: none
+  float softcap; // 0: none
+  size_t rope_dims;
+  bool rope_traditional;
+  float rope_magnitude;
+  void* out; // [T,H,Dv]
+
+  /** Where position `p` of a span's sequence lies in the pools, in rows of [G,
+   * D]. */
+  size_t place(size_t span, size_t p) const {
+    return table[span * table_width + p / block_size] * block_size +
+        p % block_size;
+  }
+};
+
+/** Throws where spans or table point outside the step or the pools. */
+void run_attention(const AttentionJob& job);
+
+} // namespace parallm::cpu

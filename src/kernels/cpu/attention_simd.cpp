@@ -1,0 +1,392 @@
+// Attention over a paged cache with the online softmax (Milakov and Gimelshein,
+// arXiv 1805.02867; tiled as in FlashAttention, arXiv 2205.14135). A query's
+// positions are taken in tiles that begin at multiples of `tile_width` in its
+// own sequence, so its sums have one order whichever queries share the loads.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/attention_simd.cpp"
+#include "kernels/cpu/targets.h"
+
+#include <hwy/foreach_target.h>
+
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/simd-inl.h"
+
+#include <hwy/contrib/math/math-inl.h>
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <vector>
+
+HWY_BEFORE_NAMESPACE();
+namespace parallm::cpu {
+namespace HWY_NAMESPACE {
+
+constexpr size_t tile_width = 32; // positions
+constexpr size_t tile_rows =
+    32; // query heads of one kv head that share loads, about
+constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+
+enum Scratch { scratch_head, scratch_item };
+
+/** Rotates the first rope_dims of one head of token t. */
+HWY_NOINLINE void rotate(const AttentionJob& job, size_t t, float* x) {
+  const size_t half = job.rope_dims / 2;
+  const float* cos = job.cos + t * half;
+  const float* sin = job.sin + t * half;
+  const size_t pair = job.rope_traditional ? 1 : half;
+  const size_t step = job.rope_traditional ? 2 : 1;
+  for (size_t i = 0; i < half; i++) {
+    const float c = cos[i] * job.rope_magnitude;
+    const float s = sin[i] * job.rope_magnitude;
+    float& first = x[i * step];
+    float& second = x[i * step + pair];
+    const float a = first, b = second;
+    first = a * c - b * s;
+    second = a * s + b * c;
+  }
+}
+
+/** Writes the keys, rotated, and the values of a token of a span to the pools.
+ */
+template <class T, class P>
+void write_token(const AttentionJob& job, size_t span, size_t i) {
+  const size_t t = job.spans[span * 3] + i;
+  const size_t place = job.place(span, job.spans[span * 3 + 2] + i);
+  const size_t G = job.kv_heads, D = job.dim, Dv = job.v_dim;
+  float* head = thread_scratch(scratch_head, round_up(std::max(D, Dv), lanes));
+  for (size_t g = 0; g < G; g++) {
+    widen(static_cast<const T*>(job.k) + (t * G + g) * D, D, head, 0);
+    rotate(job, t, head);
+    narrow(head, D, static_cast<P*>(job.k_pool) + (place * G + g) * D);
+    widen(static_cast<const T*>(job.v) + (t * G + g) * Dv, Dv, head, 0);
+    narrow(head, Dv, static_cast<P*>(job.v_pool) + (place * G + g) * Dv);
+  }
+}
+
+/** Queries [first, first + count) of a span, all heads of one kv head. */
+struct Item {
+  size_t span, first, count, kv_head;
+};
+
+/** What an item keeps: a row is one head of one query. */
+struct State {
+  size_t rows, dim, v_dim; // dims rounded up to whole vectors
+  float* q; // [rows, dim], rotated and scaled
+  float* k; // [tile_width, dim]
+  float* v; // [tile_width, v_dim]
+  float* scores; // [rows, tile_width]
+  float* out; // [rows, v_dim], not yet divided by mass
+  float* top; // [rows] greatest score so far
+  float* mass; // [rows] sum of exp(score - top)
+
+  State(const AttentionJob& job, const Item& item) {
+    rows = item.count * (job.heads / job.kv_heads);
+    dim = round_up(job.dim, lanes);
+    v_dim = round_up(job.v_dim, lanes);
+    const size_t padded_rows = round_up(rows, 16); // keeps what follows aligned
+    float* next = thread_scratch(
+        scratch_item,
+        (rows + tile_width) * (dim + v_dim) + rows * tile_width +
+            2 * padded_rows);
+    const auto take = [&](size_t count) {
+      return std::exchange(next, next + count);
+    };
+    top = take(padded_rows);
+    mass = take(padded_rows);
+    scores = take(rows * tile_width);
+    q = take(rows * dim);
+    k = take(tile_width * dim);
+    v = take(tile_width * v_dim);
+    out = take(rows * v_dim);
+  }
+};
+
+/** The positions [begin, end) that a query sees. */
+struct Range {
+  size_t begin, end;
+};
+
+Range visible(const AttentionJob& job, size_t position) {
+  const size_t end = position + 1;
+  return {job.window > 0 && end > job.window ? end - job.window : 0, end};
+}
+
+/** The part of `range` in the tile that begins at `base`, counted from base. */
+Range within(Range range, size_t base) {
+  const size_t begin = std::max(range.begin, base) - base;
+  const size_t end = std::min(range.end, base + tile_width);
+  return end > base + begin ? Range{begin, end - base} : Range{0, 0};
+}
+
+template <class T>
+void load_queries(const AttentionJob& job, const Item& item, State& state) {
+  const size_t heads = job.heads / job.kv_heads;
+  for (size_t row = 0; row < state.rows; row++) {
+    const size_t t = job.spans[item.span * 3] + item.first + row / heads;
+    const size_t h = item.kv_head * heads + row % heads;
+    float* q = state.q + row * state.dim;
+    widen(
+        static_cast<const T*>(job.q) + (t * job.heads + h) * job.dim,
+        job.dim,
+        q,
+        state.dim);
+    rotate(job, t, q);
+    const V scale = hn::Set(F32(), job.scale);
+    for (size_t i = 0; i < state.dim; i += lanes) {
+      store(hn::Mul(load(q + i), scale), q + i);
+    }
+    // A sink is a score that is there from the start and has no value.
+    state.top[row] = job.sinks ? job.sinks[h] : minus_infinity;
+    state.mass[row] = job.sinks ? 1.0f : 0.0f;
+  }
+  std::memset(state.out, 0, state.rows * state.v_dim * sizeof(float));
+}
+
+template <class P>
+void load_tile(
+    const AttentionJob& job,
+    const Item& item,
+    size_t base,
+    Range part,
+    State& state) {
+  for (size_t j = part.begin; j < part.end; j++) {
+    const size_t head =
+        job.place(item.span, base + j) * job.kv_heads + item.kv_head;
+    widen(
+        static_cast<const P*>(job.k_pool) + head * job.dim,
+        job.dim,
+        state.k + j * state.dim,
+        state.dim);
+    widen(
+        static_cast<const P*>(job.v_pool) + head * job.v_dim,
+        job.v_dim,
+        state.v + j * state.v_dim,
+        state.v_dim);
+  }
+}
+
+float exp_of(float x) {
+  return hn::GetLane(hn::Exp(F32(), hn::Set(F32(), x)));
+}
+
+/** A row's scores in a tile to weights exp(score - top); top, mass and out
+ * follow a greater top. */
+void soften(const AttentionJob& job, State& state, size_t row, Range part) {
+  const F32 d;
+  float* scores = state.scores + row * tile_width;
+  if (job.softcap > 0) {
+    const V cap = hn::Set(d, job.softcap);
+    for (size_t j = 0; j < tile_width; j += lanes) {
+      const V s = hn::Div(load(scores + j), cap);
+      store(hn::Mul(cap, hn::Tanh(d, s)), scores + j);
+    }
+  }
+  std::fill(scores, scores + part.begin, minus_infinity);
+  std::fill(scores + part.end, scores + tile_width, minus_infinity);
+  V greatest = load(scores);
+  for (size_t j = lanes; j < tile_width; j += lanes) {
+    greatest = hn::Max(greatest, load(scores + j));
+  }
+  const float before = state.top[row];
+  const float top = std::max(before, hn::GetLane(hn::MaxOfLanes(d, greatest)));
+  V total = hn::Zero(d);
+  for (size_t j = 0; j < tile_width; j += lanes) {
+    const V p = hn::Exp(d, hn::Sub(load(scores + j), hn::Set(d, top)));
+    total = hn::Add(total, p);
+    store(p, scores + j);
+  }
+  if (top != before) {
+    const float shrink = exp_of(before - top);
+    state.top[row] = top;
+    state.mass[row] *= shrink;
+    float* out = state.out + row * state.v_dim;
+    for (size_t i = 0; i < state.v_dim; i += lanes) {
+      store(hn::Mul(load(out + i), hn::Set(d, shrink)), out + i);
+    }
+  }
+  state.mass[row] += sum(total);
+}
+
+/** out[row] += weights . v for `Rows` rows that see the same part of a tile,
+ * `Vectors` vectors of Dv at a time. */
+template <int Rows, int Vectors>
+HWY_INLINE size_t add_values(State& state, size_t row, Range part, size_t i) {
+  for (; i + Vectors * lanes <= state.v_dim; i += Vectors * lanes) {
+    V acc[Rows][Vectors];
+    float* out = state.out + row * state.v_dim + i;
+    const float* weights = state.scores + row * tile_width;
+    for (int r = 0; r < Rows; r++) {
+      for (int c = 0; c < Vectors; c++) {
+        acc[r][c] = load(out + r * state.v_dim + c * lanes);
+      }
+    }
+    for (size_t j = part.begin; j < part.end; j++) {
+      V v[Vectors];
+      for (int c = 0; c < Vectors; c++) {
+        v[c] = load(state.v + j * state.v_dim + i + c * lanes);
+      }
+      for (int r = 0; r < Rows; r++) {
+        const V weight = hn::Set(F32(), weights[r * tile_width + j]);
+        for (int c = 0; c < Vectors; c++) {
+          acc[r][c] = hn::MulAdd(weight, v[c], acc[r][c]);
+        }
+      }
+    }
+    for (int r = 0; r < Rows; r++) {
+      for (int c = 0; c < Vectors; c++) {
+        store(acc[r][c], out + r * state.v_dim + c * lanes);
+      }
+    }
+  }
+  return i;
+}
+
+template <int Rows>
+void add_values(State& state, size_t row, Range part) {
+  const size_t i = add_values < Rows, Rows == 1 ? 4 : 2 > (state, row, part, 0);
+  add_values<Rows, 1>(state, row, part, i);
+}
+
+template <class T, class P>
+void attend(const AttentionJob& job, const Item& item) {
+  State state(job, item);
+  load_queries<T>(job, item, state);
+  const size_t heads = job.heads / job.kv_heads;
+  const size_t position = job.spans[item.span * 3 + 2] + item.first;
+  const Range all{visible(job, position).begin, position + item.count};
+  const auto part_of = [&](size_t row, size_t base) {
+    return within(visible(job, position + row / heads), base);
+  };
+  for (size_t base = all.begin / tile_width * tile_width; base < all.end;
+       base += tile_width) {
+    const Range part = within(all, base);
+    load_tile<P>(job, item, base, part, state);
+    std::memset(state.scores, 0, state.rows * tile_width * sizeof(float));
+    multiply<4>(
+        state.q,
+        state.dim,
+        state.rows,
+        part.end - part.begin,
+        [&](size_t n) {
+          return DenseColumn<float>{state.k + (part.begin + n) * state.dim};
+        },
+        state.dim,
+        state.dim,
+        state.scores + part.begin,
+        tile_width);
+    for (size_t row = 0; row < state.rows; row++) {
+      const Range seen = part_of(row, base);
+      if (seen.end > 0) {
+        soften(job, state, row, seen);
+      }
+    }
+    for (size_t row = 0; row < state.rows;) {
+      const Range seen = part_of(row, base);
+      const Range fourth =
+          row + 4 <= state.rows ? part_of(row + 3, base) : Range{1, 0};
+      if (seen.begin == fourth.begin && seen.end == fourth.end) {
+        add_values<4>(state, row, seen);
+        row += 4;
+      } else {
+        add_values<1>(state, row, seen);
+        row++;
+      }
+    }
+  }
+  for (size_t row = 0; row < state.rows; row++) {
+    const size_t t = job.spans[item.span * 3] + item.first + row / heads;
+    const size_t h = item.kv_head * heads + row % heads;
+    float* out = state.out + row * state.v_dim;
+    for (size_t i = 0; i < state.v_dim; i += lanes) {
+      store(hn::Div(load(out + i), hn::Set(F32(), state.mass[row])), out + i);
+    }
+    narrow(
+        out,
+        job.v_dim,
+        static_cast<T*>(job.out) + (t * job.heads + h) * job.v_dim);
+  }
+}
+
+template <class T, class P>
+void run(const AttentionJob& job) {
+  std::vector<Item> tokens, items;
+  const size_t heads = job.heads / job.kv_heads;
+  const size_t most = std::max<size_t>(1, tile_rows / heads);
+  for (size_t span = 0; span < job.span_count; span++) {
+    const size_t count = job.spans[span * 3 + 1];
+    for (size_t i = 0; i < count; i += most) {
+      const size_t queries = std::min(most, count - i);
+      tokens.push_back({span, i, queries, 0});
+      for (size_t g = 0; g < job.kv_heads; g++) {
+        items.push_back({span, i, queries, g});
+      }
+    }
+  }
+  const auto write = [&](size_t n) {
+    for (size_t i = 0; i < tokens[n].count; i++) {
+      write_token<T, P>(job, tokens[n].span, tokens[n].first + i);
+    }
+  };
+  if (job.tokens * job.kv_heads * job.dim < 8192) {
+    for (size_t n = 0; n < tokens.size(); n++) { // sooner than waking a thread
+      write(n);
+    }
+  } else {
+    parallel_for(tokens.size(), write);
+  }
+  parallel_for(items.size(), [&](size_t n) { attend<T, P>(job, items[n]); });
+}
+
+void Run(const AttentionJob& job) {
+  with_type(job.type, job.q, [&]<class T>(const T*) {
+    with_type(job.pool_type, job.q, [&]<class P>(const P*) { run<T, P>(job); });
+  });
+}
+
+} // namespace HWY_NAMESPACE
+} // namespace parallm::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace parallm::cpu {
+HWY_EXPORT(Run);
+
+namespace {
+
+void check_job(const AttentionJob& job) {
+  const auto holds = [](bool fact, const char* what) {
+    if (!fact) {
+      throw std::invalid_argument(std::string("[paged_attention] ") + what);
+    }
+  };
+  for (size_t r = 0; r < job.span_count; r++) {
+    const int64_t first = job.spans[r * 3], count = job.spans[r * 3 + 1],
+                  offset = job.spans[r * 3 + 2];
+    holds(
+        first >= 0 && count >= 0 && offset >= 0 &&
+            first + count <= static_cast<int64_t>(job.tokens),
+        "a span lies outside the step");
+    const size_t used = (offset + count + job.block_size - 1) / job.block_size;
+    holds(used <= job.table_width, "a span is longer than its table row");
+    // Blocks that only positions before every window use may be gone.
+    const size_t seen = job.window > 0 && offset + 1 > int64_t(job.window)
+        ? offset + 1 - job.window
+        : 0;
+    for (size_t b = seen / job.block_size; count > 0 && b < used; b++) {
+      const int64_t id = job.table[r * job.table_width + b];
+      holds(
+          id >= 0 && id < static_cast<int64_t>(job.blocks),
+          "a table row names a block outside the pool");
+    }
+  }
+}
+
+} // namespace
+
+void run_attention(const AttentionJob& job) {
+  check_job(job);
+  HWY_DYNAMIC_DISPATCH(Run)(job);
+}
+} // namespace parallm::cpu
+#endif

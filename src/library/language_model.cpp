@@ -1,0 +1,201 @@
+#include "library/mlx_parallm.h"
+
+#include "base/error.h"
+#include "base/file.h"
+#include "engine/runner.h"
+#include "library/memory.h"
+#include "library/text_files.h"
+#include "models/checkpoint.h"
+
+#include <boost/json.hpp>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <chrono>
+
+namespace parallm {
+
+namespace {
+
+std::string name(mx::Dtype dtype) {
+  return dtype == mx::float32 ? "float32"
+      : dtype == mx::float16  ? "float16"
+                              : "bfloat16";
+}
+
+std::optional<mx::Dtype> wanted_dtype(const std::string& text) {
+  if (text.empty()) {
+    return {};
+  }
+  if (text == "float32") {
+    return mx::float32;
+  }
+  if (text == "float16") {
+    return mx::float16;
+  }
+  if (text == "bfloat16") {
+    return mx::bfloat16;
+  }
+  fail_field(
+      "dtype",
+      "[load] dtype must be float32, float16 or bfloat16; got {}",
+      text);
+}
+
+/** Blocks that the KV cache gets: what was asked for, or half of the free
+ * memory, but no more than all rows can use. */
+int capacity(
+    const LoadOptions& load,
+    const EngineOptions& engine,
+    size_t block_bytes) {
+  const size_t context_blocks =
+      (engine.max_context + engine.block_size - 1) / engine.block_size;
+  const size_t most = context_blocks * engine.max_rows;
+  size_t blocks = load.kv_cache_bytes > 0
+      ? load.kv_cache_bytes / block_bytes
+      : std::min(most, free_memory() / 2 / block_bytes);
+  if (blocks == 0) {
+    fail(
+        Kind::invalid,
+        "[load] the KV cache's memory must hold at least one block of {} "
+        "tokens, {} bytes; got {}",
+        engine.block_size,
+        block_bytes,
+        load.kv_cache_bytes);
+  }
+  return static_cast<int>(std::min<size_t>(blocks, 1 << 26));
+}
+
+} // namespace
+
+struct LanguageModel::Parts {
+  ModelInfo info;
+  std::optional<Tokenizer> tokenizer;
+  std::optional<ChatTemplate> chat_template;
+  std::unique_ptr<Engine> engine;
+};
+
+namespace {
+
+/** On the engine's thread: files to a runner, and what they say to `info` and
+ * `engine`. */
+std::unique_ptr<Runner> load(
+    const LoadOptions& options,
+    ModelInfo& info,
+    EngineOptions& engine,
+    std::optional<TextFiles>& text) {
+  const auto start = std::chrono::steady_clock::now();
+  Checkpoint checkpoint =
+      open_checkpoint(info.path, {.dtype = wanted_dtype(options.dtype)});
+  text = text_files(info.path, checkpoint);
+  auto model = make_model(checkpoint.config, checkpoint.weights);
+  const bool cpu = mx::default_device() == mx::Device::cpu;
+  info.model_type = checkpoint.config.text("model_type");
+  info.device = cpu ? "cpu" : "gpu";
+  info.dtype = name(checkpoint.dtype);
+  info.kv_dtype = name(checkpoint.kv_dtype);
+  info.vocabulary = model->vocabulary();
+  info.end_ids = checkpoint.eos_ids;
+  info.bos = checkpoint.bos_id;
+  info.temperature = checkpoint.generation.temperature;
+  info.top_p = checkpoint.generation.top_p;
+  info.top_k = checkpoint.generation.top_k;
+  info.repetition_penalty = checkpoint.generation.repetition_penalty;
+
+  const int own = checkpoint.config.count("max_position_embeddings", 2048);
+  engine.max_context = options.max_context > 0 ? options.max_context : own;
+  info.max_context = engine.max_context;
+  engine.vocabulary = info.vocabulary;
+  engine.end_ids = info.end_ids;
+  engine.max_rows = options.max_rows;
+  // A step should be over before a reader notices: CPUs read prompts slowly.
+  engine.prefill_tokens = options.prefill_tokens > 0 ? options.prefill_tokens
+      : cpu                                          ? 256
+                                                     : 2048;
+  engine.mixed_tokens = options.mixed_tokens > 0 ? options.mixed_tokens
+      : cpu                                      ? 32
+                                                 : 512;
+
+  KVOptions kv{.block_size = engine.block_size, .dtype = checkpoint.kv_dtype};
+  const auto specs = model->cache_specs();
+  const size_t block_bytes = kv_block_bytes(specs, kv);
+  engine.blocks = kv.blocks = capacity(options, engine, block_bytes);
+  info.kv_bytes = block_bytes * engine.blocks;
+  info.kv_tokens = engine.blocks * engine.block_size;
+  auto runner = std::make_unique<ModelRunner>(
+      std::move(model), make_paged_caches(specs, kv), engine.max_rows);
+  info.load_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start)
+          .count();
+  return runner;
+}
+
+} // namespace
+
+LanguageModel::LanguageModel(
+    const std::string& path,
+    const LoadOptions& options)
+    : parts_(std::make_unique<Parts>()) {
+  parts_->info.path = path;
+  EngineOptions engine;
+  engine.max_waiting = options.max_waiting;
+  engine.prefix_cache = options.prefix_cache;
+  std::optional<TextFiles> text;
+  parts_->engine =
+      std::make_unique<Engine>(engine, [&](EngineOptions& completed) {
+        return load(options, parts_->info, completed, text);
+      });
+
+  parts_->tokenizer.emplace(text->tokenizer_json);
+  if (parts_->tokenizer->size() > parts_->info.vocabulary) {
+    spdlog::warn(
+        "the tokenizer has {} ids, the model's logits are {} wide: prompts "
+        "with ids beyond are refused",
+        parts_->tokenizer->size(),
+        parts_->info.vocabulary);
+  }
+  const std::string& source = options.chat_template.empty()
+      ? text->chat_template
+      : options.chat_template;
+  if (!source.empty()) {
+    parts_->chat_template.emplace(source, text->special_tokens);
+  }
+}
+
+LanguageModel::~LanguageModel() = default;
+LanguageModel::LanguageModel(LanguageModel&&) noexcept = default;
+
+const ModelInfo& LanguageModel::info() const {
+  return parts_->info;
+}
+
+const Tokenizer& LanguageModel::tokenizer() const {
+  return *parts_->tokenizer;
+}
+
+const ChatTemplate* LanguageModel::chat_template() const {
+  return parts_->chat_template ? &*parts_->chat_template : nullptr;
+}
+
+Engine& LanguageModel::engine() {
+  return *parts_->engine;
+}
+
+std::vector<int32_t> LanguageModel::chat_prompt(
+    const std::string& message) const {
+  if (!parts_->chat_template) {
+    fail(
+        Kind::invalid,
+        "[chat] the model {} has no chat template; --chat-template gives one",
+        parts_->info.path);
+  }
+  boost::json::object variables{
+      {"messages",
+       boost::json::array{{{"role", "user"}, {"content", message}}}},
+      {"add_generation_prompt", true}};
+  // The template writes BOS and its like itself.
+  return parts_->tokenizer->encode(
+      parts_->chat_template->render(boost::json::serialize(variables)), false);
+}
+
+} // namespace parallm

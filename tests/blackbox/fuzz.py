@@ -1,0 +1,107 @@
+"""A seeded generator of request bodies that are wrong in every way: types, ranges, nesting, encodings, cut JSON."""
+import json
+import random
+
+from serving import NAME
+
+FIELDS = (
+    "model prompt messages max_tokens max_completion_tokens temperature top_p top_k min_p n stream stream_options stop"
+    " seed logit_bias logprobs top_logprobs echo suffix best_of presence_penalty frequency_penalty repetition_penalty"
+    " min_tokens ignore_eos stop_token_ids response_format tools tool_choice user metadata prompt_logprobs priority"
+    " guided_regex structured_outputs return_token_ids cache_salt add_special_tokens chat_template_kwargs"
+).split()
+PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/perplexity")
+STRINGS = ("", "x", "\0", "\ud800", "é" * 50, "👩‍👩‍👧", "<|im_start|>", "{{ 7 * 7 }}", "../../etc/passwd", "a" * 3000, "%s%n", "null")
+NUMBERS = (
+    0, -1, 1, 2, 1.5, -0.0, 1e308, -1e308, 5e-324, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64, -(2**63), 10**40, 49151,
+    49152, 1e400,
+)  # fmt: skip
+
+
+def anything(rng, depth=0):
+    kind = rng.randrange(8 if depth < 4 else 5)
+    if kind == 0:
+        return rng.choice(NUMBERS)
+    if kind == 1:
+        return rng.choice(STRINGS)
+    if kind == 2:
+        return rng.choice((None, True, False))
+    if kind == 3:
+        return rng.uniform(-3, 3)
+    if kind == 4:
+        return "".join(chr(rng.randrange(1, 0x3000)) for _ in range(rng.randrange(12)))
+    if kind == 5:
+        return [anything(rng, depth + 1) for _ in range(rng.randrange(5))]
+    if kind == 6:
+        return {rng.choice(FIELDS + ["role", "content", "type", "text"]): anything(rng, depth + 1) for _ in range(rng.randrange(5))}
+    return {rng.choice(STRINGS): anything(rng, depth + 1)}
+
+
+def right(rng, path):
+    """A body that would be answered, cheaply."""
+    if path == "/v1/perplexity":
+        return {"model": NAME, "text": "ab"}
+    body = {"model": NAME, "max_tokens": 1, "temperature": rng.choice((0, 1))}
+    if path == "/v1/completions":
+        return {**body, "prompt": rng.choice(("Hi", [1, 2], ["a", "b"]))}
+    return {**body, "messages": [{"role": "user", "content": "Hi"}]}
+
+
+def cheap(body):
+    """Keeps what happens to be valid from being long: the test is about refusing, not about generating."""
+    for field, most in (("max_tokens", 1), ("max_completion_tokens", 1), ("n", 2), ("best_of", 2)):
+        value = body.get(field)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and most < value < 10**4:
+            body[field] = most
+    if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
+        body["max_tokens"] = 1
+    for field in ("prompt", "messages", "text"):
+        if isinstance(body.get(field), str) and len(body[field]) > 100:
+            body[field] = body[field][:100]
+    return body
+
+
+def wrong_bytes(rng, data):
+    """Damages the encoded body."""
+    data = bytearray(data)
+    for _ in range(rng.randrange(1, 4)):
+        kind = rng.randrange(4)
+        at = rng.randrange(len(data) + 1)
+        if kind == 0:
+            del data[at:]
+        elif kind == 1:
+            data[at:at] = rng.randbytes(rng.randrange(1, 6))
+        elif kind == 2:
+            data[at:at] = rng.choice((b"{", b"[", b'"', b",", b"}", b"\\u", b"\xff\xfe", b"\xc0\x80", b"[" * 600))
+        else:
+            del data[at:at + rng.randrange(1, 5)]
+    return bytes(data)
+
+
+def body(rng):
+    """(path, bytes): a request that is probably malformed."""
+    path = rng.choice(PATHS)
+    kind = rng.randrange(10)
+    if kind == 0:
+        return path, rng.randbytes(rng.randrange(80))
+    if kind == 1:
+        return path, encode(anything(rng))
+    made = right(rng, path)
+    if kind == 2:
+        return path, wrong_bytes(rng, encode(made))
+    if kind == 3:
+        made.pop(rng.choice(list(made)))
+    for _ in range(rng.randrange(1, 4)):
+        made[rng.choice(FIELDS)] = anything(rng)
+    data = encode(cheap(made))
+    return path, wrong_bytes(rng, data) if kind == 4 else data
+
+
+def encode(value):
+    """JSON as Python writes it: NaN-free, but with 1e400 as Infinity and lone surrogates escaped."""
+    return json.dumps(value, ensure_ascii=True).encode()
+
+
+def bodies(seed, count):
+    rng = random.Random(seed)
+    return [body(rng) for _ in range(count)]

@@ -1,0 +1,243 @@
+// Hand-written stand-ins. FakeRunner's next token is a pure function of all
+// tokens of the sequence so far, which it reads back through the block tables
+// it is given from a simulated KV pool, as a model would: a wrong table,
+// position, order, share or join changes the output (or throws).
+#pragma once
+
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <deque>
+#include <map>
+#include <set>
+#include <stdexcept>
+
+namespace parallm::fakes {
+
+constexpr int vocabulary = 48;
+constexpr int32_t end_id = 1;
+constexpr int32_t poison_id = 2; // a step that reads it fails
+constexpr int32_t first_plain_id = 3;
+
+inline uint64_t mix(uint64_t hash, uint64_t value) {
+  hash = (hash ^ value) * 0x9E3779B97F4A7C15;
+  return hash ^ (hash >> 29);
+}
+
+inline uint64_t hash_of(std::span<const int32_t> tokens) {
+  uint64_t hash = 7;
+  for (int32_t token : tokens) {
+    hash = mix(hash, static_cast<uint32_t>(token));
+  }
+  return hash;
+}
+
+/** The token after `tokens`: one of the allowed, never poison. */
+inline int32_t next_token(
+    std::span<const int32_t> tokens,
+    const Sampling& sampling,
+    int draw_index,
+    std::span<const int32_t> end_ids,
+    std::span<const uint32_t> allowed) {
+  std::vector<int32_t> can;
+  for (int32_t id = 0; id < vocabulary; ++id) {
+    const bool ends =
+        std::find(end_ids.begin(), end_ids.end(), id) != end_ids.end();
+    if (id != poison_id && !(ends && draw_index < sampling.min_tokens) &&
+        (allowed.empty() || (allowed[id / 32] >> (id % 32) & 1))) {
+      can.push_back(id);
+    }
+  }
+  return can.at(
+      mix(mix(hash_of(tokens), sampling.seed), draw_index) % can.size());
+}
+
+inline float score_of(std::span<const int32_t> tokens) {
+  return static_cast<float>(hash_of(tokens) % 4096);
+}
+
+/** Allows ids of one residue, which depends on what it accepted so far; throws
+ * at its `throws_at`-th call. */
+class FakeMask : public TokenMask {
+ public:
+  explicit FakeMask(int throws_at = -1) : throws_at_(throws_at) {}
+  void allowed(std::span<uint32_t> words) override {
+    if (calls_++ == throws_at_) {
+      throw std::runtime_error("mask");
+    }
+    for (int32_t id = 0; id < vocabulary; ++id) {
+      if (id % 3 == static_cast<int>(state_ % 3)) {
+        words[id / 32] |= 1u << (id % 32);
+      }
+    }
+  }
+  void accept(int32_t token) override {
+    state_ = mix(state_, token);
+  }
+
+ private:
+  int throws_at_;
+  int calls_ = 0;
+  uint64_t state_ = 0;
+};
+
+class FakeRunner : public Runner {
+ public:
+  FakeRunner(int blocks, int block_size)
+      : size_(block_size), pool_(blocks * block_size, -1) {}
+
+  std::set<uint64_t> fail_launch, fail_collect; // plan numbers, once each
+  std::atomic<int> launches = 0;
+
+  void launch(const Plan& plan) override {
+    require(under_way_.size() < 2, "at most two steps are under way");
+    ++launches;
+    if (fail_launch.erase(plan.number)) {
+      throw std::runtime_error("launch");
+    }
+    for (const Join& join : plan.joins) {
+      slots_[join.slot] = {join, join.prompt};
+      auto& history = slots_[join.slot].history;
+      history.insert(
+          history.end(), join.generated.begin(), join.generated.end());
+    }
+    for (const RowStep& row : plan.rows) {
+      write(row);
+    }
+    Step step{plan.number, {}, false};
+    for (const RowStep& row : plan.rows) {
+      step.results.push_back(read(row, step.poisoned));
+    }
+    under_way_.push_back(std::move(step));
+  }
+
+  std::vector<RowResult> collect() override {
+    require(!under_way_.empty(), "there is a step to collect");
+    Step step = std::move(under_way_.front());
+    under_way_.pop_front();
+    if (step.poisoned || fail_collect.erase(step.number)) {
+      throw std::runtime_error("collect");
+    }
+    return std::move(step.results);
+  }
+
+  void reset() override {
+    under_way_.clear();
+    slots_.clear();
+    std::fill(pool_.begin(), pool_.end(), -1);
+  }
+
+ private:
+  struct Slot {
+    Join join;
+    std::vector<int32_t> history;
+  };
+  struct Step {
+    uint64_t number;
+    std::vector<RowResult> results;
+    bool poisoned;
+  };
+
+  static void require(bool holds, const char* what) {
+    if (!holds) {
+      throw std::logic_error(what);
+    }
+  }
+
+  int32_t& place(const RowStep& row, int position) {
+    return pool_.at(row.blocks.at(position / size_) * size_ + position % size_);
+  }
+
+  void write(const RowStep& row) {
+    require(
+        row.ids.empty() ? row.count == 1 : row.ids.size() == size_t(row.count),
+        "as many ids as tokens");
+    for (int i = 0; i < row.count; ++i) {
+      place(row, row.start + i) =
+          row.ids.empty() ? slots_.at(row.slot).history.back() : row.ids[i];
+    }
+  }
+
+  RowResult read(const RowStep& row, bool& poisoned) {
+    std::vector<int32_t> tokens;
+    for (int p = 0; p < row.start + row.count; ++p) {
+      tokens.push_back(place(row, p));
+      poisoned = poisoned || tokens.back() == poison_id;
+    }
+    Slot& slot = slots_.at(row.slot);
+    RowResult result;
+    result.slot = row.slot;
+    for (size_t i = 0; i < row.score_ids.size(); ++i) {
+      auto seen = std::span(tokens).first(row.start + row.score + i + 1);
+      result.prompt.push_back({{row.score_ids[i], score_of(seen)}, {}});
+    }
+    if (row.sample) {
+      require(tokens == slot.history, "KV and history are one sequence");
+      require(
+          row.draw_index ==
+              static_cast<int>(tokens.size() - slot.join.prompt.size()),
+          "draw_index counts the output");
+      require(
+          row.rope_length == static_cast<int>(slot.join.prompt.size()),
+          "rope_length is the prompt's");
+      const int32_t id = next_token(
+          tokens,
+          slot.join.sampling,
+          row.draw_index,
+          slot.join.end_ids,
+          row.allowed);
+      slot.history.push_back(id);
+      result.sampled.token = {id, 0};
+    }
+    return result;
+  }
+
+  int size_;
+  std::vector<int32_t> pool_;
+  std::map<int, Slot> slots_;
+  std::deque<Step> under_way_;
+};
+
+struct Output {
+  std::vector<int32_t> tokens;
+  Finish finish = Finish::none;
+  std::vector<Scored> prompt;
+};
+
+/** What a request gives, by definition. */
+inline Output alone(const Request& request, TokenMask* mask) {
+  Output out;
+  const Sampling& sampling = request.sampling;
+  std::vector<int32_t> ends = sampling.stop_token_ids;
+  if (!sampling.ignore_eos) {
+    ends.push_back(end_id);
+  }
+  auto tokens = request.prompt;
+  for (size_t i = 1; sampling.prompt_logprobs && i < tokens.size(); ++i) {
+    out.prompt.push_back(
+        {{tokens[i], score_of(std::span(tokens).first(i))}, {}});
+  }
+  while (static_cast<int>(out.tokens.size()) < request.max_tokens) {
+    std::vector<uint32_t> words;
+    if (mask) {
+      words.assign((vocabulary + 31) / 32, 0);
+      mask->allowed(words);
+    }
+    const int32_t id =
+        next_token(tokens, sampling, out.tokens.size(), ends, words);
+    tokens.push_back(id);
+    out.tokens.push_back(id);
+    if (std::find(ends.begin(), ends.end(), id) != ends.end()) {
+      out.finish = Finish::stop;
+      return out;
+    }
+    if (mask) {
+      mask->accept(id);
+    }
+  }
+  out.finish = Finish::length;
+  return out;
+}
+
+} // namespace parallm::fakes

