@@ -63,7 +63,7 @@ class KernelLayer : public Cache {
          .softcap = how.softcap,
          .rope_dims = rope ? rope->dims : 0,
          .rope_traditional = rope && rope->traditional,
-         .rope_magnitude = rope ? rope->magnitude : 1});
+         .rope_magnitude = 1}); // the tables hold it already
   }
 
  private:
@@ -227,7 +227,7 @@ class PagedCaches : public Caches {
     for (auto& spec : specs) {
       block_bytes_ += size_t(options.block_size) * spec.kv_heads *
           (spec.head_dim + spec.v_head_dim) * options.dtype.size();
-      if (cpu_kernels && kernels) {
+      if (kernels) {
         layers_.push_back(std::make_unique<KernelLayer>(spec, options, now_));
       } else {
         layers_.push_back(std::make_unique<OpsLayer>(spec, options, now_));
