@@ -1,6 +1,7 @@
 #include "api/answers.h"
 
 #include "base/json.h"
+#include "text/utf8.h"
 
 #include <algorithm>
 #include <charconv>

@@ -1,5 +1,6 @@
 // Log probabilities as OpenAI's two APIs write them.
 #include "api/choices.h"
+#include "text/utf8.h"
 
 #include <algorithm>
 #include <cmath>

@@ -13,7 +13,7 @@ namespace {
 
 using prometheus::MetricType;
 
-// Twenty megabytes of samples are no help: the buckets of vLLM's dashboards.
+// The range of vLLM's dashboards: a millisecond to the better part of an hour.
 const prometheus::Histogram::BucketBoundaries seconds_buckets = {
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1,  0.25,  0.5,   0.75,
     1.0,   2.5,   5.0,  7.5,  10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0};
@@ -258,6 +258,8 @@ std::string Metrics::debug(const Engine* engine) {
   out["batches_processed"] = now.steps;
   out["avg_batch_fill_pct"] =
       100 * share(now.decode_rows, now.decode_steps * rows);
+  out["batch_fill_hist"] =
+      json::array(now.batch_fill.begin(), now.batch_fill.end());
   out["queue_depth_last"] = now.waiting;
   out["stream_batches_processed"] =
       static_cast<uint64_t>(streamed_.Value()); // streams share every batch

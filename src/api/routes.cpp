@@ -23,7 +23,10 @@ std::span<const Route> routes() {
 }
 
 const Route* find_route(HttpRequest& request, std::string& allow) {
-  std::string_view method = request.method == "HEAD" ? "GET" : request.method;
+  std::string_view method = request.method;
+  if (method == "HEAD") {
+    method = "GET";
+  }
   for (const Route& route : routes()) {
     bool open_end = route.path.ends_with('*');
     std::string_view fixed = route.path.substr(0, route.path.size() - open_end);

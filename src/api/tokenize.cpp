@@ -4,6 +4,7 @@
 #include "api/choices.h"
 #include "api/routes.h"
 #include "api/schema.h"
+#include "text/utf8.h"
 
 namespace parallm {
 

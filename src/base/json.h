@@ -26,7 +26,4 @@ std::string json_excerpt(const json::value& value, size_t limit = 60);
  * is written as -1.46. */
 double shortest(float value);
 
-/** `text` with each byte that is not part of valid UTF-8 replaced by U+FFFD. */
-std::string valid_utf8(std::string_view text);
-
 } // namespace parallm

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "engine/plan.h"
 
+#include <array>
 #include <chrono>
 #include <functional>
 #include <future>
@@ -79,6 +80,7 @@ struct EngineStats {
   uint64_t preemptions = 0, cancelled = 0, failed = 0, finished_stop = 0, finished_length = 0;
   uint64_t decode_rows = 0;                     // summed over steps: decode_rows / decode_steps = mean batch
   uint64_t decode_steps = 0, prefill_steps = 0;
+  std::array<uint64_t, 10> batch_fill{};        // steps by tenths of max_rows that were filled
   double prefill_seconds = 0, decode_seconds = 0; // time of steps that held prompt tokens / only decoding rows
 };
 

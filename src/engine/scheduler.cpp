@@ -86,6 +86,8 @@ Plan Scheduler::plan() {
     plan.number = ++last_plan_;
     ++stats_.steps;
     stats_.prefill_steps += flight.prefill;
+    const size_t tenth = 10 * plan.rows.size() / options_.max_rows;
+    ++stats_.batch_fill[std::min<size_t>(tenth, 9)];
     flights_.push_back(std::move(flight));
   }
   return plan;

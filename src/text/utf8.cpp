@@ -63,4 +63,12 @@ void Utf8::flush(std::string& out) {
   }
 }
 
+std::string valid_utf8(std::string_view bytes) {
+  std::string out;
+  Utf8 utf8;
+  utf8.push(bytes, out);
+  utf8.flush(out);
+  return out;
+}
+
 } // namespace parallm

@@ -20,4 +20,7 @@ class Utf8 {
   std::string kept_; // at most 3 bytes
 };
 
+/** All of `bytes` at once. */
+std::string valid_utf8(std::string_view bytes);
+
 } // namespace parallm
