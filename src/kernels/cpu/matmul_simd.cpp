@@ -265,13 +265,11 @@ void unpack(
   }
 }
 
-/** x as floats, K rounded up to whole vectors with zeros. Many rows get a
- * distance that spreads them over the L1 cache's sets. */
+/** x as floats, K rounded up to whole vectors with zeros. Floats are copied
+ * too: a tile reads them again and again, so they had better lie aligned, and
+ * at a distance that spreads them over the L1 cache's sets. */
 Rows float_rows(const MatmulJob& job) {
   const size_t padded = round_up(job.inner, lanes);
-  if (job.x_type == Type::f32 && padded == job.inner && job.rows <= few_rows) {
-    return {static_cast<const float*>(job.x), padded};
-  }
   const size_t stride = round_up(job.inner, 16) + 16;
   float* rows = thread_scratch(scratch_x, job.rows * stride);
   with_type(job.x_type, job.x, [&](auto* x) {

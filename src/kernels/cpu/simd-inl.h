@@ -96,6 +96,43 @@ HWY_INLINE float sum(V v) {
   return hn::GetLane(hn::SumOfLanes(F32(), v));
 }
 
+#if HWY_TARGET == HWY_SCALAR
+HWY_INLINE void sum_four(V a, V b, V c, V d, float* out) {
+  out[0] = sum(a);
+  out[1] = sum(b);
+  out[2] = sum(c);
+  out[3] = sum(d);
+}
+#else
+HWY_INLINE hn::Vec<hn::Full128<float>> fold(hn::Vec<hn::Full128<float>> v) {
+  return v;
+}
+
+/** A vector's halves added until 4 lanes are left. */
+template <class Wide>
+HWY_INLINE hn::Vec<hn::Full128<float>> fold(Wide v) {
+  const hn::DFromV<Wide> d;
+  return fold(
+      hn::Add(hn::LowerHalf(v), hn::UpperHalf(hn::Half<decltype(d)>(), v)));
+}
+
+/** out[i] = the sum of the i-th vector's lanes: (l0 + l2) + (l1 + l3), once
+ * folded. Four together take half the shuffles of four alone. */
+HWY_INLINE void sum_four(V a, V b, V c, V d, float* out) {
+  const hn::Full128<float> d4;
+  const auto a4 = fold(a), b4 = fold(b), c4 = fold(c), e4 = fold(d);
+  const auto ab =
+      hn::Add(hn::InterleaveLower(d4, a4, b4), hn::InterleaveUpper(d4, a4, b4));
+  const auto cd =
+      hn::Add(hn::InterleaveLower(d4, c4, e4), hn::InterleaveUpper(d4, c4, e4));
+  hn::StoreU(
+      hn::Add(
+          hn::ConcatLowerLower(d4, cd, ab), hn::ConcatUpperUpper(d4, cd, ab)),
+      d4,
+      out);
+}
+#endif
+
 /** Dense weights [columns, K] for `multiply`. A kind of weights gives columns
  * by number; a column gives its floats, a vector at a time. */
 template <class T>
@@ -158,10 +195,10 @@ HWY_INLINE void tile(
       }
     }
   }
-  for (int m = 0; m < MR; m++) {
-    for (int n = 0; n < NR; n++) {
-      out[m][n] = sum(acc[m][n]);
-    }
+  static_assert(MR * NR % 4 == 0);
+  const auto at = [&](int i) -> V { return acc[i / NR][i % NR]; };
+  for (int i = 0; i < MR * NR; i += 4) {
+    sum_four(at(i), at(i + 1), at(i + 2), at(i + 3), &out[0][0] + i);
   }
 }
 
