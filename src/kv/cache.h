@@ -63,8 +63,6 @@ class Caches {
   virtual Cache& layer(int index) = 0;
   /** Opens a step; every `attend` until the next `begin` belongs to it. */
   virtual void begin(std::vector<Span> spans) = 0;
-  /** Bytes that one block takes over all layers. */
-  virtual size_t block_bytes() const = 0;
 };
 
 struct KVOptions {
@@ -72,6 +70,11 @@ struct KVOptions {
   int blocks = 0;
   mx::Dtype dtype = mx::float16;
 };
+
+/** Bytes that one block takes over all layers. */
+size_t kv_block_bytes(
+    const std::vector<CacheSpec>& layers,
+    const KVOptions& options);
 
 /** kv/paged.cpp: a pool of blocks a layer. On a CPU the attention is
  * kernels/cpu's, elsewhere (or with `mlx_ops`, for tests) it is made of MLX's

@@ -63,7 +63,7 @@ class KernelLayer : public Cache {
          .softcap = how.softcap,
          .rope_dims = rope ? rope->dims : 0,
          .rope_traditional = rope && rope->traditional,
-         .rope_magnitude = rope ? rope->magnitude : 1});
+         .rope_magnitude = 1}); // the tables hold it already
   }
 
  private:
@@ -225,9 +225,7 @@ class PagedCaches : public Caches {
       bool kernels)
       : options_(options) {
     for (auto& spec : specs) {
-      block_bytes_ += size_t(options.block_size) * spec.kv_heads *
-          (spec.head_dim + spec.v_head_dim) * options.dtype.size();
-      if (cpu_kernels && kernels) {
+      if (kernels) {
         layers_.push_back(std::make_unique<KernelLayer>(spec, options, now_));
       } else {
         layers_.push_back(std::make_unique<OpsLayer>(spec, options, now_));
@@ -245,19 +243,25 @@ class PagedCaches : public Caches {
     now_ = &*step_;
   }
 
-  size_t block_bytes() const override {
-    return block_bytes_;
-  }
-
  private:
   KVOptions options_;
   std::vector<std::unique_ptr<Cache>> layers_;
   std::optional<Step> step_;
   Step* now_ = nullptr; // what the layers read
-  size_t block_bytes_ = 0;
 };
 
 } // namespace
+
+size_t kv_block_bytes(
+    const std::vector<CacheSpec>& layers,
+    const KVOptions& options) {
+  size_t bytes = 0;
+  for (const CacheSpec& spec : layers) {
+    bytes += size_t(options.block_size) * spec.kv_heads *
+        (spec.head_dim + spec.v_head_dim) * options.dtype.size();
+  }
+  return bytes;
+}
 
 std::unique_ptr<Caches> make_paged_caches(
     const std::vector<CacheSpec>& layers,

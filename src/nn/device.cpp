@@ -8,7 +8,7 @@ namespace {
 thread_local bool forced = false;
 }
 
-bool wants_cpu_kernels() {
+bool on_cpu() {
   return !forced && mlx::core::default_device() == mlx::core::Device::cpu;
 }
 

@@ -4,16 +4,9 @@
 
 namespace parallm {
 
-/** False until kernels/cpu has all of ops.h. */
-inline constexpr bool cpu_kernels = false;
-
-/** The default device is a CPU and nobody forces MLX's ops. */
-bool wants_cpu_kernels();
-
-/** kernels/cpu does the work. Else MLX's own ops do. */
-inline bool on_cpu() {
-  return cpu_kernels && wants_cpu_kernels();
-}
+/** The default device is a CPU: kernels/cpu does the work. Else MLX's own ops
+ * do. */
+bool on_cpu();
 
 /** For tests: MLX's own ops on a CPU too. Set it before weights are loaded. */
 void force_mlx_ops(bool force);

@@ -263,14 +263,11 @@ void attend(const AttentionJob& job, const Item& item) {
     const Range part = within(all, base);
     load_tile<P>(job, item, base, part, state);
     std::memset(state.scores, 0, state.rows * tile_width * sizeof(float));
-    multiply<4>(
-        state.q,
-        state.dim,
+    multiply(
+        Rows{state.q, state.dim},
         state.rows,
+        Dense<float>{state.k + part.begin * state.dim, state.dim},
         part.end - part.begin,
-        [&](size_t n) {
-          return DenseColumn<float>{state.k + (part.begin + n) * state.dim};
-        },
         state.dim,
         state.dim,
         state.scores + part.begin,

@@ -18,9 +18,10 @@ namespace HWY_NAMESPACE {
 // and is part of the fixed order of the sums.
 constexpr size_t stretch = 1024;
 constexpr size_t max_columns = 64; // of one chunk of work
-constexpr size_t max_direct_rows =
-    8; // more rows: w is dequantized once to floats, then shared by all
-
+constexpr size_t few_rows = 8;
+// Distance of a stretch's columns in scratch: not a power of two, as columns
+// that far apart would all fall into the same few sets of the L1 cache.
+constexpr size_t spacing = stretch + 16;
 enum Scratch {
   scratch_x,
   scratch_sums,
@@ -29,93 +30,143 @@ enum Scratch {
   scratch_bytes
 };
 
-/** Scale and bias of a column's groups in one stretch. */
+/** Scales and biases of columns' groups in one stretch, as floats. */
 struct Groups {
   const float* scales;
   const float* biases;
+  size_t stride;
+
+  Groups of(size_t n) const {
+    return {scales + n * stride, biases + n * stride, stride};
+  }
 };
 
-/** A column of 2- or 4-bit weights: uint32 words, the first weight in the
- * lowest bits. */
-template <int Bits>
-struct PackedColumn {
-  static constexpr size_t per_word = 32 / Bits;
+/** 4-bit weights: uint32 words of 8, the first in the lowest bits. */
+struct Nibbles {
+  static constexpr int most_rows = 8;
 
-  const uint32_t* words;
-  Groups groups;
-  V scale, bias; // where a table of all 16 values fits in a vector: `scale` is
-                 // that table
+  struct Column {
+    const uint32_t* words;
+    Groups groups;
+    V scale, bias;
 
-  static constexpr bool table = Bits == 4 && lanes == 16;
+    // A vector of 16 floats holds what each of the 16 values stands for.
+    static constexpr bool table = HWY_TARGET == HWY_AVX3;
 
-  HWY_INLINE void begin_group(size_t g) {
-    const F32 d;
-    scale = hn::Set(d, groups.scales[g]);
-    bias = hn::Set(d, groups.biases[g]);
-    if constexpr (table) {
-      scale = hn::MulAdd(hn::Iota(d, 0.0f), scale, bias);
+    HWY_INLINE void begin_group(size_t g) {
+      const F32 d;
+      scale = hn::Set(d, groups.scales[g]);
+      bias = hn::Set(d, groups.biases[g]);
+      if constexpr (table) {
+        scale = hn::MulAdd(hn::Iota(d, 0.0f), scale, bias);
+      }
     }
-  }
 
-  HWY_INLINE V at(size_t k) const {
-    const U32 du;
-    const VU shifted = hn::Shr(word(k), shifts(k));
+    HWY_INLINE V at(size_t k) const {
+      const U32 du;
+      const VU lane = hn::Iota(du, static_cast<uint32_t>(k % 8));
+      const VU shift = hn::ShiftLeft<2>(hn::And(lane, hn::Set(du, 7)));
+      const VU shifted = hn::Shr(word(k), shift);
 #if HWY_TARGET == HWY_AVX3
-    if constexpr (table) {
       // The permutation reads an index's low 4 bits only: no mask is needed.
       return V{_mm512_permutexvar_ps(shifted.raw, scale.raw)};
-    }
+#else
+      const VU q = hn::And(shifted, hn::Set(du, 15));
+      const auto i = hn::BitCast(hn::RebindToSigned<U32>(), q);
+      return hn::MulAdd(hn::ConvertTo(F32(), i), scale, bias);
 #endif
-    const VU q = hn::And(shifted, hn::Set(du, (1u << Bits) - 1));
-    return hn::MulAdd(
-        hn::ConvertTo(F32(), hn::BitCast(hn::RebindToSigned<U32>(), q)),
-        scale,
-        bias);
-  }
-
- private:
-  HWY_INLINE VU word(size_t k) const {
-    const U32 du;
-    const uint32_t* at = words + k / per_word;
-    if constexpr (lanes <= per_word) {
-      return hn::Set(du, *at);
-    } else {
-      static_assert(lanes <= 2 * per_word);
-      return hn::IfThenElse(
-          hn::FirstN(du, per_word), hn::Set(du, at[0]), hn::Set(du, at[1]));
     }
-  }
 
-  static HWY_INLINE VU shifts(size_t k) {
-    const U32 du;
-    const VU lane = hn::Iota(du, static_cast<uint32_t>(k % per_word));
-    return hn::ShiftLeft < Bits == 4
-        ? 2
-        : 1 > (hn::And(lane, hn::Set(du, per_word - 1)));
-  }
-};
+   private:
+    HWY_INLINE VU word(size_t k) const {
+      const U32 du;
+      const uint32_t* at = words + k / 8;
+      if constexpr (lanes <= 8) {
+        return hn::Set(du, *at);
+      } else {
+        return hn::IfThenElse(
+            hn::FirstN(du, 8), hn::Set(du, at[0]), hn::Set(du, at[1]));
+      }
+    }
+  };
 
-/** A column of 8-bit weights, or of weights that were spread to bytes. */
-struct ByteColumn {
-  const uint8_t* bytes;
+  const uint32_t* words;
+  size_t stride;
   Groups groups;
-  V scale, bias;
 
-  HWY_INLINE void begin_group(size_t g) {
-    scale = hn::Set(F32(), groups.scales[g]);
-    bias = hn::Set(F32(), groups.biases[g]);
-  }
-
-  HWY_INLINE V at(size_t k) const {
-    const hn::RebindToSigned<U32> di;
-    const auto q =
-        hn::PromoteTo(di, hn::LoadU(hn::Rebind<uint8_t, F32>(), bytes + k));
-    return hn::MulAdd(hn::ConvertTo(F32(), q), scale, bias);
+  HWY_INLINE Column column(size_t n) const {
+    Column c;
+    c.words = words + n * stride;
+    c.groups = groups.of(n);
+    return c;
   }
 };
 
-/** Widths 3, 5 and 6: 8 weights are a little-endian number of `Bits` bytes.
- * Gives one byte to each weight. */
+/** 8-bit weights, and other widths once they are spread to bytes. */
+struct Bytes {
+  static constexpr int most_rows = 8;
+
+  struct Column {
+    const uint8_t* bytes;
+    Groups groups;
+    V scale, bias;
+
+    HWY_INLINE void begin_group(size_t g) {
+      scale = hn::Set(F32(), groups.scales[g]);
+      bias = hn::Set(F32(), groups.biases[g]);
+    }
+
+    HWY_INLINE V at(size_t k) const {
+      const hn::RebindToSigned<U32> di;
+      const auto q =
+          hn::PromoteTo(di, hn::LoadU(hn::Rebind<uint8_t, F32>(), bytes + k));
+      return hn::MulAdd(hn::ConvertTo(F32(), q), scale, bias);
+    }
+  };
+
+  const uint8_t* bytes;
+  size_t stride;
+  Groups groups;
+
+  HWY_INLINE Column column(size_t n) const {
+    Column c;
+    c.bytes = bytes + n * stride;
+    c.groups = groups.of(n);
+    return c;
+  }
+};
+
+/** Columns [first, first + count), stretch [k, k + length) of K. */
+struct Part {
+  size_t first, count, k, length;
+};
+
+Groups open_groups(const MatmulJob& job, const Part& part) {
+  const size_t row = job.inner / job.group, used = part.length / job.group;
+  // Where a stretch is all of K, the columns' groups lie in one piece.
+  const bool whole = used == row;
+  const size_t stride = whole ? row : round_up(used, lanes);
+  const size_t size = round_up(part.count * stride, lanes);
+  float* scales = thread_scratch(scratch_scales, 2 * size);
+  float* biases = scales + size;
+  const auto read = [&](const void* from, float* to) {
+    with_type(job.w_type, from, [&](auto* values) {
+      values += part.first * row + part.k / job.group;
+      if (whole) {
+        return widen(values, part.count * row, to, 0);
+      }
+      for (size_t n = 0; n < part.count; n++) {
+        widen(values + n * row, used, to + n * stride, 0);
+      }
+    });
+  };
+  read(job.scales, scales);
+  read(job.biases, biases);
+  return {scales, biases, stride};
+}
+
+/** One byte to each weight; 8 weights are a little-endian number of `Bits`
+ * bytes. */
 template <int Bits>
 void spread(const uint8_t* packed, size_t count, uint8_t* bytes) {
   constexpr uint64_t mask = (1u << Bits) - 1;
@@ -124,139 +175,112 @@ void spread(const uint8_t* packed, size_t count, uint8_t* bytes) {
     for (int b = 0; b < Bits; b++) {
       v |= static_cast<uint64_t>(packed[b]) << (8 * b);
     }
-    for (int j = 0; j < 8; j++) {
-      bytes[i + j] = static_cast<uint8_t>((v >> (Bits * j)) & mask);
+    // Halves, quarters and eighths move apart, each to its own bytes.
+    constexpr uint64_t low4 = (uint64_t{1} << (4 * Bits)) - 1;
+    constexpr uint64_t low2 =
+        ((uint64_t{1} << (2 * Bits)) - 1) * 0x0000000100000001;
+    v = (v & low4) | (v >> (4 * Bits) << 32);
+    v = (v & low2) | ((v >> (2 * Bits) & low2) << 16);
+    constexpr uint64_t low1 = mask * 0x0001000100010001;
+    v = (v & low1) | ((v >> Bits & low1) << 8);
+    for (int b = 0; b < 8; b++) {
+      bytes[i + b] = static_cast<uint8_t>(v >> (8 * b));
     }
   }
 }
 
-/** Quantized weights of a chunk of columns, one stretch of K at a time. */
-template <int Bits>
-class QuantizedBlock {
- public:
-  explicit QuantizedBlock(const MatmulJob& job) : job_(job) {}
+template <class Weights>
+struct Opened; // what of() gives: a part's weights
 
-  size_t group() const {
-    return job_.group;
-  }
-
-  void open(size_t first, size_t count, size_t k, size_t length) {
-    first_ = first;
-    k_ = k;
-    length_ = length;
-    groups_ = round_up(length / job_.group, lanes);
-    scales_ = thread_scratch(scratch_scales, 2 * count * groups_);
-    biases_ = scales_ + count * groups_;
-    read_groups(job_.scales, count, scales_);
-    read_groups(job_.biases, count, biases_);
-    if constexpr (spreads) {
-      bytes_ = reinterpret_cast<uint8_t*>(
-          thread_scratch(scratch_bytes, count * stretch / sizeof(float)));
-      for (size_t n = 0; n < count; n++) {
-        spread<Bits>(packed(n), length, bytes_ + n * stretch);
-      }
-    }
-  }
-
-  HWY_INLINE auto column(size_t n) const {
-    const Groups groups{scales_ + n * groups_, biases_ + n * groups_};
-    if constexpr (spreads) {
-      return ByteColumn{bytes_ + n * stretch, groups, {}, {}};
-    } else if constexpr (Bits == 8) {
-      return ByteColumn{packed(n), groups, {}, {}};
-    } else {
-      return PackedColumn<Bits>{
-          reinterpret_cast<const uint32_t*>(packed(n)), groups, {}, {}};
-    }
-  }
-
-  void unpack(size_t n, float* to) const {
-    auto from = column(n);
-    for (size_t k = 0; k < length_;) {
-      from.begin_group(k / job_.group);
-      for (const size_t end = k + job_.group; k < end; k += lanes) {
-        store(from.at(k), to + k);
-      }
-    }
-  }
-
- private:
-  static constexpr bool spreads = Bits == 3 || Bits == 5 || Bits == 6;
-
-  const uint8_t* packed(size_t n) const {
-    return static_cast<const uint8_t*>(job_.w) +
-        ((first_ + n) * job_.inner + k_) / 8 * Bits;
-  }
-
-  void read_groups(const void* from, size_t count, float* to) const {
-    const size_t row = job_.inner / job_.group;
-    with_type(job_.w_type, from, [&](auto* values) {
-      values += first_ * row + k_ / job_.group;
-      for (size_t n = 0; n < count; n++) {
-        widen(values + n * row, length_ / job_.group, to + n * groups_, 0);
-      }
-    });
-  }
-
-  const MatmulJob& job_;
-  size_t first_, k_, length_;
-  size_t groups_; // of a column in this stretch, rounded up
-  float* scales_;
-  float* biases_;
-  uint8_t* bytes_ = nullptr;
-};
-
-/** The same for dense weights. */
 template <class T>
-class DenseBlock {
- public:
-  explicit DenseBlock(const MatmulJob& job) : job_(job) {}
-
-  size_t group() const {
-    return length_;
+struct Opened<Dense<T>> {
+  static Dense<T> of(const MatmulJob& job, const Part& part) {
+    const auto* w = static_cast<const T*>(job.w);
+    return {w + part.first * job.inner + part.k, job.inner};
   }
-
-  void open(size_t first, size_t, size_t k, size_t length) {
-    first_ = first;
-    k_ = k;
-    length_ = length;
-  }
-
-  HWY_INLINE auto column(size_t n) const {
-    return DenseColumn<T>{at(n)};
-  }
-
-  void unpack(size_t n, float* to) const {
-    widen(at(n), std::min(length_, job_.inner - k_), to, length_);
-  }
-
- private:
-  const T* at(size_t n) const {
-    return static_cast<const T*>(job_.w) + (first_ + n) * job_.inner + k_;
-  }
-
-  const MatmulJob& job_;
-  size_t first_, k_, length_;
 };
 
-/** x as floats, K rounded up to whole vectors with zeros. */
-struct Rows {
-  const float* data;
-  size_t stride;
+template <>
+struct Opened<Nibbles> {
+  static Nibbles of(const MatmulJob& job, const Part& part) {
+    const auto* words = static_cast<const uint32_t*>(job.w);
+    const size_t stride = job.inner / 8;
+    return {
+        words + part.first * stride + part.k / 8,
+        stride,
+        open_groups(job, part)};
+  }
 };
 
+template <>
+struct Opened<Bytes> {
+  static Bytes of(const MatmulJob& job, const Part& part) {
+    const size_t stride = job.inner / 8 * job.bits;
+    const auto* packed = static_cast<const uint8_t*>(job.w) +
+        part.first * stride + part.k / 8 * job.bits;
+    if (job.bits == 8) {
+      return {packed, stride, open_groups(job, part)};
+    }
+    auto* bytes = reinterpret_cast<uint8_t*>(
+        thread_scratch(scratch_bytes, part.count * spacing / sizeof(float)));
+    const auto spread_bits = job.bits == 2 ? &spread<2>
+        : job.bits == 3                    ? &spread<3>
+        : job.bits == 5                    ? &spread<5>
+                                           : &spread<6>;
+    for (size_t n = 0; n < part.count; n++) {
+      spread_bits(packed + n * stride, part.length, bytes + n * spacing);
+    }
+    return {bytes, spacing, open_groups(job, part)};
+  }
+};
+
+/** A part's weights as floats, columns `spacing` apart; past `used` zeros. */
+template <class Weights>
+void unpack(
+    const Weights& weights,
+    const Part& part,
+    size_t group,
+    size_t,
+    float* to) {
+  for (size_t n = 0; n < part.count; n++, to += spacing) {
+    auto column = weights.column(n);
+    for (size_t k = 0, g = 0; k < part.length; g++) {
+      column.begin_group(g);
+      for (const size_t end = k + group; k < end; k += lanes) {
+        store(column.at(k), to + k);
+      }
+    }
+  }
+}
+
+template <class T>
+void unpack(
+    const Dense<T>& weights,
+    const Part& part,
+    size_t,
+    size_t used,
+    float* to) {
+  for (size_t n = 0; n < part.count; n++, to += spacing) {
+    widen(weights.w + n * weights.stride, used, to, part.length);
+  }
+}
+
+/** x as floats, K rounded up to whole vectors with zeros. Floats are copied
+ * too: a tile reads them again and again, so they had better lie aligned, and
+ * at a distance that spreads them over the L1 cache's sets. */
 Rows float_rows(const MatmulJob& job) {
   const size_t padded = round_up(job.inner, lanes);
-  if (job.x_type == Type::f32 && padded == job.inner) {
-    return {static_cast<const float*>(job.x), padded};
-  }
-  float* rows = thread_scratch(scratch_x, job.rows * padded);
+  const size_t stride = round_up(job.inner, 16) + 16;
+  float* rows = thread_scratch(scratch_x, job.rows * stride);
   with_type(job.x_type, job.x, [&](auto* x) {
-    for (size_t m = 0; m < job.rows; m++) {
-      widen(x + m * job.inner, job.inner, rows + m * padded, padded);
-    }
+    parallel_for((job.rows + few_rows - 1) / few_rows, [&](size_t chunk) {
+      const size_t end = std::min(job.rows, (chunk + 1) * few_rows);
+      for (size_t m = chunk * few_rows; m < end; m++) {
+        widen(x + m * job.inner, job.inner, rows + m * stride, padded);
+      }
+    });
   });
-  return {rows, padded};
+  return {rows, stride};
 }
 
 void write(const MatmulJob& job, float* sums, size_t first, size_t count) {
@@ -278,84 +302,58 @@ void write(const MatmulJob& job, float* sums, size_t first, size_t count) {
 }
 
 /** `count` columns from `first`, all rows. */
-template <class Block, bool KeepsFloats>
+template <class Weights>
 void run_columns(const MatmulJob& job, Rows x, size_t first, size_t count) {
-  const bool direct =
-      job.inner % lanes == 0 && (KeepsFloats || job.rows <= max_direct_rows);
-  Block block(job);
+  // For few rows w is widened in registers; for more, once for all of them.
+  const bool direct = job.inner % lanes == 0 && job.rows <= few_rows;
+  const size_t inner = round_up(job.inner, lanes);
   float* sums = thread_scratch(scratch_sums, job.rows * count);
   std::memset(sums, 0, job.rows * count * sizeof(float));
-  for (size_t k = 0; k < x.stride; k += stretch) {
-    const size_t length = std::min(stretch, x.stride - k);
-    block.open(first, count, k, length);
+  for (size_t k = 0; k < inner; k += stretch) {
+    const Part part{first, count, k, std::min(stretch, inner - k)};
+    const size_t group = job.bits ? job.group : part.length;
+    const Weights weights = Opened<Weights>::of(job, part);
+    const Rows rows{x.data + k, x.stride};
     if (direct) {
-      multiply<KeepsFloats ? 4 : max_direct_rows>(
-          x.data + k,
-          x.stride,
-          job.rows,
-          count,
-          [&](size_t n) { return block.column(n); },
-          length,
-          block.group(),
-          sums,
-          count);
+      multiply(rows, job.rows, weights, count, part.length, group, sums, count);
       continue;
     }
-    float* wide = thread_scratch(scratch_wide, count * stretch);
-    for (size_t n = 0; n < count; n++) {
-      block.unpack(n, wide + n * stretch);
-    }
-    multiply<4>(
-        x.data + k,
-        x.stride,
+    float* wide = thread_scratch(scratch_wide, count * spacing);
+    unpack(weights, part, group, std::min(part.length, job.inner - k), wide);
+    multiply(
+        rows,
         job.rows,
+        Dense<float>{wide, spacing},
         count,
-        [&](size_t n) { return DenseColumn<float>{wide + n * stretch}; },
-        length,
-        length,
+        part.length,
+        part.length,
         sums,
         count);
   }
   write(job, sums, first, count);
 }
 
-template <class Block, bool KeepsFloats = false>
-void run_blocks(const MatmulJob& job) {
+template <class Weights>
+void run(const MatmulJob& job) {
   const Rows x = float_rows(job);
   const size_t wanted =
       job.columns / (4 * static_cast<size_t>(threads())); // chunks even out
-  const size_t count =
-      std::clamp(wanted / 4 * 4, size_t{8}, job.rows > 8 ? 32 : max_columns);
+  const size_t count = std::clamp(
+      wanted / 4 * 4, size_t{8}, job.rows > few_rows ? 32 : max_columns);
   parallel_for((job.columns + count - 1) / count, [&](size_t chunk) {
     const size_t first = chunk * count;
-    run_columns<Block, KeepsFloats>(
-        job, x, first, std::min(count, job.columns - first));
+    run_columns<Weights>(job, x, first, std::min(count, job.columns - first));
   });
 }
 
 void Run(const MatmulJob& job) {
-  switch (job.bits) {
-    case 2:
-      return run_blocks<QuantizedBlock<2>>(job);
-    case 3:
-      return run_blocks<QuantizedBlock<3>>(job);
-    case 4:
-      return run_blocks<QuantizedBlock<4>>(job);
-    case 5:
-      return run_blocks<QuantizedBlock<5>>(job);
-    case 6:
-      return run_blocks<QuantizedBlock<6>>(job);
-    case 8:
-      return run_blocks<QuantizedBlock<8>>(job);
+  if (job.bits == 4) {
+    return run<Nibbles>(job);
   }
-  switch (job.w_type) {
-    case Type::f32:
-      return run_blocks<DenseBlock<float>, true>(job);
-    case Type::f16:
-      return run_blocks<DenseBlock<hwy::float16_t>>(job);
-    case Type::bf16:
-      return run_blocks<DenseBlock<hwy::bfloat16_t>>(job);
+  if (job.bits != 0) {
+    return run<Bytes>(job);
   }
+  with_type(job.w_type, job.w, [&]<class T>(const T*) { run<Dense<T>>(job); });
 }
 
 } // namespace HWY_NAMESPACE

@@ -96,38 +96,91 @@ HWY_INLINE float sum(V v) {
   return hn::GetLane(hn::SumOfLanes(F32(), v));
 }
 
-/** One column of a dense matrix [columns, K], for `tile`. */
-template <class T>
-struct DenseColumn {
-  const T* w;
+#if HWY_TARGET == HWY_SCALAR
+HWY_INLINE void sum_four(V a, V b, V c, V d, float* out) {
+  out[0] = sum(a);
+  out[1] = sum(b);
+  out[2] = sum(c);
+  out[3] = sum(d);
+}
+#else
+HWY_INLINE hn::Vec<hn::Full128<float>> fold(hn::Vec<hn::Full128<float>> v) {
+  return v;
+}
 
-  void begin_group(size_t) {}
-  V at(size_t k) const {
-    return load(w + k);
+/** A vector's halves added until 4 lanes are left. */
+template <class Wide>
+HWY_INLINE hn::Vec<hn::Full128<float>> fold(Wide v) {
+  const hn::DFromV<Wide> d;
+  return fold(
+      hn::Add(hn::LowerHalf(v), hn::UpperHalf(hn::Half<decltype(d)>(), v)));
+}
+
+/** out[i] = the sum of the i-th vector's lanes: (l0 + l2) + (l1 + l3), once
+ * folded. Four together take half the shuffles of four alone. */
+HWY_INLINE void sum_four(V a, V b, V c, V d, float* out) {
+  const hn::Full128<float> d4;
+  const auto a4 = fold(a), b4 = fold(b), c4 = fold(c), e4 = fold(d);
+  const auto ab =
+      hn::Add(hn::InterleaveLower(d4, a4, b4), hn::InterleaveUpper(d4, a4, b4));
+  const auto cd =
+      hn::Add(hn::InterleaveLower(d4, c4, e4), hn::InterleaveUpper(d4, c4, e4));
+  hn::StoreU(
+      hn::Add(
+          hn::ConcatLowerLower(d4, cd, ab), hn::ConcatUpperUpper(d4, cd, ab)),
+      d4,
+      out);
+}
+#endif
+
+/** Dense weights [columns, K] for `multiply`. A kind of weights gives columns
+ * by number; a column gives its floats, a vector at a time. */
+template <class T>
+struct Dense {
+  static constexpr int most_rows = 4;
+
+  struct Column {
+    const T* w;
+
+    HWY_INLINE void begin_group(size_t) {}
+    HWY_INLINE V at(size_t k) const {
+      return load(w + k);
+    }
+  };
+
+  const T* w;
+  size_t stride;
+
+  HWY_INLINE Column column(size_t n) const {
+    return {w + n * stride};
   }
 };
 
-/** sums[m][n] += x[m] . column n over `length` (whole vectors and whole
- * groups), for MR rows and NR columns. Every element is summed in one order,
- * whatever MR and NR are: this is what keeps rows independent, bit for bit. */
+/** rows x K floats; K is a whole number of vectors. */
+struct Rows {
+  const float* data;
+  size_t stride;
+};
+
+/** out[m][n] = x[m] . column n over `length` (whole vectors and whole groups).
+ * Every element is summed in one order, whatever MR and NR are: this is what
+ * keeps rows independent, bit for bit. */
 template <int MR, int NR, class Column>
 HWY_INLINE void tile(
-    const float* HWY_RESTRICT x,
-    size_t x_stride,
+    const float* const (&x)[MR],
     Column (&columns)[NR],
     size_t length,
     size_t group,
-    float* HWY_RESTRICT sums,
-    size_t sums_stride) {
+    float (&out)[MR][NR]) {
   V acc[MR][NR];
   for (int m = 0; m < MR; m++) {
     for (int n = 0; n < NR; n++) {
       acc[m][n] = hn::Zero(F32());
     }
   }
-  for (size_t k = 0; k < length;) {
+  for (size_t k = 0, g = 0; k < length; g++) {
     for (int n = 0; n < NR; n++) {
-      columns[n].begin_group(k / group);
+      columns[n].begin_group(g);
     }
     for (const size_t end = k + group; k < end; k += lanes) {
       V w[NR];
@@ -135,44 +188,17 @@ HWY_INLINE void tile(
         w[n] = columns[n].at(k);
       }
       for (int m = 0; m < MR; m++) {
-        const V xv = load(x + m * x_stride + k);
+        const V xv = load(x[m] + k);
         for (int n = 0; n < NR; n++) {
           acc[m][n] = hn::MulAdd(xv, w[n], acc[m][n]);
         }
       }
     }
   }
-  for (int m = 0; m < MR; m++) {
-    for (int n = 0; n < NR; n++) {
-      sums[m * sums_stride + n] += sum(acc[m][n]);
-    }
-  }
-}
-
-/** tile() over M <= MR rows (exactly MR of them) and any number of columns;
- * column(n) gives one. */
-template <int MR, int NR, class Get>
-HWY_INLINE void strip(
-    const float* x,
-    size_t x_stride,
-    size_t count,
-    const Get& column,
-    size_t length,
-    size_t group,
-    float* sums,
-    size_t sums_stride) {
-  using Column = decltype(column(size_t{0}));
-  size_t n = 0;
-  for (; n + NR <= count; n += NR) {
-    Column columns[NR];
-    for (int j = 0; j < NR; j++) {
-      columns[j] = column(n + j);
-    }
-    tile<MR, NR>(x, x_stride, columns, length, group, sums + n, sums_stride);
-  }
-  for (; n < count; n++) {
-    Column columns[1] = {column(n)};
-    tile<MR, 1>(x, x_stride, columns, length, group, sums + n, sums_stride);
+  static_assert(MR * NR % 4 == 0);
+  const auto at = [&](int i) -> V { return acc[i / NR][i % NR]; };
+  for (int i = 0; i < MR * NR; i += 4) {
+    sum_four(at(i), at(i + 1), at(i + 2), at(i + 3), &out[0][0] + i);
   }
 }
 
@@ -187,52 +213,66 @@ constexpr int columns_of(int rows) {
                        : 1;
 }
 
-/** sums [rows, count] += x wᵀ over one stretch of K, MaxRows rows at a time. */
-template <int MaxRows, class Get>
-HWY_INLINE void multiply(
-    const float* x,
-    size_t x_stride,
-    size_t rows,
+/** multiply() for up to MR rows. Places of the tile past the last row or column
+ * work on the last one again, and are dropped. */
+template <int MR, class Weights>
+HWY_NOINLINE void strip(
+    Rows x,
+    int rows,
+    const Weights& weights,
     size_t count,
-    const Get& column,
     size_t length,
     size_t group,
     float* sums,
     size_t sums_stride) {
-  for (; rows > 0;) {
-    const auto run = [&]<int MR>(std::integral_constant<int, MR>) {
-      strip<MR, columns_of(MR)>(
-          x, x_stride, count, column, length, group, sums, sums_stride);
-      x += MR * x_stride;
-      sums += MR * sums_stride;
-      rows -= MR;
-    };
-    switch (rows < MaxRows ? rows : MaxRows) {
-      case 1:
-        run(std::integral_constant<int, 1>());
-        break;
-      case 2:
-        run(std::integral_constant<int, 2>());
-        break;
-      case 3:
-        run(std::integral_constant<int, 3>());
-        break;
-      case 4:
-        run(std::integral_constant<int, 4>());
-        break;
-      case 5:
-        run(std::integral_constant<int, HWY_MIN(5, MaxRows)>());
-        break;
-      case 6:
-        run(std::integral_constant<int, HWY_MIN(6, MaxRows)>());
-        break;
-      case 7:
-        run(std::integral_constant<int, HWY_MIN(7, MaxRows)>());
-        break;
-      default:
-        run(std::integral_constant<int, MaxRows>());
-        break;
+  constexpr int NR = columns_of(MR);
+  const float* row[MR];
+  for (int m = 0; m < MR; m++) {
+    row[m] = x.data + HWY_MIN(m, rows - 1) * x.stride;
+  }
+  for (size_t first = 0; first < count; first += NR) {
+    typename Weights::Column columns[NR];
+    for (int n = 0; n < NR; n++) {
+      columns[n] = weights.column(HWY_MIN(first + n, count - 1));
     }
+    float out[MR][NR];
+    tile<MR, NR>(row, columns, length, group, out);
+    const int used = static_cast<int>(HWY_MIN(size_t{NR}, count - first));
+    for (int m = 0; m < rows; m++) {
+      for (int n = 0; n < used; n++) {
+        sums[m * sums_stride + first + n] += out[m][n];
+      }
+    }
+  }
+}
+
+/** sums [rows, count] += x wᵀ over one stretch of K. */
+template <class Weights>
+void multiply(
+    Rows x,
+    size_t rows,
+    const Weights& weights,
+    size_t count,
+    size_t length,
+    size_t group,
+    float* sums,
+    size_t sums_stride) {
+  constexpr size_t most = Weights::most_rows;
+  for (size_t m = 0; m < rows; m += most) {
+    const int used = static_cast<int>(HWY_MIN(most, rows - m));
+    const Rows part{x.data + m * x.stride, x.stride};
+    const auto run = used == 1 ? &strip<1, Weights>
+        : used == 2            ? &strip<2, Weights>
+        : used <= 4            ? &strip<4, Weights>
+                               : &strip<most, Weights>;
+    run(part,
+        used,
+        weights,
+        count,
+        length,
+        group,
+        sums + m * sums_stride,
+        sums_stride);
   }
 }
 

@@ -1,0 +1,171 @@
+#include "kernels/cpu/rowwise.h"
+#include "kernels/cpu/node.h"
+#include "kernels/cpu/ops.h"
+
+namespace parallm::cpu {
+namespace {
+
+class RmsNorm : public CpuPrimitive {
+ public:
+  explicit RmsNorm(float eps) : eps_(eps) {}
+
+  DEFINE_NAME(parallm_rms_norm)
+
+  bool is_equivalent(const mx::Primitive& other) const override {
+    return eps_ == static_cast<const RmsNorm&>(other).eps_;
+  }
+
+  void eval_cpu(
+      const std::vector<mx::array>& inputs,
+      std::vector<mx::array>& outputs) override {
+    auto& encoder = mx::cpu::get_command_encoder(stream());
+    const auto x = row_contiguous(inputs[0], encoder);
+    const auto weight = row_contiguous(inputs[1], encoder);
+    NormJob job{};
+    job.rows = x.shape(0);
+    job.width = x.shape(1);
+    job.x = x.data<void>();
+    job.type = element_type(x);
+    job.weight = weight.data<void>();
+    job.weight_type = element_type(weight);
+    job.eps = eps_;
+    job.out = allocate(outputs[0]);
+    encoder.dispatch([job] { run_norm(job); });
+  }
+
+ private:
+  float eps_;
+};
+
+class Swiglu : public CpuPrimitive {
+ public:
+  DEFINE_NAME(parallm_swiglu)
+  DEFINE_DEFAULT_IS_EQUIVALENT()
+
+  void eval_cpu(
+      const std::vector<mx::array>& inputs,
+      std::vector<mx::array>& outputs) override {
+    auto& encoder = mx::cpu::get_command_encoder(stream());
+    const auto gate = row_contiguous(inputs[0], encoder);
+    const auto up = row_contiguous(inputs[1], encoder);
+    SwigluJob job{};
+    job.size = gate.size();
+    job.gate = gate.data<void>();
+    job.up = up.data<void>();
+    job.type = element_type(gate);
+    job.out = allocate(outputs[0]);
+    encoder.dispatch([job] { run_swiglu(job); });
+  }
+};
+
+/** Inputs: logits, temperature, top_k, top_p, min_p, draw. */
+class Sample : public CpuPrimitive {
+ public:
+  DEFINE_NAME(parallm_sample)
+  DEFINE_DEFAULT_IS_EQUIVALENT()
+
+  void eval_cpu(
+      const std::vector<mx::array>& inputs,
+      std::vector<mx::array>& outputs) override {
+    auto& encoder = mx::cpu::get_command_encoder(stream());
+    std::vector<mx::array> in;
+    for (const auto& input : inputs) {
+      in.push_back(row_contiguous(input, encoder));
+    }
+    SampleJob job{};
+    job.rows = in[0].shape(0);
+    job.width = in[0].shape(1);
+    job.logits = in[0].data<float>();
+    job.temperature = in[1].data<float>();
+    job.top_k = in[2].data<int32_t>();
+    job.top_p = in[3].data<float>();
+    job.min_p = in[4].data<float>();
+    job.draw = in[5].data<float>();
+    job.out = allocate<int32_t>(outputs[0]);
+    encoder.dispatch([job] { run_sample(job); });
+  }
+};
+
+} // namespace
+
+mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps) {
+  if (x.ndim() != 2 || !is_float(x.dtype()) ||
+      weight.shape() != mx::Shape{x.shape(1)} || !is_float(weight.dtype())) {
+    fail_op(
+        "rms_norm",
+        "x must be [M,D] and weight [D] of float types; got ",
+        x.shape(),
+        " ",
+        x.dtype(),
+        " and ",
+        weight.shape(),
+        " ",
+        weight.dtype());
+  }
+  return mx::array(
+      x.shape(), x.dtype(), std::make_shared<RmsNorm>(eps), {x, weight});
+}
+
+mx::array swiglu(const mx::array& gate, const mx::array& up) {
+  if (!is_float(gate.dtype()) || gate.shape() != up.shape() ||
+      gate.dtype() != up.dtype()) {
+    fail_op(
+        "swiglu",
+        "gate and up must have one shape and float type; got ",
+        gate.shape(),
+        " ",
+        gate.dtype(),
+        " and ",
+        up.shape(),
+        " ",
+        up.dtype());
+  }
+  return mx::array(
+      gate.shape(), gate.dtype(), std::make_shared<Swiglu>(), {gate, up});
+}
+
+mx::array sample(
+    const mx::array& logits,
+    const mx::array& temperature,
+    const mx::array& top_k,
+    const mx::array& top_p,
+    const mx::array& min_p,
+    const mx::array& draw) {
+  if (logits.ndim() != 2 || logits.dtype() != mx::float32 ||
+      logits.shape(1) < 1) {
+    fail_op(
+        "sample",
+        "logits must be float32 [R,V]; got ",
+        logits.shape(),
+        " ",
+        logits.dtype());
+  }
+  const mx::Shape rows{logits.shape(0)};
+  const auto check = [&](const mx::array& a, mx::Dtype type, const char* what) {
+    if (a.shape() != rows || a.dtype() != type) {
+      fail_op(
+          "sample",
+          what,
+          " must be ",
+          type,
+          " ",
+          rows,
+          "; got ",
+          a.shape(),
+          " ",
+          a.dtype());
+    }
+  };
+  check(temperature, mx::float32, "temperature");
+  check(top_k, mx::int32, "top_k");
+  check(top_p, mx::float32, "top_p");
+  check(min_p, mx::float32, "min_p");
+  check(draw, mx::float32, "draw");
+  return mx::array(
+      rows,
+      mx::int32,
+      std::make_shared<Sample>(),
+      {logits, temperature, top_k, top_p, min_p, draw});
+}
+
+} // namespace parallm::cpu

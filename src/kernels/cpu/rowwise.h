@@ -1,0 +1,42 @@
+// The work of rms_norm, swiglu and sample (ops.h), without MLX: row-contiguous
+// memory in and out.
+#pragma once
+
+#include "kernels/cpu/elements.h"
+
+namespace parallm::cpu {
+
+struct NormJob {
+  size_t rows, width;
+  const void* x;
+  Type type; // of x and out
+  const void* weight; // [width]
+  Type weight_type;
+  float eps;
+  void* out;
+};
+
+struct SwigluJob {
+  size_t size;
+  const void* gate;
+  const void* up;
+  Type type;
+  void* out;
+};
+
+struct SampleJob {
+  size_t rows, width;
+  const float* logits;
+  const float* temperature;
+  const int32_t* top_k;
+  const float* top_p;
+  const float* min_p;
+  const float* draw;
+  int32_t* out;
+};
+
+void run_norm(const NormJob& job);
+void run_swiglu(const SwigluJob& job);
+void run_sample(const SampleJob& job);
+
+} // namespace parallm::cpu

@@ -1,0 +1,108 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/rowwise_simd.cpp"
+#include "kernels/cpu/targets.h"
+
+#include <hwy/foreach_target.h>
+
+#include "kernels/cpu/rowwise.h"
+#include "kernels/cpu/simd-inl.h"
+
+#include <hwy/contrib/math/math-inl.h>
+
+#include <algorithm>
+#include <cmath>
+
+HWY_BEFORE_NAMESPACE();
+namespace parallm::cpu {
+namespace HWY_NAMESPACE {
+
+// A chunk of work this small is not worth waking a thread for.
+constexpr size_t chunk_elements = 8192;
+
+void Norm(const NormJob& job) {
+  const size_t padded = round_up(job.width, lanes);
+  float* weight = thread_scratch(0, padded);
+  with_type(job.weight_type, job.weight, [&](auto* w) {
+    widen(w, job.width, weight, padded);
+  });
+  const auto norm = [&](size_t row) {
+    float* x = thread_scratch(1, padded);
+    with_type(job.type, job.x, [&](auto* from) {
+      widen(from + row * job.width, job.width, x, padded);
+    });
+    V squares = hn::Zero(F32());
+    for (size_t i = 0; i < padded; i += lanes) {
+      squares = hn::MulAdd(load(x + i), load(x + i), squares);
+    }
+    const float mean = sum(squares) / static_cast<float>(job.width);
+    const V scale = hn::Set(F32(), 1 / std::sqrt(mean + job.eps));
+    for (size_t i = 0; i < padded; i += lanes) {
+      store(hn::Mul(hn::Mul(load(x + i), scale), load(weight + i)), x + i);
+    }
+    with_type(job.type, job.out, [&](auto* to) {
+      narrow(x, job.width, to + row * job.width);
+    });
+  };
+  const size_t step = std::max<size_t>(1, chunk_elements / padded);
+  parallel_for((job.rows + step - 1) / step, [&](size_t chunk) {
+    const size_t end = std::min(job.rows, (chunk + 1) * step);
+    for (size_t row = chunk * step; row < end; row++) {
+      norm(row);
+    }
+  });
+}
+
+HWY_INLINE V silu_times(V gate, V up) {
+  const F32 d;
+  const V e = hn::Exp(d, hn::Neg(gate));
+  return hn::Mul(hn::Div(gate, hn::Add(hn::Set(d, 1.0f), e)), up);
+}
+
+template <class T>
+void swiglu(const T* gate, const T* up, size_t count, T* out) {
+  size_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    store(silu_times(load(gate + i), load(up + i)), out + i);
+  }
+  if (i < count) {
+    alignas(64) float a[lanes], b[lanes];
+    widen(gate + i, count - i, a, lanes);
+    widen(up + i, count - i, b, lanes);
+    store(silu_times(load(a), load(b)), a);
+    narrow(a, count - i, out + i);
+  }
+}
+
+void Swiglu(const SwigluJob& job) {
+  parallel_for(
+      (job.size + chunk_elements - 1) / chunk_elements, [&](size_t chunk) {
+        const size_t first = chunk * chunk_elements;
+        const size_t count = std::min(chunk_elements, job.size - first);
+        with_type(job.type, job.gate, [&]<class T>(const T* gate) {
+          swiglu(
+              gate + first,
+              static_cast<const T*>(job.up) + first,
+              count,
+              static_cast<T*>(job.out) + first);
+        });
+      });
+}
+
+} // namespace HWY_NAMESPACE
+} // namespace parallm::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace parallm::cpu {
+HWY_EXPORT(Norm);
+HWY_EXPORT(Swiglu);
+
+void run_norm(const NormJob& job) {
+  HWY_DYNAMIC_DISPATCH(Norm)(job);
+}
+
+void run_swiglu(const SwigluJob& job) {
+  HWY_DYNAMIC_DISPATCH(Swiglu)(job);
+}
+} // namespace parallm::cpu
+#endif
