@@ -24,8 +24,7 @@ double seconds(const std::function<mx::array()>& run, int chained) {
     outputs.push_back(run());
   }
   mx::eval(outputs);
-  const std::chrono::duration<double> time =
-      std::chrono::steady_clock::now() - start;
+  const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
   return time.count() / chained;
 }
 
@@ -52,8 +51,7 @@ void row(
       a.push_back(seconds(ours, 8));
     }
     b.push_back(seconds(theirs, chained));
-  } while (std::chrono::steady_clock::now() - start <
-           std::chrono::duration<double>(budget));
+  } while (std::chrono::steady_clock::now() - start < std::chrono::duration<double>(budget));
   const double t = median(a), u = median(b);
   fmt::print(
       "{:<34} {:>9.1f} us {:>7.1f} GB/s {:>7.1f} GMAC/s {:>8.1f}x\n",
@@ -83,16 +81,13 @@ void matmuls() {
             n * k * (bits / 8.0 + 4.0 / 32),
             macs,
             [&] { return cpu::quantized_matmul(x, q[0], s, b, 32, bits); },
-            [&] {
-              return mx::quantized_matmul(x, q[0], q[1], q[2], true, 32, bits);
-            });
+            [&] { return mx::quantized_matmul(x, q[0], q[1], q[2], true, 32, bits); });
       }
       for (auto type : {mx::float32, mx::float16}) {
         const auto w = mx::astype(dense, type);
         mx::eval(w);
         row(
-            fmt::format(
-                "{} K{} N{} M{}", type == mx::float32 ? "f32" : "f16", k, n, m),
+            fmt::format("{} K{} N{} M{}", type == mx::float32 ? "f32" : "f16", k, n, m),
             1.0 * n * k * w.itemsize(),
             macs,
             [&] { return cpu::matmul(x, w); },

@@ -10,8 +10,7 @@ int main(int argc, char** argv) {
   }
   std::vector<std::string> prompts(argv + 2, argv + argc);
   parallm::LanguageModel model(argv[1]);
-  auto answers =
-      parallm::batch_generate(model, prompts, {.max_tokens = 64, .chat = true});
+  auto answers = parallm::batch_generate(model, prompts, {.max_tokens = 64, .chat = true});
   for (size_t i = 0; i < prompts.size(); ++i) {
     std::cout << "Q: " << prompts[i] << "\nA: " << answers[i].text << "\n\n";
   }

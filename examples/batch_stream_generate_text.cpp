@@ -11,13 +11,11 @@ int main(int argc, char** argv) {
   }
   std::vector<std::string> prompts(argv + 2, argv + argc);
   parallm::LanguageModel model(argv[1]);
-  auto pieces = parallm::batch_stream_generate_text(
-      model, prompts, {.max_tokens = 64, .chat = true});
+  auto pieces = parallm::batch_stream_generate_text(model, prompts, {.max_tokens = 64, .chat = true});
   while (auto piece = pieces.next()) {
     std::cout << "[" << piece->prompt << "] " << piece->text << "\n";
     if (piece->done) {
-      std::cout << "[" << piece->prompt << "] done: " << piece->done->ids.size()
-                << " tokens\n";
+      std::cout << "[" << piece->prompt << "] done: " << piece->done->ids.size() << " tokens\n";
     }
   }
 }

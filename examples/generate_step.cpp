@@ -9,13 +9,10 @@ int main(int argc, char** argv) {
     return 2;
   }
   parallm::LanguageModel model(argv[1]);
-  auto steps = parallm::generate_step(
-      model,
-      model.tokenizer().encode(argv[2], true),
-      32,
-      {.temperature = 0, .logprobs = 0});
+  auto steps =
+      parallm::generate_step(model, model.tokenizer().encode(argv[2], true), 32, {.temperature = 0, .logprobs = 0});
   while (auto step = steps.next()) {
-    std::cout << step->token.id << "\t" << step->token.logprob << "\t"
-              << model.tokenizer().bytes(step->token.id) << "\n";
+    std::cout << step->token.id << "\t" << step->token.logprob << "\t" << model.tokenizer().bytes(step->token.id)
+              << "\n";
   }
 }

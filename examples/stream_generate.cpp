@@ -9,8 +9,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   parallm::LanguageModel model(argv[1]);
-  auto pieces = parallm::stream_generate(
-      model, argv[2], {.max_tokens = 200, .chat = true});
+  auto pieces = parallm::stream_generate(model, argv[2], {.max_tokens = 200, .chat = true});
   while (auto piece = pieces.next()) {
     std::cout << piece->text << std::flush;
   }

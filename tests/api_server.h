@@ -20,8 +20,7 @@ namespace parallm::test {
  * logprob -1. */
 class SayingRunner : public Runner {
  public:
-  SayingRunner(std::string text, std::chrono::milliseconds pause)
-      : text_(std::move(text)), pause_(pause) {}
+  SayingRunner(std::string text, std::chrono::milliseconds pause) : text_(std::move(text)), pause_(pause) {}
 
   void launch(const Plan& plan) override {
     for (const Join& join : plan.joins) {
@@ -35,8 +34,7 @@ class SayingRunner : public Runner {
         result.prompt.push_back({{id, -1.0f}, top(row.slot, id)});
       }
       if (row.sample) {
-        int32_t id = row.allowed.empty() ? said(row.draw_index)
-                                         : first_allowed(row.allowed);
+        int32_t id = row.allowed.empty() ? said(row.draw_index) : first_allowed(row.allowed);
         result.sampled = {{id, -0.5f}, top(row.slot, id)};
       }
       results.push_back(std::move(result));
@@ -57,9 +55,7 @@ class SayingRunner : public Runner {
 
  private:
   int32_t said(int index) const {
-    return index < static_cast<int>(text_.size())
-        ? static_cast<unsigned char>(text_[index])
-        : end_id;
+    return index < static_cast<int>(text_.size()) ? static_cast<unsigned char>(text_[index]) : end_id;
   }
   static int32_t first_allowed(const std::vector<uint32_t>& words) {
     int32_t id = 0;
@@ -107,19 +103,15 @@ inline ServedModel served_model(const Setup& setup) {
         "{% if add_generation_prompt %}[assistant]{% endif %}",
         "{}");
   }
-  model.grammars = std::make_shared<Grammars>(
-      *model.tokenizer, setup.engine.vocabulary, setup.engine.end_ids);
-  model.engine =
-      std::make_shared<Engine>(setup.engine, [setup](EngineOptions&) {
-        return std::make_unique<SayingRunner>(setup.says, setup.pause);
-      });
+  model.grammars = std::make_shared<Grammars>(*model.tokenizer, setup.engine.vocabulary, setup.engine.end_ids);
+  model.engine = std::make_shared<Engine>(
+      setup.engine, [setup](EngineOptions&) { return std::make_unique<SayingRunner>(setup.says, setup.pause); });
   return model;
 }
 
 class TestServer {
  public:
-  explicit TestServer(Setup setup = {})
-      : service(setup.service), server(setup.server, service) {
+  explicit TestServer(Setup setup = {}) : service(setup.service), server(setup.server, service) {
     if (setup.load) {
       service.ready(served_model(setup));
     }

@@ -42,15 +42,13 @@ inline int32_t next_token(
     std::span<const uint32_t> allowed) {
   std::vector<int32_t> can;
   for (int32_t id = 0; id < vocabulary; ++id) {
-    const bool ends =
-        std::find(end_ids.begin(), end_ids.end(), id) != end_ids.end();
+    const bool ends = std::find(end_ids.begin(), end_ids.end(), id) != end_ids.end();
     if (id != poison_id && !(ends && draw_index < sampling.min_tokens) &&
         (allowed.empty() || (allowed[id / 32] >> (id % 32) & 1))) {
       can.push_back(id);
     }
   }
-  return can.at(
-      mix(mix(hash_of(tokens), sampling.seed), draw_index) % can.size());
+  return can.at(mix(mix(hash_of(tokens), sampling.seed), draw_index) % can.size());
 }
 
 inline float score_of(std::span<const int32_t> tokens) {
@@ -84,8 +82,7 @@ class FakeMask : public TokenMask {
 
 class FakeRunner : public Runner {
  public:
-  FakeRunner(int blocks, int block_size)
-      : size_(block_size), pool_(blocks * block_size, -1) {}
+  FakeRunner(int blocks, int block_size) : size_(block_size), pool_(blocks * block_size, -1) {}
 
   std::set<uint64_t> fail_launch, fail_collect; // plan numbers, once each
   std::atomic<int> launches = 0;
@@ -99,8 +96,7 @@ class FakeRunner : public Runner {
     for (const Join& join : plan.joins) {
       slots_[join.slot] = {join, join.prompt};
       auto& history = slots_[join.slot].history;
-      history.insert(
-          history.end(), join.generated.begin(), join.generated.end());
+      history.insert(history.end(), join.generated.begin(), join.generated.end());
     }
     for (const RowStep& row : plan.rows) {
       write(row);
@@ -150,12 +146,9 @@ class FakeRunner : public Runner {
   }
 
   void write(const RowStep& row) {
-    require(
-        row.ids.empty() ? row.count == 1 : row.ids.size() == size_t(row.count),
-        "as many ids as tokens");
+    require(row.ids.empty() ? row.count == 1 : row.ids.size() == size_t(row.count), "as many ids as tokens");
     for (int i = 0; i < row.count; ++i) {
-      place(row, row.start + i) =
-          row.ids.empty() ? slots_.at(row.slot).history.back() : row.ids[i];
+      place(row, row.start + i) = row.ids.empty() ? slots_.at(row.slot).history.back() : row.ids[i];
     }
   }
 
@@ -175,18 +168,9 @@ class FakeRunner : public Runner {
     if (row.sample) {
       require(tokens == slot.history, "KV and history are one sequence");
       require(
-          row.draw_index ==
-              static_cast<int>(tokens.size() - slot.join.prompt.size()),
-          "draw_index counts the output");
-      require(
-          row.rope_length == static_cast<int>(slot.join.prompt.size()),
-          "rope_length is the prompt's");
-      const int32_t id = next_token(
-          tokens,
-          slot.join.sampling,
-          row.draw_index,
-          slot.join.end_ids,
-          row.allowed);
+          row.draw_index == static_cast<int>(tokens.size() - slot.join.prompt.size()), "draw_index counts the output");
+      require(row.rope_length == static_cast<int>(slot.join.prompt.size()), "rope_length is the prompt's");
+      const int32_t id = next_token(tokens, slot.join.sampling, row.draw_index, slot.join.end_ids, row.allowed);
       slot.history.push_back(id);
       result.sampled.token = {id, 0};
     }
@@ -215,8 +199,7 @@ inline Output alone(const Request& request, TokenMask* mask) {
   }
   auto tokens = request.prompt;
   for (size_t i = 1; sampling.prompt_logprobs && i < tokens.size(); ++i) {
-    out.prompt.push_back(
-        {{tokens[i], score_of(std::span(tokens).first(i))}, {}});
+    out.prompt.push_back({{tokens[i], score_of(std::span(tokens).first(i))}, {}});
   }
   while (static_cast<int>(out.tokens.size()) < request.max_tokens) {
     std::vector<uint32_t> words;
@@ -224,8 +207,7 @@ inline Output alone(const Request& request, TokenMask* mask) {
       words.assign((vocabulary + 31) / 32, 0);
       mask->allowed(words);
     }
-    const int32_t id =
-        next_token(tokens, sampling, out.tokens.size(), ends, words);
+    const int32_t id = next_token(tokens, sampling, out.tokens.size(), ends, words);
     tokens.push_back(id);
     out.tokens.push_back(id);
     if (std::find(ends.begin(), ends.end(), id) != ends.end()) {

@@ -24,8 +24,7 @@ struct Response {
 class Client {
  public:
   /** `window`: bytes the socket takes unread, 0 for the system's. */
-  explicit Client(int port, int window = 0)
-      : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
+  explicit Client(int port, int window = 0) : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
     timeval limit{20, 0};
     setsockopt(socket_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     if (window) {
@@ -35,8 +34,7 @@ class Client {
     address.sin_family = AF_INET;
     address.sin_port = htons(port);
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    if (::connect(
-            socket_, reinterpret_cast<sockaddr*>(&address), sizeof address)) {
+    if (::connect(socket_, reinterpret_cast<sockaddr*>(&address), sizeof address)) {
       throw std::runtime_error("connect");
     }
   }
@@ -48,8 +46,7 @@ class Client {
   void send(const std::string& bytes) {
     size_t sent = 0;
     while (sent < bytes.size()) {
-      auto n = ::send(
-          socket_, bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL);
+      auto n = ::send(socket_, bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL);
       if (n <= 0) {
         return; // the server answered early and closed
       }

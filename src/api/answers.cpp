@@ -30,19 +30,12 @@ constexpr KindRow kinds[] = {
 };
 
 const KindRow& row_of(Kind kind) {
-  return *std::find_if(std::begin(kinds), std::end(kinds), [&](auto& row) {
-    return row.kind == kind;
-  });
+  return *std::find_if(std::begin(kinds), std::end(kinds), [&](auto& row) { return row.kind == kind; });
 }
 
-std::string error_json(
-    const std::string& message,
-    const char* type,
-    const std::string& param,
-    const std::string& code) {
-  auto or_null = [](const std::string& text) {
-    return text.empty() ? json::value(nullptr) : json::value(text);
-  };
+std::string
+error_json(const std::string& message, const char* type, const std::string& param, const std::string& code) {
+  auto or_null = [](const std::string& text) { return text.empty() ? json::value(nullptr) : json::value(text); };
   json::object error{{"message", valid_utf8(message)}, {"type", type}};
   error["param"] = or_null(param);
   error["code"] = or_null(code);
@@ -52,8 +45,7 @@ std::string error_json(
 } // namespace
 
 std::string error_body(const Error& error) {
-  return error_json(
-      error.what(), row_of(error.kind).type, error.param, error.code);
+  return error_json(error.what(), row_of(error.kind).type, error.param, error.code);
 }
 
 Answer error_answer(const Error& error) {
@@ -73,8 +65,7 @@ Answer wrong_method(const HttpRequest& request, const std::string& allow) {
   Answer answer;
   answer.status = 405;
   answer.body = error_json(
-      fmt::format(
-          "[server] {} takes {}; got {}", request.path, allow, request.method),
+      fmt::format("[server] {} takes {}; got {}", request.path, allow, request.method),
       "invalid_request_error",
       "",
       "method_not_allowed");
@@ -82,9 +73,7 @@ Answer wrong_method(const HttpRequest& request, const std::string& allow) {
   return answer;
 }
 
-Headers cors_headers(
-    const std::vector<std::string>& origins,
-    std::string_view origin) {
+Headers cors_headers(const std::vector<std::string>& origins, std::string_view origin) {
   auto has = [&](std::string_view wanted) {
     return std::find(origins.begin(), origins.end(), wanted) != origins.end();
   };
@@ -97,18 +86,14 @@ Headers cors_headers(
   } else {
     return headers;
   }
-  headers.emplace_back(
-      "Access-Control-Expose-Headers", "x-request-id, x-ignored-fields");
+  headers.emplace_back("Access-Control-Expose-Headers", "x-request-id, x-ignored-fields");
   return headers;
 }
 
 Answer preflight(const std::string& allow, std::string_view wanted) {
   Answer answer;
   answer.status = 204;
-  answer.headers = {
-      {"Allow", allow},
-      {"Access-Control-Allow-Methods", allow},
-      {"Access-Control-Max-Age", "600"}};
+  answer.headers = {{"Allow", allow}, {"Access-Control-Allow-Methods", allow}, {"Access-Control-Max-Age", "600"}};
   if (!wanted.empty()) {
     answer.headers.emplace_back("Access-Control-Allow-Headers", wanted);
   }
@@ -121,8 +106,7 @@ std::string decode_path(std::string_view target) {
   for (size_t i = 0; i < target.size(); ++i) {
     unsigned byte = 0;
     const char* digits = target.data() + i + 1;
-    if (target[i] == '%' && i + 2 < target.size() &&
-        std::from_chars(digits, digits + 2, byte, 16).ptr == digits + 2) {
+    if (target[i] == '%' && i + 2 < target.size() && std::from_chars(digits, digits + 2, byte, 16).ptr == digits + 2) {
       path += static_cast<char>(byte);
       i += 2;
     } else {
@@ -135,8 +119,7 @@ std::string decode_path(std::string_view target) {
 bool same_secret(std::string_view a, std::string_view b) {
   unsigned difference = a.size() != b.size();
   for (size_t i = 0; i < a.size(); ++i) {
-    difference |= static_cast<unsigned char>(a[i]) ^
-        static_cast<unsigned char>(b.empty() ? 0 : b[i % b.size()]);
+    difference |= static_cast<unsigned char>(a[i]) ^ static_cast<unsigned char>(b.empty() ? 0 : b[i % b.size()]);
   }
   return difference == 0;
 }
@@ -148,9 +131,7 @@ std::string make_id() {
 
 bool is_id(std::string_view text) {
   return !text.empty() && text.size() <= 128 &&
-      std::all_of(text.begin(), text.end(), [](unsigned char c) {
-        return c > ' ' && c <= '~';
-      });
+      std::all_of(text.begin(), text.end(), [](unsigned char c) { return c > ' ' && c <= '~'; });
 }
 
 } // namespace parallm

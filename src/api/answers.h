@@ -23,9 +23,7 @@ Answer wrong_method(const HttpRequest& request, const std::string& allow);
 
 /** CORS headers of any answer (Fetch standard, 3.2). `origins`: "*", or the
  * origins that may read answers. */
-Headers cors_headers(
-    const std::vector<std::string>& origins,
-    std::string_view origin);
+Headers cors_headers(const std::vector<std::string>& origins, std::string_view origin);
 
 /** The answer to OPTIONS. `wanted`: Access-Control-Request-Headers. */
 Answer preflight(const std::string& allow, std::string_view wanted);

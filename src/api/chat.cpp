@@ -15,8 +15,7 @@ namespace {
 
 class ChatCompletion : public Generation {
  public:
-  ChatCompletion(Service& service, Ask ask, bool logprobs)
-      : Generation(service, std::move(ask)), logprobs_(logprobs) {}
+  ChatCompletion(Service& service, Ask ask, bool logprobs) : Generation(service, std::move(ask)), logprobs_(logprobs) {}
 
  protected:
   // The role alone first, then text as it comes, then the finish reason alone:
@@ -27,8 +26,7 @@ class ChatCompletion : public Generation {
       json::object role{{"role", "assistant"}, {"content", ""}};
       json::object entry = delta(part.index, std::move(role), nullptr);
       if (ask().token_ids) {
-        entry["prompt_token_ids"] =
-            ids_json(ask().prompts[part.index / ask().n]);
+        entry["prompt_token_ids"] = ids_json(ask().prompts[part.index / ask().n]);
       }
       out += chunk(std::move(entry));
     }
@@ -51,11 +49,9 @@ class ChatCompletion : public Generation {
   }
 
   json::object choice(Part& whole) override {
-    json::object message{
-        {"role", "assistant"}, {"content", whole.text}, {"refusal", nullptr}};
+    json::object message{{"role", "assistant"}, {"content", whole.text}, {"refusal", nullptr}};
     json::object out{{"index", whole.index}, {"message", std::move(message)}};
-    out["logprobs"] =
-        logprobs_ ? chat_logprobs(whole.tokens, tokenizer()) : nullptr;
+    out["logprobs"] = logprobs_ ? chat_logprobs(whole.tokens, tokenizer()) : nullptr;
     out["finish_reason"] = finish_reason(whole.finish);
     if (ask().token_ids) {
       out["prompt_token_ids"] = ids_json(ask().prompts[whole.index / ask().n]);
@@ -72,8 +68,7 @@ class ChatCompletion : public Generation {
   }
 
  private:
-  static json::object
-  delta(int index, json::object delta, json::value finish_reason) {
+  static json::object delta(int index, json::object delta, json::value finish_reason) {
     json::object out{{"index", index}};
     out["delta"] = std::move(delta);
     out["logprobs"] = nullptr;
@@ -90,9 +85,7 @@ void refuse_what_is_not_text(Fields& fields) {
   if (const json::value* choice = fields.any("tool_choice")) {
     if (*choice != "none" && *choice != "auto") {
       fail_field(
-          "tool_choice",
-          "[tool_choice] must be none or auto, tools are not supported; got {}",
-          json_excerpt(*choice));
+          "tool_choice", "[tool_choice] must be none or auto, tools are not supported; got {}", json_excerpt(*choice));
     }
   }
   if (const json::value* call = fields.any("function_call")) {
@@ -107,23 +100,13 @@ void refuse_what_is_not_text(Fields& fields) {
   if (const json::array* modalities = fields.array("modalities")) {
     for (const json::value& modality : *modalities) {
       if (modality != "text") {
-        fail_field(
-            "modalities",
-            "[modalities] only text is supported; got {}",
-            json_excerpt(modality));
+        fail_field("modalities", "[modalities] only text is supported; got {}", json_excerpt(modality));
       }
     }
   }
   fields.accept({"parallel_tool_calls"});
   fields.refuse(
-      {"tools",
-       "functions",
-       "audio",
-       "web_search_options",
-       "chat_template",
-       "documents",
-       "echo",
-       "prompt_logprobs"});
+      {"tools", "functions", "audio", "web_search_options", "chat_template", "documents", "echo", "prompt_logprobs"});
 }
 
 std::optional<int> read_max_tokens(Fields& fields) {
@@ -138,8 +121,7 @@ bool read_logprobs(Fields& fields, Sampling& sampling) {
   bool wanted = fields.boolean("logprobs").value_or(false);
   auto top = fields.integer("top_logprobs", 0, 20);
   if (top.value_or(0) > 0 && !wanted) {
-    fail_field(
-        "top_logprobs", "[top_logprobs] needs logprobs: true; got {}", *top);
+    fail_field("top_logprobs", "[top_logprobs] needs logprobs: true; got {}", *top);
   }
   sampling.logprobs = wanted ? static_cast<int>(top.value_or(0)) : -1;
   return wanted;
@@ -159,14 +141,9 @@ Reply chat_completions(const HttpRequest& request, Service& service) {
   auto prompt = read_chat_prompt(fields, served);
   Headers headers = ignored_fields(fields, service);
 
-  ask.max_tokens = fit_tokens(
-      prompt.size(),
-      max_tokens,
-      std::nullopt,
-      served.engine->options().max_context);
+  ask.max_tokens = fit_tokens(prompt.size(), max_tokens, std::nullopt, served.engine->options().max_context);
   ask.prompts.push_back(std::move(prompt));
-  auto live =
-      std::make_unique<ChatCompletion>(service, std::move(ask), logprobs);
+  auto live = std::make_unique<ChatCompletion>(service, std::move(ask), logprobs);
   live->headers = std::move(headers);
   return live;
 }

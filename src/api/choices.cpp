@@ -8,10 +8,7 @@ namespace parallm {
 
 void Part::append(Part&& next) {
   text += next.text;
-  tokens.insert(
-      tokens.end(),
-      std::make_move_iterator(next.tokens.begin()),
-      std::make_move_iterator(next.tokens.end()));
+  tokens.insert(tokens.end(), std::make_move_iterator(next.tokens.begin()), std::make_move_iterator(next.tokens.end()));
   if (next.prompt) {
     prompt = std::move(next.prompt);
   }
@@ -26,10 +23,7 @@ std::string read_model(Fields& fields, const Service& service) {
     fail_field("model", "[model] is required; got none");
   }
   if (!service.serves(*model)) {
-    Error error(
-        Kind::not_found,
-        "model",
-        fmt::format("The model `{}` does not exist", *model));
+    Error error(Kind::not_found, "model", fmt::format("The model `{}` does not exist", *model));
     error.code = "model_not_found";
     throw error;
   }
@@ -48,10 +42,7 @@ Headers ignored_fields(const Fields& fields, const Service& service) {
   std::string list;
   for (std::string& name : names) {
     std::replace_if(
-        name.begin(),
-        name.end(),
-        [](unsigned char c) { return c <= ' ' || c > '~' || c == ','; },
-        '?');
+        name.begin(), name.end(), [](unsigned char c) { return c <= ' ' || c > '~' || c == ','; }, '?');
     if (list.size() + name.size() > 1000) {
       list += ", ...";
       break;
@@ -61,13 +52,8 @@ Headers ignored_fields(const Fields& fields, const Service& service) {
   return {{"x-ignored-fields", list}};
 }
 
-int fit_tokens(
-    size_t prompt,
-    std::optional<int> given,
-    std::optional<int> wanted,
-    int max_context) {
-  int64_t left =
-      static_cast<int64_t>(max_context) - static_cast<int64_t>(prompt);
+int fit_tokens(size_t prompt, std::optional<int> given, std::optional<int> wanted, int max_context) {
+  int64_t left = static_cast<int64_t>(max_context) - static_cast<int64_t>(prompt);
   int64_t needed = given.value_or(1);
   if (needed > left) {
     Error error(
@@ -86,8 +72,7 @@ int fit_tokens(
   if (given) {
     return *given;
   }
-  return static_cast<int>(
-      std::min<int64_t>(left, wanted.value_or(max_context)));
+  return static_cast<int>(std::min<int64_t>(left, wanted.value_or(max_context)));
 }
 
 Ask read_ask(Fields& fields, Service& service, std::string_view request_id) {
@@ -95,30 +80,23 @@ Ask read_ask(Fields& fields, Service& service, std::string_view request_id) {
   Ask ask;
   ask.model = read_model(fields, service);
   ask.id = fields.string("request_id").value_or(std::string(request_id));
-  ask.n = static_cast<int>(
-      fields.integer("n", 1, service.options().max_choices).value_or(1));
-  int best = static_cast<int>(
-      fields.integer("best_of", 1, service.options().max_choices)
-          .value_or(ask.n));
+  ask.n = static_cast<int>(fields.integer("n", 1, service.options().max_choices).value_or(1));
+  int best = static_cast<int>(fields.integer("best_of", 1, service.options().max_choices).value_or(ask.n));
   if (best != ask.n) {
     fail_field("best_of", "[best_of] must equal n ({}); got {}", ask.n, best);
   }
   ask.stream = fields.boolean("stream").value_or(false);
   if (const json::object* options = fields.object("stream_options")) {
     if (!ask.stream) {
-      fail_field(
-          "stream_options", "[stream_options] is for stream: true alone");
+      fail_field("stream_options", "[stream_options] is for stream: true alone");
     }
     Fields inner(*options, "stream_options.");
     ask.include_usage = inner.boolean("include_usage").value_or(false);
     inner.accept({"include_obfuscation"});
     inner.refuse({"continuous_usage_stats"});
   }
-  ask.sampling = read_sampling(
-      fields,
-      served.sampling_defaults,
-      *served.tokenizer,
-      served.engine->options().vocabulary);
+  ask.sampling =
+      read_sampling(fields, served.sampling_defaults, *served.tokenizer, served.engine->options().vocabulary);
   ask.stops = read_stops(fields);
   ask.keep_stop = fields.boolean("include_stop_str_in_output").value_or(false);
   ask.skip_special = fields.boolean("skip_special_tokens").value_or(true);
@@ -174,8 +152,7 @@ Choices::Choices(Service& service, Ask ask)
     request.cache_salt = ask_.cache_salt;
     rows_.push_back(
         {engine_->generate(std::move(request)),
-         TextStream(
-             *tokenizer_, ask_.stops, ask_.skip_special, ask_.keep_stop)});
+         TextStream(*tokenizer_, ask_.stops, ask_.skip_special, ask_.keep_stop)});
   }
   if (ask_.stream) {
     metrics_.streamed();
@@ -189,9 +166,7 @@ void Choices::on_ready(const std::function<void()>& wake) {
 }
 
 void Choices::observe(Row& row) {
-  auto seconds = [](auto from, auto to) {
-    return std::chrono::duration<double>(to - from).count();
-  };
+  auto seconds = [](auto from, auto to) { return std::chrono::duration<double>(to - from).count(); };
   auto now = std::chrono::steady_clock::now();
   if (row.tokens == 1) {
     metrics_.first_token(seconds(started_, now));
@@ -209,9 +184,7 @@ void Choices::end(Row& row, Part& part, Finish finish) {
   part.finish = finish;
   row.ended = true;
   if (++ended_ == rows_.size()) {
-    metrics_.request_done(std::chrono::duration<double>(
-                              std::chrono::steady_clock::now() - started_)
-                              .count());
+    metrics_.request_done(std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count());
   }
 }
 

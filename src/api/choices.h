@@ -25,8 +25,7 @@ class Fields;
 struct Ask {
   std::vector<std::vector<int32_t>> prompts;
   int n = 1;
-  std::optional<int>
-      max_tokens; // none: the route's default, or what the context leaves
+  std::optional<int> max_tokens; // none: the route's default, or what the context leaves
   Sampling sampling; // one row's; the seed is mixed for each
   std::vector<std::string> stops;
   bool keep_stop = false;
@@ -37,8 +36,7 @@ struct Ask {
   std::string cache_salt;
   std::string model; // as the request wrote it
   std::string id; // "cmpl-..."
-  std::function<std::shared_ptr<TokenMask>()>
-      mask; // one a row; empty: no grammar
+  std::function<std::shared_ptr<TokenMask>()> mask; // one a row; empty: no grammar
 };
 
 /** Reads the fields that chat and completions share, all but the prompts and
@@ -128,9 +126,7 @@ class Generation : public Live {
 
 /** The grammar of response_format, structured_outputs or guided_*; empty where
  * there is none. */
-std::function<std::shared_ptr<TokenMask>()> read_grammar(
-    Fields& fields,
-    const ServedModel& served);
+std::function<std::shared_ptr<TokenMask>()> read_grammar(Fields& fields, const ServedModel& served);
 
 /** 404 where the model isn't served; 400 where the field is missing. Gives the
  * field back. */
@@ -142,11 +138,7 @@ Headers ignored_fields(const Fields& fields, const Service& service);
 
 /** max_tokens given, else `wanted` or what is left, whichever is less. Errors:
  * context_length_exceeded. */
-int fit_tokens(
-    size_t prompt,
-    std::optional<int> given,
-    std::optional<int> wanted,
-    int max_context);
+int fit_tokens(size_t prompt, std::optional<int> given, std::optional<int> wanted, int max_context);
 
 /** "stop", "length"; null while there is none. */
 json::value finish_reason(Finish finish);
@@ -155,9 +147,7 @@ json::value finish_reason(Finish finish);
 void keep_top(std::vector<Scored>& tokens, int count);
 
 /** Chat's `logprobs`: {"content": [...]}. */
-json::value chat_logprobs(
-    const std::vector<Scored>& tokens,
-    const Tokenizer& tokenizer);
+json::value chat_logprobs(const std::vector<Scored>& tokens, const Tokenizer& tokenizer);
 
 /** Completions' `logprobs`, written down part by part: offsets go on from where
  * the last part ended. */
@@ -180,9 +170,7 @@ class CompletionLogprobs {
 
 /** vLLM's prompt_logprobs: null, then {"id": {"logprob", "rank"?,
  * "decoded_token"}} a position. */
-json::array prompt_logprobs(
-    const std::vector<Scored>& prompt,
-    const Tokenizer& tokenizer);
+json::array prompt_logprobs(const std::vector<Scored>& prompt, const Tokenizer& tokenizer);
 
 json::array ids_json(const std::vector<Scored>& tokens);
 json::array ids_json(const std::vector<int32_t>& ids);

@@ -13,20 +13,14 @@ struct Prompts {
   std::vector<std::string> texts; // as given; from ids: decoded when echoed
 };
 
-std::vector<int32_t> encode(
-    const std::string& text,
-    bool special,
-    const ServedModel& served,
-    const std::string& field) {
+std::vector<int32_t>
+encode(const std::string& text, bool special, const ServedModel& served, const std::string& field) {
   auto ids = served.tokenizer->encode(text, special);
   if (ids.empty() && served.bos >= 0) {
     ids.push_back(served.bos);
   }
   if (ids.empty()) {
-    fail_field(
-        field,
-        "[{}] is empty, and the model has no begin token to stand for it",
-        field);
+    fail_field(field, "[{}] is empty, and the model has no begin token to stand for it", field);
   }
   return ids;
 }
@@ -38,22 +32,14 @@ void add_text(
     const ServedModel& served,
     const std::string& field) {
   if (!text.is_string()) {
-    fail_field(
-        field,
-        "[{}] must be a string as the ones before it; got {}",
-        field,
-        json_kind(text));
+    fail_field(field, "[{}] must be a string as the ones before it; got {}", field, json_kind(text));
   }
   std::string given(text.get_string());
   prompts.ids.push_back(encode(given, special, served, field));
   prompts.texts.push_back(std::move(given));
 }
 
-void add_ids(
-    Prompts& prompts,
-    const json::array& array,
-    const ServedModel& served,
-    const std::string& field) {
+void add_ids(Prompts& prompts, const json::array& array, const ServedModel& served, const std::string& field) {
   auto ids = read_ids(array, field, served.engine->options().vocabulary);
   if (ids.empty()) {
     fail_field(field, "[{}] must hold a token id at least; got none", field);
@@ -109,11 +95,7 @@ struct Shape {
 
 class Completion : public Generation {
  public:
-  Completion(
-      Service& service,
-      Ask ask,
-      Shape shape,
-      std::vector<std::string> texts)
+  Completion(Service& service, Ask ask, Shape shape, std::vector<std::string> texts)
       : Generation(service, std::move(ask)),
         shape_(shape),
         texts_(std::move(texts)),
@@ -123,8 +105,7 @@ class Completion : public Generation {
 
  protected:
   std::string chunks(Part& part) override {
-    bool tells = !part.text.empty() || part.finish != Finish::none ||
-        (part.first && shape_.echo) ||
+    bool tells = !part.text.empty() || part.finish != Finish::none || (part.first && shape_.echo) ||
         (!part.tokens.empty() && (shape_.logprobs || ask().token_ids));
     return tells ? chunk(write(part)) : "";
   }
@@ -148,8 +129,7 @@ class Completion : public Generation {
     std::string text = echoes ? prompt_text(part.index / ask().n) : "";
     text += part.text;
     json::object out{{"text", text}, {"index", part.index}};
-    out["logprobs"] = shape_.logprobs ? json::value(logprobs(part, echoes))
-                                      : json::value(nullptr);
+    out["logprobs"] = shape_.logprobs ? json::value(logprobs(part, echoes)) : json::value(nullptr);
     out["finish_reason"] = finish_reason(part.finish);
     if (shape_.prompt_logprobs && part.first) {
       auto scored = part.prompt.value_or(std::vector<Scored>{});
@@ -183,9 +163,7 @@ class Completion : public Generation {
   }
 
   std::string prompt_text(size_t prompt) const {
-    return texts_.empty()
-        ? tokenizer().decode(ask().prompts[prompt], ask().skip_special)
-        : texts_[prompt];
+    return texts_.empty() ? tokenizer().decode(ask().prompts[prompt], ask().skip_special) : texts_[prompt];
   }
 
   Shape shape_;
@@ -211,8 +189,7 @@ Reply completions(const HttpRequest& request, Service& service) {
   shape.logprobs = read_count(fields, "logprobs", 20);
   shape.prompt_logprobs = read_count(fields, "prompt_logprobs", 20);
   int context = served.engine->options().max_context;
-  auto max_tokens =
-      read_count(fields, "max_tokens", std::numeric_limits<int>::max());
+  auto max_tokens = read_count(fields, "max_tokens", std::numeric_limits<int>::max());
   fields.refuse({"suffix", "prompt_embeds"});
   Prompts prompts = read_prompts(fields, served);
   Headers headers = ignored_fields(fields, service);
@@ -221,15 +198,11 @@ Reply completions(const HttpRequest& request, Service& service) {
   for (const auto& ids : prompts.ids) {
     longest = std::max(longest, ids.size());
   }
-  ask.max_tokens = fit_tokens(
-      longest, max_tokens, service.options().default_max_tokens, context);
+  ask.max_tokens = fit_tokens(longest, max_tokens, service.options().default_max_tokens, context);
   ask.prompts = std::move(prompts.ids);
-  ask.sampling.logprobs =
-      std::max(shape.logprobs.value_or(-1), shape.prompt_logprobs.value_or(-1));
-  ask.sampling.prompt_logprobs =
-      shape.prompt_logprobs || (shape.echo && shape.logprobs);
-  auto live = std::make_unique<Completion>(
-      service, std::move(ask), shape, std::move(prompts.texts));
+  ask.sampling.logprobs = std::max(shape.logprobs.value_or(-1), shape.prompt_logprobs.value_or(-1));
+  ask.sampling.prompt_logprobs = shape.prompt_logprobs || (shape.echo && shape.logprobs);
+  auto live = std::make_unique<Completion>(service, std::move(ask), shape, std::move(prompts.texts));
   live->headers = std::move(headers);
   return live;
 }

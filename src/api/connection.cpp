@@ -67,10 +67,7 @@ struct BellOwner {
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
   Connection(tcp::socket socket, Shared& shared)
-      : shared_(shared),
-        count_(shared.connections),
-        stream_(std::move(socket)),
-        timer_(stream_.get_executor()) {}
+      : shared_(shared), count_(shared.connections), stream_(std::move(socket)), timer_(stream_.get_executor()) {}
 
   net::awaitable<void> serve() {
     auto self = shared_from_this();
@@ -90,8 +87,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     parser.header_limit(options.header_limit);
     parser.body_limit(options.body_limit);
     stream_.expires_after(options.idle_timeout);
-    auto [error, bytes] =
-        co_await http::async_read_header(stream_, buffer_, parser, as_value);
+    auto [error, bytes] = co_await http::async_read_header(stream_, buffer_, parser, as_value);
     begin(parser);
     if (!error) {
       stream_.expires_after(options.read_timeout);
@@ -128,14 +124,12 @@ class Connection : public std::enable_shared_from_this<Connection> {
   net::awaitable<beast::error_code> read_rest(Parser& parser) {
     if (beast::iequals(parser.get()[http::field::expect], "100-continue")) {
       static constexpr std::string_view go_on = "HTTP/1.1 100 Continue\r\n\r\n";
-      auto [error, bytes] =
-          co_await net::async_write(stream_, net::buffer(go_on), as_value);
+      auto [error, bytes] = co_await net::async_write(stream_, net::buffer(go_on), as_value);
       if (error) {
         co_return error;
       }
     }
-    auto [error, bytes] =
-        co_await http::async_read(stream_, buffer_, parser, as_value);
+    auto [error, bytes] = co_await http::async_read(stream_, buffer_, parser, as_value);
     co_return error;
   }
 
@@ -147,8 +141,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
       request_.id = std::string(id);
     }
     origin_ = std::string(message[http::field::origin]);
-    wanted_headers_ =
-        std::string(message[http::field::access_control_request_headers]);
+    wanted_headers_ = std::string(message[http::field::access_control_request_headers]);
     authorization_ = std::string(message[http::field::authorization]);
     request_.body = std::move(message.body());
   }
@@ -158,29 +151,18 @@ class Connection : public std::enable_shared_from_this<Connection> {
   net::awaitable<void> answer_unreadable(beast::error_code error) {
     if (error == http::error::body_limit) {
       co_await send(error_answer(Error(
-          Kind::too_large,
-          "",
-          fmt::format(
-              "[server] the body must be at most {} bytes",
-              shared_.options.body_limit))));
+          Kind::too_large, "", fmt::format("[server] the body must be at most {} bytes", shared_.options.body_limit))));
     } else if (error == http::error::header_limit) {
       Answer answer = error_answer(Error(
           Kind::invalid,
           "",
-          fmt::format(
-              "[server] the header must be at most {} bytes",
-              shared_.options.header_limit)));
+          fmt::format("[server] the header must be at most {} bytes", shared_.options.header_limit)));
       answer.status = 431;
       co_await send(std::move(answer));
     } else if (
-        error.category() ==
-            make_error_code(http::error::bad_method).category() &&
-        error != http::error::end_of_stream &&
-        error != http::error::partial_message) {
-      co_await send(error_answer(Error(
-          Kind::invalid,
-          "",
-          fmt::format("[server] not HTTP: {}", error.message()))));
+        error.category() == make_error_code(http::error::bad_method).category() &&
+        error != http::error::end_of_stream && error != http::error::partial_message) {
+      co_await send(error_answer(Error(Kind::invalid, "", fmt::format("[server] not HTTP: {}", error.message()))));
     } else {
       co_return;
     }
@@ -195,8 +177,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     stream_.expires_after(std::chrono::seconds(2));
     std::array<char, 4096> scratch;
     while (true) {
-      auto [error, bytes] =
-          co_await stream_.async_read_some(net::buffer(scratch), as_value);
+      auto [error, bytes] = co_await stream_.async_read_some(net::buffer(scratch), as_value);
       if (error) {
         co_return;
       }
@@ -210,8 +191,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     bool bearer = beast::iequals(
         beast::string_view(given.data(), std::min(given.size(), scheme.size())),
         beast::string_view(scheme.data(), scheme.size()));
-    return key.empty() || route.open ||
-        (bearer && same_secret(given.substr(scheme.size()), key));
+    return key.empty() || route.open || (bearer && same_secret(given.substr(scheme.size()), key));
   }
 
   net::awaitable<void> dispatch(Answer& answer, std::unique_ptr<Live>& live) {
@@ -224,9 +204,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
       }
     });
     if (!error && !route) {
-      answer = request_.method == "OPTIONS"
-          ? preflight(allow + ", OPTIONS", wanted_headers_)
-          : wrong_method(request_, allow);
+      answer = request_.method == "OPTIONS" ? preflight(allow + ", OPTIONS", wanted_headers_)
+                                            : wrong_method(request_, allow);
       co_return;
     }
     if (!error) {
@@ -267,8 +246,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     for (const auto& [name, value] : answer.headers) {
       message.set(name, value);
     }
-    for (const auto& [name, value] :
-         cors_headers(shared_.options.allowed_origins, origin_)) {
+    for (const auto& [name, value] : cors_headers(shared_.options.allowed_origins, origin_)) {
       message.set(name, value);
     }
     keep_alive_ = keep_alive_ && !shared_.stopping;
@@ -282,8 +260,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
         request_.method,
         request_.path,
         status,
-        std::chrono::duration<double, std::milli>(Clock::now() - arrived_)
-            .count(),
+        std::chrono::duration<double, std::milli>(Clock::now() - arrived_).count(),
         request_.id);
   }
 
@@ -297,17 +274,14 @@ class Connection : public std::enable_shared_from_this<Connection> {
         head.content_length(answer.body.size());
       }
       http::response_serializer<http::empty_body> serializer(head);
-      auto [error, bytes] =
-          co_await http::async_write_header(stream_, serializer, as_value);
+      auto [error, bytes] = co_await http::async_write_header(stream_, serializer, as_value);
       co_return !error;
     }
-    http::response<http::string_body> message(
-        static_cast<http::status>(answer.status), version_);
+    http::response<http::string_body> message(static_cast<http::status>(answer.status), version_);
     set_headers(message, answer);
     message.body() = std::move(answer.body);
     message.prepare_payload();
-    auto [error, bytes] =
-        co_await http::async_write(stream_, message, as_value);
+    auto [error, bytes] = co_await http::async_write(stream_, message, as_value);
     co_return !error;
   }
 
@@ -319,20 +293,18 @@ class Connection : public std::enable_shared_from_this<Connection> {
       return;
     }
     watching_ = true;
-    stream_.async_read_some(
-        buffer_.prepare(4096),
-        [self = shared_from_this()](beast::error_code error, size_t bytes) {
-          self->watching_ = false;
-          if (error) {
-            self->gone_ = true;
-            self->timer_.cancel();
-          } else {
-            self->buffer_.commit(bytes);
-            if (!self->unwatch_) {
-              self->watch();
-            }
-          }
-        });
+    stream_.async_read_some(buffer_.prepare(4096), [self = shared_from_this()](beast::error_code error, size_t bytes) {
+      self->watching_ = false;
+      if (error) {
+        self->gone_ = true;
+        self->timer_.cancel();
+      } else {
+        self->buffer_.commit(bytes);
+        if (!self->unwatch_) {
+          self->watch();
+        }
+      }
+    });
   }
 
   net::awaitable<void> end_watch() {
@@ -368,8 +340,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
             Kind::timeout,
             "",
             fmt::format(
-                "[server] the request took longer than {} s",
-                shared_.options.request_timeout.count() / 1000.0));
+                "[server] the request took longer than {} s", shared_.options.request_timeout.count() / 1000.0));
       } else {
         timer_.expires_at(deadline);
         co_await timer_.async_wait(as_value);
@@ -418,8 +389,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   net::awaitable<bool> send_stream_head(const Headers& headers) {
     count(200);
-    Answer answer{
-        .type = "text/event-stream; charset=utf-8", .headers = headers};
+    Answer answer{.type = "text/event-stream; charset=utf-8", .headers = headers};
     answer.headers.emplace_back("Cache-Control", "no-cache");
     answer.headers.emplace_back("X-Accel-Buffering", "no");
     keep_alive_ = keep_alive_ && version_ == 11;
@@ -428,8 +398,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     head.chunked(version_ == 11);
     http::response_serializer<http::empty_body> serializer(head);
     stream_.expires_after(shared_.options.write_timeout);
-    auto [error, bytes] =
-        co_await http::async_write_header(stream_, serializer, as_value);
+    auto [error, bytes] = co_await http::async_write_header(stream_, serializer, as_value);
     co_return !error;
   }
 
@@ -439,15 +408,12 @@ class Connection : public std::enable_shared_from_this<Connection> {
     stream_.expires_after(shared_.options.write_timeout);
     beast::error_code error;
     if (version_ == 10) {
-      std::tie(error, std::ignore) =
-          co_await net::async_write(stream_, net::buffer(bytes), as_value);
+      std::tie(error, std::ignore) = co_await net::async_write(stream_, net::buffer(bytes), as_value);
       co_return !error;
     }
-    std::tie(error, std::ignore) = co_await net::async_write(
-        stream_, http::make_chunk(net::buffer(bytes)), as_value);
+    std::tie(error, std::ignore) = co_await net::async_write(stream_, http::make_chunk(net::buffer(bytes)), as_value);
     if (!error && last) {
-      std::tie(error, std::ignore) =
-          co_await net::async_write(stream_, http::make_chunk_last(), as_value);
+      std::tie(error, std::ignore) = co_await net::async_write(stream_, http::make_chunk_last(), as_value);
     }
     co_return !error;
   }

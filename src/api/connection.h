@@ -46,8 +46,6 @@ struct Counted {
 std::optional<Error> caught(const std::function<void()>& work);
 
 /** Answers the connection's requests, one after the other, until it ends. */
-net::awaitable<void> serve_connection(
-    net::ip::tcp::socket socket,
-    Shared& shared);
+net::awaitable<void> serve_connection(net::ip::tcp::socket socket, Shared& shared);
 
 } // namespace parallm

@@ -36,25 +36,14 @@ void add_schema(Constraints& found, Fields& fields, std::string_view name) {
   if (!schema) {
     return;
   }
-  json::value parsed = schema->is_string()
-      ? parse_json(schema->get_string(), fields.name(name))
-      : *schema;
+  json::value parsed = schema->is_string() ? parse_json(schema->get_string(), fields.name(name)) : *schema;
   if (!parsed.is_object() && !parsed.is_bool()) {
-    fail_field(
-        fields.name(name),
-        "[{}] must be a JSON schema; got {}",
-        fields.name(name),
-        json_kind(parsed));
+    fail_field(fields.name(name), "[{}] must be a JSON schema; got {}", fields.name(name), json_kind(parsed));
   }
-  found.push_back(
-      {fields.name(name), GrammarKind::json_schema, json::serialize(parsed)});
+  found.push_back({fields.name(name), GrammarKind::json_schema, json::serialize(parsed)});
 }
 
-void add_text(
-    Constraints& found,
-    Fields& fields,
-    std::string_view name,
-    GrammarKind kind) {
+void add_text(Constraints& found, Fields& fields, std::string_view name, GrammarKind kind) {
   if (auto source = fields.string(name)) {
     found.push_back({fields.name(name), kind, *source});
   }
@@ -105,16 +94,12 @@ void add_response_format(Constraints& found, Fields& fields) {
   }
   const json::object* schema = inner.object("json_schema");
   if (!schema) {
-    fail_field(
-        "response_format.json_schema",
-        "[response_format.json_schema] is required; got none");
+    fail_field("response_format.json_schema", "[response_format.json_schema] is required; got none");
   }
   Fields named(*schema, "response_format.json_schema.");
   add_schema(found, named, "schema");
   if (found.empty()) {
-    fail_field(
-        "response_format.json_schema.schema",
-        "[response_format.json_schema.schema] is required; got none");
+    fail_field("response_format.json_schema.schema", "[response_format.json_schema.schema] is required; got none");
   }
 }
 
@@ -129,17 +114,14 @@ void add_structured_outputs(Constraints& found, Fields& fields) {
   add_text(found, inner, "grammar", GrammarKind::lark);
   add_choice(found, inner, "choice");
   if (inner.boolean("json_object").value_or(false)) {
-    found.push_back(
-        {"structured_outputs.json_object", GrammarKind::json_object, ""});
+    found.push_back({"structured_outputs.json_object", GrammarKind::json_object, ""});
   }
   inner.refuse({"structural_tag"});
 }
 
 } // namespace
 
-std::function<std::shared_ptr<TokenMask>()> read_grammar(
-    Fields& fields,
-    const ServedModel& served) {
+std::function<std::shared_ptr<TokenMask>()> read_grammar(Fields& fields, const ServedModel& served) {
   Constraints found;
   add_response_format(found, fields);
   add_structured_outputs(found, fields);
@@ -151,19 +133,13 @@ std::function<std::shared_ptr<TokenMask>()> read_grammar(
     return nullptr;
   }
   if (found.size() > 1) {
-    fail_field(
-        found[1].field,
-        "[{}] can't stand beside {}: one constraint a request",
-        found[1].field,
-        found[0].field);
+    fail_field(found[1].field, "[{}] can't stand beside {}: one constraint a request", found[1].field, found[0].field);
   }
   if (!served.grammars) {
-    fail_field(
-        found[0].field, "[{}] is not supported for this model", found[0].field);
+    fail_field(found[0].field, "[{}] is not supported for this model", found[0].field);
   }
   return [grammars = served.grammars, constraint = found[0]] {
-    return std::make_shared<GrammarMask>(
-        grammars->compile(constraint.kind, constraint.source));
+    return std::make_shared<GrammarMask>(grammars->compile(constraint.kind, constraint.source));
   };
 }
 

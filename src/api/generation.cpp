@@ -4,8 +4,7 @@
 
 namespace parallm {
 
-Generation::Generation(Service& service, Ask ask)
-    : choices_(service, std::move(ask)), created_(std::time(nullptr)) {
+Generation::Generation(Service& service, Ask ask) : choices_(service, std::move(ask)), created_(std::time(nullptr)) {
   streaming = choices_.ask().stream;
   if (!streaming) {
     whole_.resize(choices_.ask().prompts.size() * choices_.ask().n);
@@ -57,8 +56,7 @@ std::string Generation::chunk(json::object choice) const {
   return sse(envelope(chunk_object(), std::move(choices)));
 }
 
-json::object Generation::envelope(const char* object, json::array choices)
-    const {
+json::object Generation::envelope(const char* object, json::array choices) const {
   json::object out{
       {"id", ask().id},
       {"object", object},

@@ -38,8 +38,7 @@ class Live {
   virtual ~Live() = default;
 
   struct Progress {
-    std::string
-        bytes; // streaming: what to send now; else the whole body, once done
+    std::string bytes; // streaming: what to send now; else the whole body, once done
     bool done = false;
   };
 

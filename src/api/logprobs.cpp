@@ -11,8 +11,7 @@ namespace {
 
 // JSON has no -inf; OpenAI's API writes this.
 double json_logprob(float logprob) {
-  return std::isfinite(logprob) ? shortest(std::max(logprob, -9999.0f))
-                                : -9999.0;
+  return std::isfinite(logprob) ? shortest(std::max(logprob, -9999.0f)) : -9999.0;
 }
 
 // The legacy API's token string: pieces of a character are written as their
@@ -36,17 +35,12 @@ json::object chat_token(const TokenLogprob& token, const Tokenizer& tokenizer) {
   for (unsigned char byte : text) {
     bytes.push_back(byte);
   }
-  return {
-      {"token", valid_utf8(text)},
-      {"logprob", json_logprob(token.logprob)},
-      {"bytes", std::move(bytes)}};
+  return {{"token", valid_utf8(text)}, {"logprob", json_logprob(token.logprob)}, {"bytes", std::move(bytes)}};
 }
 
 } // namespace
 
-json::value chat_logprobs(
-    const std::vector<Scored>& tokens,
-    const Tokenizer& tokenizer) {
+json::value chat_logprobs(const std::vector<Scored>& tokens, const Tokenizer& tokenizer) {
   json::array content;
   content.reserve(tokens.size());
   for (const Scored& scored : tokens) {
@@ -61,9 +55,7 @@ json::value chat_logprobs(
   return {{"content", std::move(content)}, {"refusal", nullptr}};
 }
 
-CompletionLogprobs::CompletionLogprobs(
-    const Tokenizer& tokenizer,
-    bool skip_special)
+CompletionLogprobs::CompletionLogprobs(const Tokenizer& tokenizer, bool skip_special)
     : tokenizer_(&tokenizer), skip_special_(skip_special) {}
 
 void CompletionLogprobs::place(int32_t id) {
@@ -73,9 +65,7 @@ void CompletionLogprobs::place(int32_t id) {
   if (skip_special_ && tokenizer_->is_special(id)) {
     return; // it takes no room in the text
   }
-  offset_ += std::count_if(bytes.begin(), bytes.end(), [](unsigned char byte) {
-    return (byte & 0xC0) != 0x80;
-  });
+  offset_ += std::count_if(bytes.begin(), bytes.end(), [](unsigned char byte) { return (byte & 0xC0) != 0x80; });
 }
 
 void CompletionLogprobs::add_first(int32_t id) {
@@ -90,8 +80,7 @@ void CompletionLogprobs::add(const Scored& scored) {
   json::object top;
   // Tokens of equal text share a key: the most likely one keeps it.
   auto put = [&](const TokenLogprob& token) {
-    top.emplace(
-        token_text(tokenizer_->bytes(token.id)), json_logprob(token.logprob));
+    top.emplace(token_text(tokenizer_->bytes(token.id)), json_logprob(token.logprob));
   };
   for (const TokenLogprob& other : scored.top) {
     put(other);
@@ -113,9 +102,7 @@ json::object CompletionLogprobs::take() {
   return out;
 }
 
-json::array prompt_logprobs(
-    const std::vector<Scored>& prompt,
-    const Tokenizer& tokenizer) {
+json::array prompt_logprobs(const std::vector<Scored>& prompt, const Tokenizer& tokenizer) {
   json::array out;
   out.push_back(nullptr);
   for (const Scored& scored : prompt) {
@@ -124,8 +111,7 @@ json::array prompt_logprobs(
       position.emplace(
           std::to_string(token.id),
           json::object{
-              {"logprob", json_logprob(token.logprob)},
-              {"decoded_token", valid_utf8(tokenizer.bytes(token.id))}});
+              {"logprob", json_logprob(token.logprob)}, {"decoded_token", valid_utf8(tokenizer.bytes(token.id))}});
     };
     put(scored.token);
     for (const TokenLogprob& other : scored.top) {

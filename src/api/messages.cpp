@@ -17,17 +17,12 @@ std::string join_parts(const json::array& parts, const std::string& where) {
   for (size_t i = 0; i < parts.size(); ++i) {
     std::string field = fmt::format("{}[{}]", where, i);
     if (!parts[i].is_object()) {
-      fail_field(
-          field, "[{}] must be an object; got {}", field, json_kind(parts[i]));
+      fail_field(field, "[{}] must be an object; got {}", field, json_kind(parts[i]));
     }
     Fields part(parts[i].get_object(), field + ".");
     auto type = part.string("type");
     if (type != "text") {
-      fail_field(
-          field,
-          "[{}] has a type that is not supported, only text is; got {}",
-          field,
-          type.value_or("none"));
+      fail_field(field, "[{}] has a type that is not supported, only text is; got {}", field, type.value_or("none"));
     }
     auto piece = part.string("text");
     if (!piece) {
@@ -42,8 +37,7 @@ std::string join_parts(const json::array& parts, const std::string& where) {
 // ...) go to the template as they are.
 json::object read_message(const json::value& value, const std::string& where) {
   if (!value.is_object()) {
-    fail_field(
-        where, "[{}] must be an object; got {}", where, json_kind(value));
+    fail_field(where, "[{}] must be an object; got {}", where, json_kind(value));
   }
   json::object message = value.get_object();
   Fields fields(value.get_object(), where + ".");
@@ -58,21 +52,14 @@ json::object read_message(const json::value& value, const std::string& where) {
   fields.refuse({"audio", "function_call"});
   if (!content) {
     if (role != "assistant") {
-      fail_field(
-          where + ".content",
-          "[{}.content] is required of the role {}; got none",
-          where,
-          *role);
+      fail_field(where + ".content", "[{}.content] is required of the role {}; got none", where, *role);
     }
     message["content"] = nullptr;
   } else if (content->is_array()) {
     message["content"] = join_parts(content->get_array(), where + ".content");
   } else if (!content->is_string()) {
     fail_field(
-        where + ".content",
-        "[{}.content] must be a string or a list of parts; got {}",
-        where,
-        json_kind(*content));
+        where + ".content", "[{}.content] must be a string or a list of parts; got {}", where, json_kind(*content));
   }
   return message;
 }
@@ -87,8 +74,7 @@ json::array read_messages(Fields& fields) {
   }
   json::array messages;
   for (size_t i = 0; i < given->size(); ++i) {
-    messages.push_back(
-        read_message((*given)[i], fmt::format("messages[{}]", i)));
+    messages.push_back(read_message((*given)[i], fmt::format("messages[{}]", i)));
   }
   return messages;
 }
@@ -96,18 +82,14 @@ json::array read_messages(Fields& fields) {
 void mark_last(json::array& messages) {
   json::value* content = messages.back().get_object().if_contains("content");
   if (!content || !content->is_string()) {
-    fail_field(
-        "continue_final_message",
-        "[continue_final_message] needs a text in the last message; got none");
+    fail_field("continue_final_message", "[continue_final_message] needs a text in the last message; got none");
   }
   content->get_string().append(cut_here);
 }
 
 } // namespace
 
-std::vector<int32_t> read_chat_prompt(
-    Fields& fields,
-    const ServedModel& served) {
+std::vector<int32_t> read_chat_prompt(Fields& fields, const ServedModel& served) {
   json::object variables;
   if (const json::object* more = fields.object("chat_template_kwargs")) {
     variables = *more;
@@ -126,8 +108,7 @@ std::vector<int32_t> read_chat_prompt(
     variables["reasoning_effort"] = *effort;
   }
   if (!served.chat_template) {
-    fail_field(
-        "messages", "[chat] the model has no chat template; use completions");
+    fail_field("messages", "[chat] the model has no chat template; use completions");
   }
   if (resume) {
     mark_last(messages);

@@ -14,9 +14,9 @@ namespace {
 using prometheus::MetricType;
 
 // The range of vLLM's dashboards: a millisecond to the better part of an hour.
-const prometheus::Histogram::BucketBoundaries seconds_buckets = {
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1,  0.25,  0.5,   0.75,
-    1.0,   2.5,   5.0,  7.5,  10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0};
+const prometheus::Histogram::BucketBoundaries seconds_buckets = {0.001, 0.005, 0.01, 0.02,  0.04,  0.06,  0.08, 0.1,
+                                                                 0.25,  0.5,   0.75, 1.0,   2.5,   5.0,   7.5,  10.0,
+                                                                 20.0,  40.0,  80.0, 160.0, 640.0, 2560.0};
 
 struct Figure {
   const char* name;
@@ -37,11 +37,7 @@ using S = const EngineStats&;
 
 // Rows of one name stand together: the text format wants a family in one piece.
 const Figure figures[] = {
-    {"requests_running",
-     "num_requests_running",
-     gauge,
-     "Rows in the batch",
-     [](S s) -> double { return s.running; }},
+    {"requests_running", "num_requests_running", gauge, "Rows in the batch", [](S s) -> double { return s.running; }},
     {"requests_waiting",
      "num_requests_waiting",
      gauge,
@@ -52,11 +48,7 @@ const Figure figures[] = {
      gauge,
      "Share of KV blocks that rows hold; 1 is full",
      [](S s) { return share(s.blocks_used, s.blocks_total); }},
-    {"kv_blocks_total",
-     nullptr,
-     gauge,
-     "KV blocks there are",
-     [](S s) -> double { return s.blocks_total; }},
+    {"kv_blocks_total", nullptr, gauge, "KV blocks there are", [](S s) -> double { return s.blocks_total; }},
     {"kv_blocks_cached",
      nullptr,
      gauge,
@@ -94,11 +86,7 @@ const Figure figures[] = {
      "Rows that ended well",
      [](S s) -> double { return s.finished_length; },
      "length"},
-    {"requests_cancelled_total",
-     nullptr,
-     counter,
-     "Rows whose client left",
-     [](S s) -> double { return s.cancelled; }},
+    {"requests_cancelled_total", nullptr, counter, "Rows whose client left", [](S s) -> double { return s.cancelled; }},
     {"requests_failed_total",
      nullptr,
      counter,
@@ -109,11 +97,7 @@ const Figure figures[] = {
      counter,
      "Rows set back because KV ran out",
      [](S s) -> double { return s.preemptions; }},
-    {"steps_total",
-     nullptr,
-     counter,
-     "Forward passes",
-     [](S s) -> double { return s.steps; }},
+    {"steps_total", nullptr, counter, "Forward passes", [](S s) -> double { return s.steps; }},
     {"decode_steps_total",
      nullptr,
      counter,
@@ -155,21 +139,14 @@ void add(
   if (figure.label) {
     metric.label.push_back({"finished_reason", figure.label});
   }
-  (figure.type == gauge ? metric.gauge.value : metric.counter.value) =
-      figure.value(stats);
+  (figure.type == gauge ? metric.gauge.value : metric.counter.value) = figure.value(stats);
   families.back().metric.push_back(std::move(metric));
 }
 
-std::vector<prometheus::MetricFamily> engine_families(
-    const EngineStats& stats,
-    const std::string& model) {
+std::vector<prometheus::MetricFamily> engine_families(const EngineStats& stats, const std::string& model) {
   std::vector<prometheus::MetricFamily> families;
   for (const Figure& figure : figures) {
-    add(families,
-        std::string("mlx_parallm_") + figure.name,
-        figure,
-        stats,
-        model);
+    add(families, std::string("mlx_parallm_") + figure.name, figure, stats, model);
   }
   for (const Figure& figure : figures) {
     if (figure.vllm) {
@@ -181,28 +158,17 @@ std::vector<prometheus::MetricFamily> engine_families(
 
 } // namespace
 
-Metrics::Latency Metrics::latency(
-    const std::string& name,
-    const std::string& help) {
+Metrics::Latency Metrics::latency(const std::string& name, const std::string& help) {
   auto histogram = [&](const std::string& prefix) {
-    return &prometheus::BuildHistogram()
-                .Name(prefix + name)
-                .Help(help)
-                .Register(registry_)
-                .Add({}, seconds_buckets);
+    return &prometheus::BuildHistogram().Name(prefix + name).Help(help).Register(registry_).Add({}, seconds_buckets);
   };
   return {histogram("mlx_parallm_"), histogram("vllm:")};
 }
 
 Metrics::Metrics()
-    : first_token_(latency(
-          "time_to_first_token_seconds",
-          "From the request's arrival to its first token")),
-      between_tokens_(
-          latency("inter_token_latency_seconds", "Between a row's tokens")),
-      request_(latency(
-          "e2e_request_latency_seconds",
-          "From the request's arrival to its last token")),
+    : first_token_(latency("time_to_first_token_seconds", "From the request's arrival to its first token")),
+      between_tokens_(latency("inter_token_latency_seconds", "Between a row's tokens")),
+      request_(latency("e2e_request_latency_seconds", "From the request's arrival to its last token")),
       streamed_(prometheus::BuildCounter()
                     .Name("mlx_parallm_streams_total")
                     .Help("Requests answered as a stream")
@@ -233,9 +199,7 @@ void Metrics::http(const std::string& path, int status) {
   http_.Add({{"path", path}, {"status", std::to_string(status)}}).Increment();
 }
 
-std::string Metrics::prometheus(
-    const Engine* engine,
-    const std::string& model) {
+std::string Metrics::prometheus(const Engine* engine, const std::string& model) {
   auto families = registry_.Collect();
   if (engine) {
     auto more = engine_families(engine->stats(), model);
@@ -256,27 +220,20 @@ std::string Metrics::debug(const Engine* engine) {
   double decode_seconds = now.decode_seconds;
   json::object out;
   out["batches_processed"] = now.steps;
-  out["avg_batch_fill_pct"] =
-      100 * share(now.decode_rows, now.decode_steps * rows);
-  out["batch_fill_hist"] =
-      json::array(now.batch_fill.begin(), now.batch_fill.end());
+  out["avg_batch_fill_pct"] = 100 * share(now.decode_rows, now.decode_steps * rows);
+  out["batch_fill_hist"] = json::array(now.batch_fill.begin(), now.batch_fill.end());
   out["queue_depth_last"] = now.waiting;
-  out["stream_batches_processed"] =
-      static_cast<uint64_t>(streamed_.Value()); // streams share every batch
-  out["prompt_tps_avg"] =
-      share(now.prompt_tokens - now.cached_tokens, prompt_seconds);
+  out["stream_batches_processed"] = static_cast<uint64_t>(streamed_.Value()); // streams share every batch
+  out["prompt_tps_avg"] = share(now.prompt_tokens - now.cached_tokens, prompt_seconds);
   out["prompt_tps_last"] = share(
-      (now.prompt_tokens - now.cached_tokens) -
-          (last.prompt_tokens - last.cached_tokens),
+      (now.prompt_tokens - now.cached_tokens) - (last.prompt_tokens - last.cached_tokens),
       prompt_seconds - last.prefill_seconds);
   // Rows that decode beside a prompt's chunk count their tokens too, so the
   // time is all of it.
-  out["decode_tps_avg"] =
-      share(now.generated_tokens, prompt_seconds + decode_seconds);
+  out["decode_tps_avg"] = share(now.generated_tokens, prompt_seconds + decode_seconds);
   out["decode_tps_last"] = share(
       now.generated_tokens - last.generated_tokens,
-      (prompt_seconds + decode_seconds) -
-          (last.prefill_seconds + last.decode_seconds));
+      (prompt_seconds + decode_seconds) - (last.prefill_seconds + last.decode_seconds));
   out["prompt_tokens_total"] = now.prompt_tokens;
   out["decode_tokens_total"] = now.generated_tokens;
   return json::serialize(out);

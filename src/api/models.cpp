@@ -30,17 +30,12 @@ Reply list_models(const HttpRequest&, Service& service) {
   for (const std::string& id : service.options().ids) {
     data.push_back(model_card(id, service));
   }
-  return Answer{
-      .body = json::serialize(
-          json::object{{"object", "list"}, {"data", std::move(data)}})};
+  return Answer{.body = json::serialize(json::object{{"object", "list"}, {"data", std::move(data)}})};
 }
 
 Reply show_model(const HttpRequest& request, Service& service) {
   if (!service.serves(request.rest)) {
-    Error error(
-        Kind::not_found,
-        "model",
-        fmt::format("The model `{}` does not exist", request.rest));
+    Error error(Kind::not_found, "model", fmt::format("The model `{}` does not exist", request.rest));
     error.code = "model_not_found";
     throw error;
   }

@@ -15,8 +15,7 @@ namespace {
 
 json::object result(const std::string& model, size_t count, double nll) {
   double average = count ? nll / static_cast<double>(count) : 0.0;
-  json::object out{
-      {"model", model}, {"token_count", count}, {"avg_nll", average}};
+  json::object out{{"model", model}, {"token_count", count}, {"avg_nll", average}};
   out["ppl"] = std::exp(average);
   return out;
 }
@@ -74,11 +73,9 @@ Reply perplexity(const HttpRequest& request, Service& service) {
   Request row;
   row.prompt = served.tokenizer->encode(*text, true);
   if (row.prompt.size() < 2) {
-    return Answer{
-        .body = json::serialize(result(model, 0, 0)), .headers = headers};
+    return Answer{.body = json::serialize(result(model, 0, 0)), .headers = headers};
   }
-  row.max_tokens = fit_tokens(
-      row.prompt.size(), 0, {}, served.engine->options().max_context);
+  row.max_tokens = fit_tokens(row.prompt.size(), 0, {}, served.engine->options().max_context);
   row.sampling.prompt_logprobs = true;
   row.sampling.logprobs = 0;
   auto live = std::make_unique<Perplexity>(service, model, std::move(row));

@@ -30,9 +30,8 @@ const Route* find_route(HttpRequest& request, std::string& allow) {
   for (const Route& route : routes()) {
     bool open_end = route.path.ends_with('*');
     std::string_view fixed = route.path.substr(0, route.path.size() - open_end);
-    bool matches = open_end
-        ? request.path.starts_with(fixed) && request.path.size() > fixed.size()
-        : request.path == fixed;
+    bool matches =
+        open_end ? request.path.starts_with(fixed) && request.path.size() > fixed.size() : request.path == fixed;
     if (!matches) {
       continue;
     }
@@ -40,15 +39,10 @@ const Route* find_route(HttpRequest& request, std::string& allow) {
       request.rest = request.path.substr(fixed.size());
       return &route;
     }
-    allow += (allow.empty() ? "" : ", ") + std::string(route.method) +
-        (route.method == "GET" ? ", HEAD" : "");
+    allow += (allow.empty() ? "" : ", ") + std::string(route.method) + (route.method == "GET" ? ", HEAD" : "");
   }
   if (allow.empty()) {
-    fail(
-        Kind::not_found,
-        "[server] no such path; got {} {}",
-        request.method,
-        request.path);
+    fail(Kind::not_found, "[server] no such path; got {} {}", request.method, request.path);
   }
   return nullptr;
 }
@@ -56,10 +50,7 @@ const Route* find_route(HttpRequest& request, std::string& allow) {
 json::object read_body(const HttpRequest& request) {
   json::value body = parse_json(request.body, "body");
   if (!body.is_object()) {
-    fail(
-        Kind::invalid,
-        "[json] the body must be a JSON object; got {}",
-        json_kind(body));
+    fail(Kind::invalid, "[json] the body must be a JSON object; got {}", json_kind(body));
   }
   return std::move(body.get_object());
 }

@@ -17,8 +17,7 @@ struct Route {
   std::string_view path; // a last "*" matches the rest, slashes too
   Reply (*handle)(const HttpRequest&, Service&);
   bool open = false; // needs no API key
-  bool heavy =
-      false; // runs on the work threads: tokenizing and rendering take time
+  bool heavy = false; // runs on the work threads: tokenizing and rendering take time
 };
 
 std::span<const Route> routes();

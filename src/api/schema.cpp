@@ -11,28 +11,13 @@ namespace parallm {
 
 namespace {
 
-constexpr double exact =
-    9007199254740992.0; // 2^53: doubles above skip integers
+constexpr double exact = 9007199254740992.0; // 2^53: doubles above skip integers
 
-[[noreturn]] void wrong(
-    const std::string& field,
-    std::string_view wanted,
-    const json::value& got) {
-  fail_field(
-      field,
-      "[{}] must be {}; got {} ({})",
-      field,
-      wanted,
-      json_excerpt(got),
-      json_kind(got));
+[[noreturn]] void wrong(const std::string& field, std::string_view wanted, const json::value& got) {
+  fail_field(field, "[{}] must be {}; got {} ({})", field, wanted, json_excerpt(got), json_kind(got));
 }
 
-double read_number(
-    const json::value& value,
-    const std::string& field,
-    double min,
-    double max,
-    bool min_open) {
+double read_number(const json::value& value, const std::string& field, double min, double max, bool min_open) {
   if (!value.is_number()) {
     wrong(field, "a number", value);
   }
@@ -69,8 +54,7 @@ bool asks_for_nothing(const json::value& value) {
 
 // A key of logit_bias: a token id in decimal, or (as the old server took) a
 // vocabulary entry.
-int32_t
-bias_token(std::string_view key, const Tokenizer& tokenizer, int vocabulary) {
+int32_t bias_token(std::string_view key, const Tokenizer& tokenizer, int vocabulary) {
   int64_t id = -1;
   auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), id);
   bool decimal = error == std::errc() && end == key.data() + key.size();
@@ -78,19 +62,14 @@ bias_token(std::string_view key, const Tokenizer& tokenizer, int vocabulary) {
     id = tokenizer.id(key);
   }
   if (id < 0 || id >= vocabulary) {
-    fail_field(
-        "logit_bias",
-        "[logit_bias] keys are token ids below {}; got \"{}\"",
-        vocabulary,
-        key.substr(0, 60));
+    fail_field("logit_bias", "[logit_bias] keys are token ids below {}; got \"{}\"", vocabulary, key.substr(0, 60));
   }
   return static_cast<int32_t>(id);
 }
 
 } // namespace
 
-Fields::Fields(const json::object& object, std::string where)
-    : object_(object), where_(std::move(where)) {}
+Fields::Fields(const json::object& object, std::string where) : object_(object), where_(std::move(where)) {}
 
 std::string Fields::name(std::string_view field) const {
   return where_ + std::string(field);
@@ -113,8 +92,7 @@ std::optional<bool> Fields::boolean(std::string_view field) {
   return value->get_bool();
 }
 
-std::optional<int64_t>
-Fields::integer(std::string_view field, int64_t min, int64_t max) {
+std::optional<int64_t> Fields::integer(std::string_view field, int64_t min, int64_t max) {
   const json::value* value = any(field);
   if (!value) {
     return std::nullopt;
@@ -122,8 +100,7 @@ Fields::integer(std::string_view field, int64_t min, int64_t max) {
   return read_integer(*value, name(field), min, max);
 }
 
-std::optional<double>
-Fields::number(std::string_view field, double min, double max, bool min_open) {
+std::optional<double> Fields::number(std::string_view field, double min, double max, bool min_open) {
   const json::value* value = any(field);
   if (!value) {
     return std::nullopt;
@@ -166,11 +143,7 @@ void Fields::refuse(std::initializer_list<std::string_view> names) {
   for (std::string_view field : names) {
     const json::value* value = any(field);
     if (value && !asks_for_nothing(*value)) {
-      fail_field(
-          name(field),
-          "[{}] is not supported; got {}",
-          name(field),
-          json_excerpt(*value));
+      fail_field(name(field), "[{}] is not supported; got {}", name(field), json_excerpt(*value));
     }
   }
 }
@@ -185,11 +158,7 @@ std::vector<std::string> Fields::unknown() const {
   return names;
 }
 
-int64_t read_integer(
-    const json::value& value,
-    const std::string& field,
-    int64_t min,
-    int64_t max) {
+int64_t read_integer(const json::value& value, const std::string& field, int64_t min, int64_t max) {
   int64_t x = 0;
   bool fits = true;
   if (value.is_int64()) {
@@ -206,40 +175,27 @@ int64_t read_integer(
     wrong(field, "an integer", value);
   }
   if (!fits || x < min || x > max) {
-    fail_field(
-        field,
-        "[{}] must be at least {} and at most {}; got {}",
-        field,
-        min,
-        max,
-        json_excerpt(value));
+    fail_field(field, "[{}] must be at least {} and at most {}; got {}", field, min, max, json_excerpt(value));
   }
   return x;
 }
 
-std::vector<int32_t>
-read_ids(const json::array& array, const std::string& field, int vocabulary) {
+std::vector<int32_t> read_ids(const json::array& array, const std::string& field, int vocabulary) {
   std::vector<int32_t> ids;
   ids.reserve(array.size());
   for (size_t i = 0; i < array.size(); ++i) {
     const json::value& value = array[i];
     // The name is built only for an error: prompts are long.
-    if (value.is_int64() && value.get_int64() >= 0 &&
-        value.get_int64() < vocabulary) {
+    if (value.is_int64() && value.get_int64() >= 0 && value.get_int64() < vocabulary) {
       ids.push_back(static_cast<int32_t>(value.get_int64()));
     } else {
-      ids.push_back(static_cast<int32_t>(read_integer(
-          value, fmt::format("{}[{}]", field, i), 0, vocabulary - 1)));
+      ids.push_back(static_cast<int32_t>(read_integer(value, fmt::format("{}[{}]", field, i), 0, vocabulary - 1)));
     }
   }
   return ids;
 }
 
-Sampling read_sampling(
-    Fields& fields,
-    const Sampling& defaults,
-    const Tokenizer& tokenizer,
-    int vocabulary) {
+Sampling read_sampling(Fields& fields, const Sampling& defaults, const Tokenizer& tokenizer, int vocabulary) {
   Sampling sampling = defaults;
   for (const SamplingField& field : sampling_fields()) {
     if (auto real = std::get_if<float Sampling::*>(&field.member)) {
@@ -249,10 +205,8 @@ Sampling read_sampling(
       }
     } else if (const json::value* value = fields.any(field.name)) {
       // vLLM's clients write "no limit" as -1.
-      bool off = field.name == "top_k" && value->is_int64() &&
-          value->get_int64() == -1;
-      sampling.*std::get<int Sampling::*>(field.member) =
-          off ? 0 : *fields.integer(field.name, field.min, field.max);
+      bool off = field.name == "top_k" && value->is_int64() && value->get_int64() == -1;
+      sampling.*std::get<int Sampling::*>(field.member) = off ? 0 : *fields.integer(field.name, field.min, field.max);
     }
   }
   if (const json::object* bias = fields.object("logit_bias")) {
@@ -265,8 +219,7 @@ Sampling read_sampling(
   if (const json::array* ids = fields.array("stop_token_ids")) {
     sampling.stop_token_ids = read_ids(*ids, "stop_token_ids", vocabulary);
   }
-  sampling.ignore_eos =
-      fields.boolean("ignore_eos").value_or(sampling.ignore_eos);
+  sampling.ignore_eos = fields.boolean("ignore_eos").value_or(sampling.ignore_eos);
   if (auto seed = fields.integer("seed")) {
     sampling.seed = static_cast<uint64_t>(*seed);
   } else {
@@ -296,8 +249,7 @@ std::vector<std::string> read_stops(Fields& fields) {
     wrong("stop", "a string or an array of strings", *value);
   }
   if (stops.size() > most) {
-    fail_field(
-        "stop", "[stop] holds at most {} strings; got {}", most, stops.size());
+    fail_field("stop", "[stop] holds at most {} strings; got {}", most, stops.size());
   }
   // An empty stop string stands everywhere; OpenAI's clients send "" for none.
   std::erase(stops, "");

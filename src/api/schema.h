@@ -32,8 +32,7 @@ class Fields {
       std::string_view name,
       int64_t min = std::numeric_limits<int64_t>::min(),
       int64_t max = std::numeric_limits<int64_t>::max());
-  std::optional<double>
-  number(std::string_view name, double min, double max, bool min_open = false);
+  std::optional<double> number(std::string_view name, double min, double max, bool min_open = false);
   std::optional<std::string> string(std::string_view name);
   const json::object* object(std::string_view name);
   const json::array* array(std::string_view name);
@@ -57,24 +56,15 @@ class Fields {
 
 /** An integer in [min, max]; 16.0 counts as one. Errors: invalid, naming the
  * field. */
-int64_t read_integer(
-    const json::value& value,
-    const std::string& field,
-    int64_t min,
-    int64_t max);
+int64_t read_integer(const json::value& value, const std::string& field, int64_t min, int64_t max);
 
 /** What a value must be to be a token id. */
-std::vector<int32_t>
-read_ids(const json::array& array, const std::string& field, int vocabulary);
+std::vector<int32_t> read_ids(const json::array& array, const std::string& field, int vocabulary);
 
 /** Every number of sampling_fields(), logit_bias, stop_token_ids, ignore_eos
  * and seed, over the defaults given. A request without a seed gets a random
  * one. */
-Sampling read_sampling(
-    Fields& fields,
-    const Sampling& defaults,
-    const Tokenizer& tokenizer,
-    int vocabulary);
+Sampling read_sampling(Fields& fields, const Sampling& defaults, const Tokenizer& tokenizer, int vocabulary);
 
 /** `stop`: a string or up to 16. */
 std::vector<std::string> read_stops(Fields& fields);

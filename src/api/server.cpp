@@ -16,8 +16,7 @@ using Clock = std::chrono::steady_clock;
 
 void raise_file_limit() {
   rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) == 0 &&
-      limit.rlim_cur < limit.rlim_max) {
+  if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
     limit.rlim_cur = std::min<rlim_t>(limit.rlim_max, 1 << 20);
     setrlimit(RLIMIT_NOFILE, &limit);
   }
@@ -49,9 +48,7 @@ struct Server::Parts {
   net::thread_pool work; // joined before io goes
 
   Parts(ServerOptions options, Service& service)
-      : shared{std::move(options), service},
-        io(shared.options.io_threads),
-        work(shared.options.work_threads) {
+      : shared{std::move(options), service}, io(shared.options.io_threads), work(shared.options.work_threads) {
     shared.work = &work;
     raise_file_limit();
     listen();
@@ -61,8 +58,7 @@ struct Server::Parts {
     const auto& options = shared.options;
     boost::system::error_code error;
     tcp::resolver resolver(io);
-    auto found =
-        resolver.resolve(options.host, std::to_string(options.port), error);
+    auto found = resolver.resolve(options.host, std::to_string(options.port), error);
     if (!error) {
       tcp::endpoint endpoint = found.begin()->endpoint();
       acceptor.open(endpoint.protocol(), error);
@@ -74,21 +70,14 @@ struct Server::Parts {
       }
     }
     if (error) {
-      fail(
-          Kind::invalid,
-          "[server] can't listen on {}:{}: {}",
-          options.host,
-          options.port,
-          error.message());
+      fail(Kind::invalid, "[server] can't listen on {}:{}: {}", options.host, options.port, error.message());
     }
   }
 
   net::awaitable<void> accept() {
     while (!shared.stopping) {
-      auto [error, socket] =
-          co_await acceptor.async_accept(net::make_strand(io), as_value);
-      if (error == net::error::operation_aborted ||
-          error == net::error::bad_descriptor) {
+      auto [error, socket] = co_await acceptor.async_accept(net::make_strand(io), as_value);
+      if (error == net::error::operation_aborted || error == net::error::bad_descriptor) {
         co_return;
       }
       if (error) { // out of descriptors: those that end make room
@@ -101,8 +90,7 @@ struct Server::Parts {
       socket.set_option(tcp::no_delay(true), ignored);
       tcp::socket plain(std::move(socket)); // it keeps its strand
       auto strand = plain.get_executor();
-      net::co_spawn(
-          strand, serve_connection(std::move(plain), shared), net::detached);
+      net::co_spawn(strand, serve_connection(std::move(plain), shared), net::detached);
     }
   }
 

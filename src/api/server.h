@@ -24,11 +24,9 @@ struct ServerOptions {
   uint32_t header_limit = 32 << 10;
   std::chrono::milliseconds request_timeout{86'400'000}; // arrival to end: 504
   std::chrono::milliseconds read_timeout{60'000}; // a request's bytes
-  std::chrono::milliseconds write_timeout{
-      30'000}; // a client that does not read is dropped
+  std::chrono::milliseconds write_timeout{30'000}; // a client that does not read is dropped
   std::chrono::milliseconds idle_timeout{300'000}; // between requests
-  std::chrono::milliseconds drain_limit{
-      30'000}; // for running requests at the end
+  std::chrono::milliseconds drain_limit{30'000}; // for running requests at the end
   std::vector<std::string> allowed_origins{"*"};
   std::string api_key; // empty: none needed
 };

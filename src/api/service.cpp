@@ -4,8 +4,7 @@
 
 namespace parallm {
 
-Service::Service(ServiceOptions options)
-    : options_(std::move(options)), created_(std::time(nullptr)) {
+Service::Service(ServiceOptions options) : options_(std::move(options)), created_(std::time(nullptr)) {
   check(!options_.ids.empty(), "a service has at least one model id");
 }
 
@@ -41,10 +40,7 @@ const ServedModel& Service::model() const {
     case State::draining:
       fail(Kind::unavailable, "[service] the server is shutting down");
     default:
-      fail(
-          Kind::unavailable,
-          "[service] the model could not be loaded: {}",
-          failure_);
+      fail(Kind::unavailable, "[service] the model could not be loaded: {}", failure_);
   }
 }
 
@@ -57,8 +53,7 @@ const std::string& Service::failure() const {
 }
 
 bool Service::serves(std::string_view id) const {
-  return std::find(options_.ids.begin(), options_.ids.end(), id) !=
-      options_.ids.end();
+  return std::find(options_.ids.begin(), options_.ids.end(), id) != options_.ids.end();
 }
 
 const ServiceOptions& Service::options() const {

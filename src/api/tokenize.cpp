@@ -27,9 +27,7 @@ Reply tokenize(const HttpRequest& request, Service& service) {
   bool pieces = fields.boolean("return_token_strs").value_or(false);
   Headers headers = ignored_fields(fields, service);
   json::object out{
-      {"count", ids.size()},
-      {"max_model_len", served.engine->options().max_context},
-      {"tokens", ids_json(ids)}};
+      {"count", ids.size()}, {"max_model_len", served.engine->options().max_context}, {"tokens", ids_json(ids)}};
   if (pieces) {
     json::array texts;
     for (int32_t id : ids) {
@@ -55,9 +53,7 @@ Reply detokenize(const HttpRequest& request, Service& service) {
   bool skip = fields.boolean("skip_special_tokens").value_or(false);
   Headers headers = ignored_fields(fields, service);
   return Answer{
-      .body = json::serialize(
-          json::object{{"prompt", served.tokenizer->decode(ids, skip)}}),
-      .headers = headers};
+      .body = json::serialize(json::object{{"prompt", served.tokenizer->decode(ids, skip)}}), .headers = headers};
 }
 
 } // namespace parallm

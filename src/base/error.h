@@ -12,15 +12,15 @@
 namespace parallm {
 
 enum class Kind {
-  invalid,      // 400: the caller's input is wrong
+  invalid, // 400: the caller's input is wrong
   unauthorized, // 401
-  not_found,    // 404
-  conflict,     // 409
-  too_large,    // 413: the body is over the limit
-  busy,         // 429: the queue is full, try again
-  internal,     // 500: our fault
-  unavailable,  // 503: not ready, or shutting down
-  timeout,      // 504
+  not_found, // 404
+  conflict, // 409
+  too_large, // 413: the body is over the limit
+  busy, // 429: the queue is full, try again
+  internal, // 500: our fault
+  unavailable, // 503: not ready, or shutting down
+  timeout, // 504
 };
 
 struct Error : std::runtime_error {
@@ -29,27 +29,18 @@ struct Error : std::runtime_error {
 
   Kind kind;
   std::string param; // the request field's name, empty where the error is about none
-  std::string code;  // OpenAI's error code, where clients look for one ("context_length_exceeded")
+  std::string code; // OpenAI's error code, where clients look for one ("context_length_exceeded")
 };
 
 template <typename... Args>
-[[noreturn]] void fail(
-    Kind kind,
-    fmt::format_string<Args...> text,
-    Args&&... args) {
+[[noreturn]] void fail(Kind kind, fmt::format_string<Args...> text, Args&&... args) {
   throw Error(kind, "", fmt::format(text, std::forward<Args>(args)...));
 }
 
 /** A malformed or out-of-range request field: 400 naming it. */
 template <typename... Args>
-[[noreturn]] void fail_field(
-    std::string field,
-    fmt::format_string<Args...> text,
-    Args&&... args) {
-  throw Error(
-      Kind::invalid,
-      std::move(field),
-      fmt::format(text, std::forward<Args>(args)...));
+[[noreturn]] void fail_field(std::string field, fmt::format_string<Args...> text, Args&&... args) {
+  throw Error(Kind::invalid, std::move(field), fmt::format(text, std::forward<Args>(args)...));
 }
 
 /** A broken invariant of our own. */

@@ -18,11 +18,7 @@ std::string read_file(const std::string& path) {
   std::ostringstream bytes;
   bytes << in.rdbuf();
   if (!in || in.bad()) {
-    fail(
-        Kind::invalid,
-        "[read_file] can't read {}: {}",
-        path,
-        std::strerror(errno));
+    fail(Kind::invalid, "[read_file] can't read {}: {}", path, std::strerror(errno));
   }
   return std::move(bytes).str();
 }

@@ -21,12 +21,7 @@ json::value parse_json(std::string_view text, std::string_view what) {
     parser.finish(error);
   }
   if (error) {
-    fail(
-        Kind::invalid,
-        "[json] the {} is not valid JSON: {} at byte {}",
-        what,
-        error.message(),
-        used);
+    fail(Kind::invalid, "[json] the {} is not valid JSON: {} at byte {}", what, error.message(), used);
   }
   return parser.release();
 }

@@ -9,8 +9,7 @@
 namespace parallm {
 
 void set_log(std::string_view level) {
-  static constexpr std::array known = {
-      "trace", "debug", "info", "warning", "error", "off"};
+  static constexpr std::array known = {"trace", "debug", "info", "warning", "error", "off"};
   for (const char* name : known) {
     if (level == name) {
       auto log = spdlog::stderr_color_mt("mlx_parallm");

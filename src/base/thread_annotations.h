@@ -36,8 +36,7 @@ class PARALLM_THREAD(capability("mutex")) Mutex {
 /** Holds a Mutex for its scope; what a condition waits with. */
 class PARALLM_THREAD(scoped_lockable) Lock {
  public:
-  explicit Lock(Mutex& mutex) PARALLM_THREAD(acquire_capability(mutex))
-      : lock_(mutex.mutex_) {}
+  explicit Lock(Mutex& mutex) PARALLM_THREAD(acquire_capability(mutex)) : lock_(mutex.mutex_) {}
   ~Lock() PARALLM_THREAD(release_capability()) {}
   Lock(const Lock&) = delete;
   Lock& operator=(const Lock&) = delete;
@@ -48,9 +47,7 @@ class PARALLM_THREAD(scoped_lockable) Lock {
     condition.wait(lock_);
   }
   template <typename Time>
-  std::cv_status wait_until(
-      std::condition_variable& condition,
-      const Time& time) {
+  std::cv_status wait_until(std::condition_variable& condition, const Time& time) {
     return condition.wait_until(lock_, time);
   }
 

@@ -12,15 +12,12 @@ namespace parallm {
 size_t parse_size(const std::string& text) {
   size_t end = 0;
   double number = 0;
-  const bool digit =
-      !text.empty() && std::isdigit(static_cast<unsigned char>(text[0]));
+  const bool digit = !text.empty() && std::isdigit(static_cast<unsigned char>(text[0]));
   if (digit) {
     number = std::stod(text, &end);
   }
   std::string unit = text.substr(end);
-  std::transform(unit.begin(), unit.end(), unit.begin(), [](unsigned char c) {
-    return std::tolower(c);
-  });
+  std::transform(unit.begin(), unit.end(), unit.begin(), [](unsigned char c) { return std::tolower(c); });
   static const std::map<std::string, double> units = {
       {"", 1},
       {"b", 1},
@@ -38,8 +35,7 @@ size_t parse_size(const std::string& text) {
       {"tib", 0x1p40}};
   const auto found = units.find(unit);
   if (!digit || found == units.end() || number * found->second > 0x1p60) {
-    throw CLI::ValidationError(
-        "a size is a number with KB, MB, GB or TB, such as 512MB; got " + text);
+    throw CLI::ValidationError("a size is a number with KB, MB, GB or TB, such as 512MB; got " + text);
   }
   return static_cast<size_t>(number * found->second);
 }
@@ -53,26 +49,15 @@ void add_load_flags(CLI::App& app, LoadOptions& options) {
       ->check(CLI::IsMember({"float32", "float16", "bfloat16"}));
   app.add_option_function<std::string>(
       "--kv-cache-memory",
-      [&](const std::string& text) {
-        options.kv_cache_bytes = parse_size(text);
-      },
+      [&](const std::string& text) { options.kv_cache_bytes = parse_size(text); },
       "the KV cache's capacity, such as 2GB; default: half of the free "
       "memory, and no more than max-batch-size contexts take");
-  app.add_option(
-         "--max-batch-size",
-         options.max_rows,
-         "sequences that are computed at once")
+  app.add_option("--max-batch-size", options.max_rows, "sequences that are computed at once")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
-  app.add_option(
-         "--max-context-length",
-         options.max_context,
-         "prompt and output in tokens; default: the model's own")
+  app.add_option("--max-context-length", options.max_context, "prompt and output in tokens; default: the model's own")
       ->check(CLI::Range(1, 1 << 30));
-  app.add_option(
-         "--prefill-tokens",
-         options.prefill_tokens,
-         "prompt tokens in a step while no sequence is decoding")
+  app.add_option("--prefill-tokens", options.prefill_tokens, "prompt tokens in a step while no sequence is decoding")
       ->check(CLI::Range(1, 1 << 20));
   app.add_option(
          "--mixed-prefill-tokens",
@@ -80,10 +65,7 @@ void add_load_flags(CLI::App& app, LoadOptions& options) {
          "prompt tokens in a step beside decoding sequences: what a long "
          "prompt may cost them")
       ->check(CLI::Range(1, 1 << 20));
-  app.add_option(
-         "--prefix-cache",
-         options.prefix_cache,
-         "true|false: reuse the KV of equal beginnings")
+  app.add_option("--prefix-cache", options.prefix_cache, "true|false: reuse the KV of equal beginnings")
       ->capture_default_str();
   app.add_option_function<std::string>(
       "--chat-template",

@@ -39,10 +39,7 @@ void add_sampling_flags(CLI::App& app, Sampling& sampling) {
     std::string flag = "--" + std::string(field.name);
     std::replace(flag.begin(), flag.end(), '_', '-');
     std::visit(
-        [&](auto member) {
-          app.add_option(flag, sampling.*member, std::string(field.help))
-              ->capture_default_str();
-        },
+        [&](auto member) { app.add_option(flag, sampling.*member, std::string(field.help))->capture_default_str(); },
         field.member);
   }
 }
@@ -53,8 +50,7 @@ void check_sampling(const Sampling& sampling) {
     std::visit(
         [&](auto member) {
           const double value = sampling.*member;
-          if (!(value >= field.min && value <= field.max) ||
-              (field.min_open && value == field.min)) {
+          if (!(value >= field.min && value <= field.max) || (field.min_open && value == field.min)) {
             fail_field(
                 std::string(field.name),
                 "[generate] {} must be in {}{}, {}]; got {}",
@@ -111,8 +107,7 @@ std::vector<std::string> read_prompts(const GenerateFlags& flags) {
       line.pop_back();
     }
     if (!line.empty()) {
-      prompts.push_back(
-          flags.input_format == "jsonl" ? json_prompt(line, number) : line);
+      prompts.push_back(flags.input_format == "jsonl" ? json_prompt(line, number) : line);
     }
   }
   return prompts;
@@ -137,16 +132,12 @@ std::string_view name(Finish finish) {
 /** Writes each prompt's result as soon as those before it are written. */
 class Writer {
  public:
-  Writer(
-      std::ostream& out,
-      const GenerateFlags& flags,
-      std::vector<std::string> prompts)
+  Writer(std::ostream& out, const GenerateFlags& flags, std::vector<std::string> prompts)
       : out_(out), flags_(flags), prompts_(std::move(prompts)) {}
 
   void done(size_t index, Generation generation) {
     waiting_.emplace(index, std::move(generation));
-    for (auto next = waiting_.find(written_); next != waiting_.end();
-         next = waiting_.find(written_)) {
+    for (auto next = waiting_.find(written_); next != waiting_.end(); next = waiting_.find(written_)) {
       write(next->second);
       waiting_.erase(next);
       ++written_;
@@ -218,11 +209,7 @@ int run(const GenerateFlags& flags) {
       progress.clear();
       if (piece->done->error) {
         ++failures;
-        fmt::print(
-            stderr,
-            "prompt {}: {}\n",
-            piece->prompt + 1,
-            piece->done->error->what());
+        fmt::print(stderr, "prompt {}: {}\n", piece->prompt + 1, piece->done->error->what());
       }
       if (streamed) {
         out << '\n' << std::flush;
@@ -250,12 +237,9 @@ int generate(std::vector<std::string> arguments) {
       "Text from many prompts at once: as arguments, lines of a file, or "
       "lines of standard input",
       "mlx_parallm generate");
-  app.add_option(
-         "--model-path", flags.model_path, "a model folder or a .gguf file")
-      ->required();
+  app.add_option("--model-path", flags.model_path, "a model folder or a .gguf file")->required();
   app.add_option("prompts", flags.prompts, "prompts");
-  app.add_option(
-      "--file", flags.file, "a file of prompts; - is standard input");
+  app.add_option("--file", flags.file, "a file of prompts; - is standard input");
   app.add_option(
          "--input-format",
          flags.input_format,
@@ -266,23 +250,14 @@ int generate(std::vector<std::string> arguments) {
       ->check(CLI::IsMember({"text", "jsonl"}))
       ->capture_default_str();
   app.add_option("--output", flags.output, "a file; default: standard output");
-  app.add_flag(
-      "--chat",
-      flags.options.chat,
-      "prompts are user messages, put into the model's chat template");
+  app.add_flag("--chat", flags.options.chat, "prompts are user messages, put into the model's chat template");
   app.add_option("--max-tokens", flags.options.max_tokens, "of each output")
       ->check(CLI::Range(1, 1 << 30))
       ->capture_default_str();
-  app.add_option(
-         "--stop",
-         flags.options.stop,
-         "a string that ends the text (may be given again)")
+  app.add_option("--stop", flags.options.stop, "a string that ends the text (may be given again)")
       ->allow_extra_args(false);
   app.add_option("--seed", flags.seed, "the same seed gives the same texts");
-  app.add_flag(
-      "--ignore-eos",
-      flags.options.sampling.ignore_eos,
-      "go on past the model's end token");
+  app.add_flag("--ignore-eos", flags.options.sampling.ignore_eos, "go on past the model's end token");
   app.add_flag("--quiet", flags.quiet, "no progress bar, no summary");
   add_sampling_flags(app, flags.options.sampling);
   add_load_flags(app, flags.load);
@@ -292,9 +267,8 @@ int generate(std::vector<std::string> arguments) {
     return app.exit(error);
   }
   check_sampling(flags.options.sampling);
-  flags.options.sampling.seed = flags.seed
-      ? *flags.seed
-      : (uint64_t{std::random_device{}()} << 32 | std::random_device{}());
+  flags.options.sampling.seed =
+      flags.seed ? *flags.seed : (uint64_t{std::random_device{}()} << 32 | std::random_device{}());
   spdlog::set_level(spdlog::level::warn);
   return run(flags);
 }

@@ -21,9 +21,7 @@ std::string clock_time(double seconds) {
 
 size_t width(FILE* out) {
   winsize size{};
-  return ioctl(fileno(out), TIOCGWINSZ, &size) == 0 && size.ws_col > 0
-      ? size.ws_col
-      : 80;
+  return ioctl(fileno(out), TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
 }
 
 } // namespace
@@ -40,9 +38,7 @@ Progress::~Progress() {
 }
 
 double Progress::seconds() const {
-  return std::chrono::duration<double>(
-             std::chrono::steady_clock::now() - start_)
-      .count();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
 }
 
 void Progress::tokens(int count) {
@@ -73,25 +69,12 @@ void Progress::draw() {
   }
   const double s = seconds();
   // Time left is known only from prompts that are done.
-  std::string left = done_ == 0
-      ? "--:--"
-      : clock_time(s / done_ * static_cast<double>(prompts_ - done_));
-  std::string tail = fmt::format(
-      " {}/{} prompts, {:.0f} tokens/s, {} left",
-      done_,
-      prompts_,
-      tokens_ / std::max(s, 1e-9),
-      left);
-  const size_t room = width(out_) > tail.size() + 4
-      ? std::min<size_t>(40, width(out_) - tail.size() - 4)
-      : 0;
+  std::string left = done_ == 0 ? "--:--" : clock_time(s / done_ * static_cast<double>(prompts_ - done_));
+  std::string tail =
+      fmt::format(" {}/{} prompts, {:.0f} tokens/s, {} left", done_, prompts_, tokens_ / std::max(s, 1e-9), left);
+  const size_t room = width(out_) > tail.size() + 4 ? std::min<size_t>(40, width(out_) - tail.size() - 4) : 0;
   const size_t full = prompts_ == 0 ? room : room * done_ / prompts_;
-  fmt::print(
-      out_,
-      "\r[{}{}]{}\x1b[K",
-      std::string(full, '#'),
-      std::string(room - full, '.'),
-      tail);
+  fmt::print(out_, "\r[{}{}]{}\x1b[K", std::string(full, '#'), std::string(room - full, '.'), tail);
   std::fflush(out_);
   drawn_ = true;
 }

@@ -30,15 +30,13 @@ struct OldFlags {
 
   void add(CLI::App& app) {
     const char* group = "Flags of the Python server, accepted without effect";
-    app.add_option("--batch-timeout", batch_timeout, "requests join the batch at the next step")
-        ->group(group);
+    app.add_option("--batch-timeout", batch_timeout, "requests join the batch at the next step")->group(group);
     app.add_option("--max-concurrent-streams", max_concurrent_streams, "every stream is delivered as it is made")
         ->group(group);
     app.add_option("--scheduler", scheduler, "there is one scheduler: continuous")
         ->check(CLI::IsMember({"default", "continuous"}))
         ->group(group);
-    app.add_option("--diverse-mode", diverse_mode, "choices are always independent samples")
-        ->group(group);
+    app.add_option("--diverse-mode", diverse_mode, "choices are always independent samples")->group(group);
   }
 
   void say() const {
@@ -60,17 +58,10 @@ struct OldFlags {
   }
 };
 
-void add_seconds(
-    CLI::App& app,
-    const char* flag,
-    std::chrono::milliseconds& value,
-    const char* help) {
+void add_seconds(CLI::App& app, const char* flag, std::chrono::milliseconds& value, const char* help) {
   app.add_option_function<double>(
          flag,
-         [&value](const double& seconds) {
-           value = std::chrono::milliseconds(
-               static_cast<int64_t>(seconds * 1000));
-         },
+         [&value](const double& seconds) { value = std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000)); },
          help)
       ->check(CLI::Range(0.001, 1e9))
       ->default_str(fmt::format("{}", value.count() / 1000));
@@ -82,14 +73,16 @@ void add_http_flags(CLI::App& app, ServeFlags& flags) {
       ->check(CLI::Range(0, 65535))
       ->capture_default_str();
   app.add_option("--served-model-name", flags.service.ids, "more names under which the API knows the model");
-  add_seconds(app, "--request-timeout-seconds", flags.server.request_timeout, "a request that takes longer is answered 504");
+  add_seconds(
+      app, "--request-timeout-seconds", flags.server.request_timeout, "a request that takes longer is answered 504");
   app.add_option("--max-queue", flags.load.max_waiting, "requests that may wait; more are answered 429")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   app.add_option("--max-choices", flags.service.max_choices, "n times prompts of one request")
       ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str();
-  app.add_option("--default-max-tokens", flags.service.default_max_tokens, "of /v1/completions, where a request names none")
+  app.add_option(
+         "--default-max-tokens", flags.service.default_max_tokens, "of /v1/completions, where a request names none")
       ->check(CLI::Range(1, 1 << 30))
       ->capture_default_str();
   app.add_option_function<std::string>(
@@ -136,8 +129,7 @@ ServedModel served(std::shared_ptr<LanguageModel> model) {
   return {
       .tokenizer = {model, &model->tokenizer()},
       .chat_template = {model, model->chat_template()},
-      .grammars = std::make_shared<Grammars>(
-          model->tokenizer(), info.vocabulary, info.end_ids),
+      .grammars = std::make_shared<Grammars>(model->tokenizer(), info.vocabulary, info.end_ids),
       .engine = {model, &model->engine()},
       .bos = info.bos,
       .sampling_defaults = sampling};
@@ -171,12 +163,10 @@ int serve(std::vector<std::string> arguments) {
   int code = 0;
   std::thread loading([&] {
     try {
-      auto model =
-          std::make_shared<LanguageModel>(flags.model_path, flags.load);
+      auto model = std::make_shared<LanguageModel>(flags.model_path, flags.load);
       say_loaded(model->info());
       service.ready(served(std::move(model)));
-      spdlog::info(
-          "ready at http://{}:{}", flags.server.host, server.port());
+      spdlog::info("ready at http://{}:{}", flags.server.host, server.port());
     } catch (const std::exception& error) {
       spdlog::error("{}", error.what());
       service.failed(error.what());

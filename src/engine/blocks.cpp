@@ -49,10 +49,7 @@ void Blocks::release(std::vector<int32_t>& table) {
   }
 }
 
-std::optional<int32_t> Blocks::adopt(
-    PrefixKey& key,
-    std::span<const int32_t> tokens,
-    const std::string& salt) {
+std::optional<int32_t> Blocks::adopt(PrefixKey& key, std::span<const int32_t> tokens, const std::string& salt) {
   auto found = cache_.find(prefix(key, tokens, salt));
   if (found == cache_.end()) {
     return std::nullopt;
@@ -65,15 +62,10 @@ std::optional<int32_t> Blocks::adopt(
   return found->second.block;
 }
 
-void Blocks::enter(
-    int32_t number,
-    PrefixKey& key,
-    std::span<const int32_t> tokens,
-    const std::string& salt) {
+void Blocks::enter(int32_t number, PrefixKey& key, std::span<const int32_t> tokens, const std::string& salt) {
   Block& block = blocks_[number];
   check(block.holds > 0 && !block.prefix, "a block is entered once, held");
-  auto [entry, fresh] = cache_.try_emplace(
-      prefix(key, tokens, salt), Cached{number, PrefixKey{last_key_ + 1}});
+  auto [entry, fresh] = cache_.try_emplace(prefix(key, tokens, salt), Cached{number, PrefixKey{last_key_ + 1}});
   if (fresh) {
     ++last_key_;
     block.prefix = &entry->first;
@@ -109,28 +101,20 @@ void Blocks::verify(std::span<const std::vector<int32_t>* const> tables) const {
   size_t cached = 0;
   for (size_t i = 0; i < blocks_.size(); ++i) {
     check(blocks_[i].holds == holds[i], "a block's holds are its holders");
-    check(
-        listed[i] == (holds[i] == 0), "a block is free once or held, not both");
+    check(listed[i] == (holds[i] == 0), "a block is free once or held, not both");
     if (blocks_[i].prefix) {
       ++cached;
       auto entry = cache_.find(*blocks_[i].prefix);
       check(
-          entry != cache_.end() &&
-              entry->second.block == static_cast<int32_t>(i),
+          entry != cache_.end() && entry->second.block == static_cast<int32_t>(i),
           "a cached block is found under its prefix");
     }
   }
   check(cached == cache_.size(), "the cache holds cached blocks only");
 }
 
-Blocks::Prefix Blocks::prefix(
-    PrefixKey before,
-    std::span<const int32_t> tokens,
-    const std::string& salt) {
-  return {
-      before,
-      before == PrefixKey::start ? salt : std::string(),
-      {tokens.begin(), tokens.end()}};
+Blocks::Prefix Blocks::prefix(PrefixKey before, std::span<const int32_t> tokens, const std::string& salt) {
+  return {before, before == PrefixKey::start ? salt : std::string(), {tokens.begin(), tokens.end()}};
 }
 
 // Only picks the bucket: equality decides. The mixing step is splitmix64's

@@ -39,18 +39,11 @@ class Blocks {
 
   /** A hold on the cached block whose `tokens` follow `key`, which moves on
    * past it; empty where there is none. */
-  std::optional<int32_t> adopt(
-      PrefixKey& key,
-      std::span<const int32_t> tokens,
-      const std::string& salt);
+  std::optional<int32_t> adopt(PrefixKey& key, std::span<const int32_t> tokens, const std::string& salt);
 
   /** Caches a held, full block. `key` moves on past it. Where an equal prefix
    * is cached already, that one stays. */
-  void enter(
-      int32_t block,
-      PrefixKey& key,
-      std::span<const int32_t> tokens,
-      const std::string& salt);
+  void enter(int32_t block, PrefixKey& key, std::span<const int32_t> tokens, const std::string& salt);
 
   /** Empties the prefix cache; holds stay. */
   void forget();
@@ -89,13 +82,9 @@ class Blocks {
   struct Block {
     int holds = 0;
     const Prefix* prefix = nullptr; // its key in cache_, null: not cached
-    std::list<int32_t>::iterator
-        idle; // its place in idle_, where cached and not held
+    std::list<int32_t>::iterator idle; // its place in idle_, where cached and not held
   };
-  static Prefix prefix(
-      PrefixKey before,
-      std::span<const int32_t> tokens,
-      const std::string& salt);
+  static Prefix prefix(PrefixKey before, std::span<const int32_t> tokens, const std::string& salt);
   void drop(Block& block);
 
   std::vector<Block> blocks_;

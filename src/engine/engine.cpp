@@ -24,10 +24,7 @@ Error to_error(const std::exception_ptr& thrown) {
   } catch (const std::exception& error) {
     return Error(Kind::internal, "", error.what());
   } catch (...) {
-    return Error(
-        Kind::internal,
-        "",
-        "[engine] something that is no exception was thrown");
+    return Error(Kind::internal, "", "[engine] something that is no exception was thrown");
   }
 }
 
@@ -42,23 +39,15 @@ std::optional<Error> guard(const std::function<void()>& call) {
 
 void check_id(const char* field, int32_t id, int vocabulary) {
   if (id < 0 || id >= vocabulary) {
-    fail_field(
-        field,
-        "[generate] {} holds token ids from 0 to {}; got {}",
-        field,
-        vocabulary - 1,
-        id);
+    fail_field(field, "[generate] {} holds token ids from 0 to {}; got {}", field, vocabulary - 1, id);
   }
 }
 
 void check_numbers(const Sampling& sampling) {
   for (const SamplingField& field : sampling_fields()) {
-    const double value = std::visit(
-        [&](auto member) { return static_cast<double>(sampling.*member); },
-        field.member);
+    const double value = std::visit([&](auto member) { return static_cast<double>(sampling.*member); }, field.member);
     // Written so that NaN fails it.
-    if (!(value >= field.min && value <= field.max) ||
-        (field.min_open && value == field.min)) {
+    if (!(value >= field.min && value <= field.max) || (field.min_open && value == field.min)) {
       fail_field(
           std::string(field.name),
           "[generate] {} must be {} {} and at most {}; got {}",
@@ -76,10 +65,7 @@ void check_request(const Request& request, const EngineOptions& options) {
     fail_field("prompt", "[generate] prompt must hold a token; got none");
   }
   if (request.max_tokens < 0) {
-    fail_field(
-        "max_tokens",
-        "[generate] max_tokens must be at least 0; got {}",
-        request.max_tokens);
+    fail_field("max_tokens", "[generate] max_tokens must be at least 0; got {}", request.max_tokens);
   }
   for (int32_t id : request.prompt) {
     check_id("prompt", id, options.vocabulary);
@@ -89,20 +75,14 @@ void check_request(const Request& request, const EngineOptions& options) {
   for (const auto& [id, bias] : sampling.logit_bias) {
     check_id("logit_bias", id, options.vocabulary);
     if (!std::isfinite(bias)) {
-      fail_field(
-          "logit_bias",
-          "[generate] logit_bias holds finite numbers; got {}",
-          bias);
+      fail_field("logit_bias", "[generate] logit_bias holds finite numbers; got {}", bias);
     }
   }
   for (int32_t id : sampling.stop_token_ids) {
     check_id("stop_token_ids", id, options.vocabulary);
   }
   if (sampling.logprobs < -1) {
-    fail_field(
-        "logprobs",
-        "[generate] logprobs must be at least -1; got {}",
-        sampling.logprobs);
+    fail_field("logprobs", "[generate] logprobs must be at least -1; got {}", sampling.logprobs);
   }
   Scheduler::check_fits(request, options);
 }
@@ -120,10 +100,7 @@ void check_options(const EngineOptions& options) {
   positive("mixed_tokens", options.mixed_tokens);
   positive("vocabulary", options.vocabulary);
   if (options.max_waiting < 0) {
-    fail_field(
-        "max_waiting",
-        "[engine] max_waiting must be at least 0; got {}",
-        options.max_waiting);
+    fail_field("max_waiting", "[engine] max_waiting must be at least 0; got {}", options.max_waiting);
   }
   for (int32_t id : options.end_ids) {
     check_id("end_ids", id, options.vocabulary);
@@ -224,8 +201,7 @@ struct Engine::Parts {
   using MakeRunner = std::function<std::unique_ptr<Runner>(EngineOptions&)>;
 
   explicit Parts(EngineOptions given)
-      : options(std::move(given)),
-        inbox(size_t(options.max_rows) + options.max_waiting) {}
+      : options(std::move(given)), inbox(size_t(options.max_rows) + options.max_waiting) {}
 
   void work(const MakeRunner& make_runner);
   void loop();
@@ -279,10 +255,7 @@ void Engine::Parts::work(const MakeRunner& make_runner) {
     // Our own books are wrong, or the runner can't be reset: nothing it would
     // say from here on could be trusted.
     Error error = to_error(std::current_exception());
-    refuse_all(Error(
-        Kind::unavailable,
-        "",
-        fmt::format("[engine] stopped by an error; got {}", error.what())));
+    refuse_all(Error(Kind::unavailable, "", fmt::format("[engine] stopped by an error; got {}", error.what())));
   }
   runner.reset(); // on the thread that made it
 }
@@ -324,8 +297,7 @@ void Engine::Parts::receive(Message message) {
     return;
   }
   Arrival& arrival = std::get<Arrival>(message);
-  streams.emplace(
-      scheduler->add(std::move(arrival.request)), std::move(arrival.stream));
+  streams.emplace(scheduler->add(std::move(arrival.request)), std::move(arrival.stream));
 }
 
 /** Launches a step, then reads the one before, so that the device is never
@@ -346,9 +318,7 @@ void Engine::Parts::collect() {
   const auto begun = std::max(launched.front(), collected);
   launched.pop_front();
   collected = Clock::now();
-  scheduler->commit(
-      std::move(results),
-      std::chrono::duration<double>(collected - begun).count());
+  scheduler->commit(std::move(results), std::chrono::duration<double>(collected - begun).count());
 }
 
 void Engine::Parts::flush() {
@@ -422,14 +392,9 @@ void Engine::Parts::refuse_all(const Error& error) {
   }
 }
 
-Engine::Engine(
-    EngineOptions options,
-    std::function<std::unique_ptr<Runner>(EngineOptions&)> make_runner)
+Engine::Engine(EngineOptions options, std::function<std::unique_ptr<Runner>(EngineOptions&)> make_runner)
     : parts_(std::make_unique<Parts>(std::move(options))) {
-  parts_->thread =
-      std::thread([parts = parts_.get(), make = std::move(make_runner)] {
-        parts->work(make);
-      });
+  parts_->thread = std::thread([parts = parts_.get(), make = std::move(make_runner)] { parts->work(make); });
   auto made = parts_->made.get_future();
   made.wait();
   if (parts_->runner == nullptr) {
@@ -461,10 +426,7 @@ Stream Engine::generate(Request request) {
   }
   // Jobs use the inbox too, so it can be full before the limit is reached.
   if (parts_->live >= limit || parts_->inbox.try_push(message) != Push::done) {
-    fail(
-        Kind::busy,
-        "[generate] at most {} requests at once; got one more",
-        limit);
+    fail(Kind::busy, "[generate] at most {} requests at once; got one more", limit);
   }
   ++parts_->live;
   return Stream(std::move(stream));

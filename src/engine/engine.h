@@ -21,18 +21,18 @@ enum class Finish { none, stop, length, cancelled, error };
 
 struct Request {
   std::vector<int32_t> prompt; // at least one id, all below the vocabulary's size
-  int max_tokens = 16;         // 0: only the prompt is read (and scored)
+  int max_tokens = 16; // 0: only the prompt is read (and scored)
   Sampling sampling;
   std::shared_ptr<TokenMask> mask; // null: no grammar
-  std::string cache_salt;          // rows share KV only under the same salt
+  std::string cache_salt; // rows share KV only under the same salt
 };
 
 struct Event {
-  std::optional<Scored> token;  // absent in an event that only ends the stream, or only scores the prompt
-  std::vector<Scored> prompt;   // prompt_logprobs: entry i belongs to prompt position i+1; whole, once, before tokens
+  std::optional<Scored> token; // absent in an event that only ends the stream, or only scores the prompt
+  std::vector<Scored> prompt; // prompt_logprobs: entry i belongs to prompt position i+1; whole, once, before tokens
   Finish finish = Finish::none; // not `none`: the last event. A sampled end token comes with `stop`.
-  int cached_tokens = 0;        // prompt tokens whose KV was reused, known from the first event on
-  std::optional<Error> error;   // where finish is `error`
+  int cached_tokens = 0; // prompt tokens whose KV was reused, known from the first event on
+  std::optional<Error> error; // where finish is `error`
 };
 
 class Stream {
@@ -59,16 +59,17 @@ class Stream {
 };
 
 struct EngineOptions {
-  int max_rows = 32;          // rows in one step
-  int max_waiting = 256;      // requests there may be beyond max_rows; one more is refused: busy
-  int max_context = 0;        // prompt and output, in tokens
-  int block_size = 16;        // tokens in a KV block
-  int blocks = 0;             // KV capacity
-  int prefill_tokens = 512;   // a step's token budget while no row decodes
-  int mixed_tokens = 64;      // and while some do: what a long prompt may add to their step
+  int max_rows = 32; // rows in one step
+  int max_waiting = 256; // requests there may be beyond max_rows; one more is refused: busy
+  int max_context = 0; // prompt and output, in tokens
+  int block_size = 16; // tokens in a KV block
+  int blocks = 0; // KV capacity
+  int prefill_tokens = 512; // a step's token budget while no row decodes
+  int mixed_tokens = 64; // and while some do: what a long prompt may add to their step
   bool prefix_cache = true;
+  int own_kv_past = 0; // longer prompts share KV only with prompts of their length ("dynamic" RoPE); 0: all share
   std::vector<int32_t> end_ids;
-  int vocabulary = 0;         // the logits' width
+  int vocabulary = 0; // the logits' width
 };
 
 /** A snapshot for /metrics, /debug/metrics and tests. Counters only grow. */
@@ -78,9 +79,9 @@ struct EngineStats {
   uint64_t steps = 0, prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0;
   uint64_t prefix_queries = 0, prefix_hits = 0; // in tokens
   uint64_t preemptions = 0, cancelled = 0, failed = 0, finished_stop = 0, finished_length = 0;
-  uint64_t decode_rows = 0;                     // summed over steps: decode_rows / decode_steps = mean batch
+  uint64_t decode_rows = 0; // summed over steps: decode_rows / decode_steps = mean batch
   uint64_t decode_steps = 0, prefill_steps = 0;
-  std::array<uint64_t, 10> batch_fill{};        // steps by tenths of max_rows that were filled
+  std::array<uint64_t, 10> batch_fill{}; // steps by tenths of max_rows that were filled
   double prefill_seconds = 0, decode_seconds = 0; // time of steps that held prompt tokens / only decoding rows
 };
 
@@ -89,9 +90,7 @@ class Engine {
   /** `make_runner` is called on the engine's thread (MLX's state is thread-local) and may complete the options: what
    *  they say of capacity and vocabulary is often known only from the model. Returns once the runner is made; throws
    *  what make_runner threw. */
-  Engine(
-      EngineOptions options,
-      std::function<std::unique_ptr<Runner>(EngineOptions&)> make_runner);
+  Engine(EngineOptions options, std::function<std::unique_ptr<Runner>(EngineOptions&)> make_runner);
   ~Engine(); // cancels what runs and joins the thread
 
   /** Ready once the runner is made; get() throws what make_runner threw. Requests may come before: they wait. */
@@ -100,8 +99,8 @@ class Engine {
   /** Errors: invalid (ids out of range, a request that can never fit; `param` names it), busy, unavailable. */
   Stream generate(Request request);
 
-  /** Runs `job` on the engine's thread between two steps, when none is under way. What it throws is in the future. Waits
-   *  where the inbox is full, so a job must not call it. */
+  /** Runs `job` on the engine's thread between two steps, when none is under way. What it throws is in the future.
+   * Waits where the inbox is full, so a job must not call it. */
   std::future<void> run(std::function<void(Runner&)> job);
 
   /** Refuses new requests from now on; true once the last row has ended, false if `limit` passed first. */

@@ -25,8 +25,8 @@ class TokenMask {
 struct Join {
   int slot;
   Sampling sampling;
-  std::vector<int32_t> end_ids;   // banned while under min_tokens: the model's end ids and stop_token_ids
-  std::vector<int32_t> prompt;    // the request's own prompt (for repetition penalties)
+  std::vector<int32_t> end_ids; // banned while under min_tokens: the model's end ids and stop_token_ids
+  std::vector<int32_t> prompt; // the request's own prompt (for repetition penalties)
   std::vector<int32_t> generated; // tokens it made before a preemption
 };
 
@@ -36,13 +36,13 @@ struct RowStep {
   int start = 0;
   int count = 1;
   std::vector<int32_t> ids; // `count` ids; empty: one token, the last one that this slot sampled (still on the device)
-  bool sample = false;      // the last position's logits give the next token
-  int draw_index = 0;       // how many tokens the row has generated before this one
-  int score = 0;            // first of its `count` tokens whose next-token logprob is wanted, -1: none (prompt_logprobs)
-  std::vector<int32_t> score_ids;  // the tokens that follow each scored position
-  std::vector<int32_t> blocks;     // block table: position p lives in blocks[p / block_size] at p % block_size
-  std::vector<uint32_t> allowed;   // grammar mask, empty: every token
-  int rope_length = 0;             // the prompt's length, for RoPE kinds whose base grows with it ("dynamic")
+  bool sample = false; // the last position's logits give the next token
+  int draw_index = 0; // how many tokens the row has generated before this one
+  int score = 0; // first of its `count` tokens whose next-token logprob is wanted, -1: none (prompt_logprobs)
+  std::vector<int32_t> score_ids; // the tokens that follow each scored position
+  std::vector<int32_t> blocks; // block table: position p lives in blocks[p / block_size] at p % block_size
+  std::vector<uint32_t> allowed; // grammar mask, empty: every token
+  int rope_length = 0; // the prompt's length, for RoPE kinds whose base grows with it ("dynamic")
 };
 
 struct Plan {
@@ -68,8 +68,8 @@ struct Scored {
 
 struct RowResult {
   int slot = 0;
-  Scored sampled;              // where the plan said `sample`
-  std::vector<Scored> prompt;  // where the plan said `score`
+  Scored sampled; // where the plan said `sample`
+  std::vector<Scored> prompt; // where the plan said `score`
 };
 
 /** Runs steps. The real one owns the model; tests have a fake. Used by the engine's thread alone. */

@@ -24,9 +24,7 @@ Scored scored(const Scores* scores, int row, int32_t id, int top) {
   if (scores->ids) {
     const int width = scores->ids->shape(1);
     for (int k = 0; k < std::min(top, width); ++k) {
-      s.top.push_back(
-          {scores->ids->data<int32_t>()[row * width + k],
-           scores->top->data<float>()[row * width + k]});
+      s.top.push_back({scores->ids->data<int32_t>()[row * width + k], scores->top->data<float>()[row * width + k]});
     }
   }
   return s;
@@ -34,10 +32,7 @@ Scored scored(const Scores* scores, int row, int32_t id, int top) {
 
 } // namespace
 
-ModelRunner::ModelRunner(
-    std::unique_ptr<Model> model,
-    std::unique_ptr<Caches> caches,
-    int slots)
+ModelRunner::ModelRunner(std::unique_ptr<Model> model, std::unique_ptr<Caches> caches, int slots)
     : model_(std::move(model)),
       caches_(std::move(caches)),
       sampler_(slots, model_->vocabulary()),
@@ -66,10 +61,7 @@ mx::array ModelRunner::ids(const Plan& plan) const {
   if (known.empty()) {
     return mx::take(last_tokens_, int_array(index), 0);
   }
-  return mx::take(
-      mx::concatenate({last_tokens_, int_array(known)}, 0),
-      int_array(index),
-      0);
+  return mx::take(mx::concatenate({last_tokens_, int_array(known)}, 0), int_array(index), 0);
 }
 
 void ModelRunner::launch(const Plan& plan) {
@@ -115,14 +107,9 @@ void ModelRunner::score_prompt(Step& step, const mx::array& hidden) {
       for (int at = 0; at < many; at += score_chunk) {
         const int end = std::min(many, at + score_chunk);
         const int from = first + row.score;
-        auto part =
-            mx::slice(hidden, {from + at, 0}, {from + end, hidden.shape(1)});
-        std::vector<int32_t> targets(
-            row.score_ids.begin() + at, row.score_ids.begin() + end);
-        auto s = score(
-            model_->logits(part),
-            int_array(targets),
-            std::min(top, model_->vocabulary()));
+        auto part = mx::slice(hidden, {from + at, 0}, {from + end, hidden.shape(1)});
+        std::vector<int32_t> targets(row.score_ids.begin() + at, row.score_ids.begin() + end);
+        auto s = score(model_->logits(part), int_array(targets), std::min(top, model_->vocabulary()));
         chosen.push_back(s.chosen);
         if (s.ids) {
           ids.push_back(*s.ids);
@@ -158,12 +145,9 @@ void ModelRunner::sample(Step& step, const mx::array& hidden) {
       last.push_back(first - 1);
     }
   }
-  auto heads = static_cast<int>(last.size()) == hidden.shape(0)
-      ? hidden
-      : mx::take(hidden, int_array(last), 0);
+  auto heads = static_cast<int>(last.size()) == hidden.shape(0) ? hidden : mx::take(hidden, int_array(last), 0);
   step.tokens = sampler_.sample(model_->logits(heads), rows);
-  last_tokens_ = mx::put_along_axis(
-      last_tokens_, int_array(slots), step.tokens->tokens, 0);
+  last_tokens_ = mx::put_along_axis(last_tokens_, int_array(slots), step.tokens->tokens, 0);
   step.outputs.push_back(step.tokens->tokens);
   step.outputs.push_back(last_tokens_);
   if (step.tokens->scores) {
@@ -196,8 +180,7 @@ std::vector<RowResult> ModelRunner::collect() {
     const RowStep& row = step.rows[step.scored[i]];
     const int top = step.tops[step.scored[i]];
     for (size_t p = 0; p < row.score_ids.size(); ++p) {
-      results[step.scored[i]].prompt.push_back(
-          scored(&step.scores[i], static_cast<int>(p), row.score_ids[p], top));
+      results[step.scored[i]].prompt.push_back(scored(&step.scores[i], static_cast<int>(p), row.score_ids[p], top));
     }
   }
   return results;

@@ -15,10 +15,7 @@ namespace parallm {
 
 class ModelRunner : public Runner {
  public:
-  ModelRunner(
-      std::unique_ptr<Model> model,
-      std::unique_ptr<Caches> caches,
-      int slots);
+  ModelRunner(std::unique_ptr<Model> model, std::unique_ptr<Caches> caches, int slots);
 
   void launch(const Plan& plan) override;
   std::vector<RowResult> collect() override;

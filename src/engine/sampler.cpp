@@ -16,8 +16,7 @@ mx::array column(const std::vector<T>& values) {
 }
 
 bool has_penalty(const Sampling& s) {
-  return s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f ||
-      s.frequency_penalty != 0.0f;
+  return s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f || s.frequency_penalty != 0.0f;
 }
 
 /** Adds logit_bias, and -inf for end tokens that may not come yet, in one
@@ -30,19 +29,14 @@ mx::array bias(
   if (rows.empty()) {
     return logits;
   }
-  auto updates =
-      mx::reshape(column(values), {static_cast<int>(values.size()), 1, 1});
+  auto updates = mx::reshape(column(values), {static_cast<int>(values.size()), 1, 1});
   return mx::scatter_add(logits, {column(rows), column(ids)}, updates, {0, 1});
 }
 
 /** Keeps the tokens whose bit is set. Rows without a grammar come with every
  * bit set. */
-mx::array mask(
-    const mx::array& logits,
-    const std::vector<const RowStep*>& rows) {
-  if (std::all_of(rows.begin(), rows.end(), [](const RowStep* r) {
-        return r->allowed.empty();
-      })) {
+mx::array mask(const mx::array& logits, const std::vector<const RowStep*>& rows) {
+  if (std::all_of(rows.begin(), rows.end(), [](const RowStep* r) { return r->allowed.empty(); })) {
     return logits;
   }
   const int V = logits.shape(1);
@@ -54,37 +48,27 @@ mx::array mask(
     if (row->allowed.empty()) {
       bits.insert(bits.end(), words, ~uint32_t{0});
     } else {
-      check(
-          static_cast<int>(row->allowed.size()) == words,
-          "a grammar's mask is as wide as the vocabulary");
+      check(static_cast<int>(row->allowed.size()) == words, "a grammar's mask is as wide as the vocabulary");
       bits.insert(bits.end(), row->allowed.begin(), row->allowed.end());
     }
   }
   auto packed = mx::array(bits.data(), {R, words, 1}, mx::uint32);
   auto shifts = mx::arange(0, 32, mx::uint32);
-  auto allowed = mx::reshape(
-      mx::bitwise_and(
-          mx::right_shift(packed, shifts), mx::array(1, mx::uint32)),
-      {R, words * 32});
+  auto allowed =
+      mx::reshape(mx::bitwise_and(mx::right_shift(packed, shifts), mx::array(1, mx::uint32)), {R, words * 32});
   allowed = mx::slice(allowed, {0, 0}, {R, V});
-  return mx::where(
-      mx::astype(allowed, mx::bool_),
-      logits,
-      mx::array(-std::numeric_limits<float>::infinity()));
+  return mx::where(mx::astype(allowed, mx::bool_), logits, mx::array(-std::numeric_limits<float>::infinity()));
 }
 
 } // namespace
 
 Scores score(const mx::array& logits, const mx::array& tokens, int top) {
-  auto logprobs = mx::subtract(
-      mx::astype(logits, mx::float32),
-      mx::logsumexp(mx::astype(logits, mx::float32), 1, true));
-  Scores scores{mx::squeeze(
-      mx::take_along_axis(logprobs, mx::expand_dims(tokens, 1), 1), 1)};
+  auto logprobs =
+      mx::subtract(mx::astype(logits, mx::float32), mx::logsumexp(mx::astype(logits, mx::float32), 1, true));
+  Scores scores{mx::squeeze(mx::take_along_axis(logprobs, mx::expand_dims(tokens, 1), 1), 1)};
   if (top > 0) {
     const int R = logits.shape(0);
-    auto ids = mx::slice(
-        mx::argpartition(mx::negative(logprobs), top - 1, 1), {0, 0}, {R, top});
+    auto ids = mx::slice(mx::argpartition(mx::negative(logprobs), top - 1, 1), {0, 0}, {R, top});
     auto values = mx::take_along_axis(logprobs, ids, 1);
     auto order = mx::argsort(mx::negative(values), 1);
     scores.ids = mx::astype(mx::take_along_axis(ids, order, 1), mx::int32);
@@ -93,8 +77,7 @@ Scores score(const mx::array& logits, const mx::array& tokens, int top) {
   return scores;
 }
 
-Sampler::Sampler(int slots, int vocabulary)
-    : vocabulary_(vocabulary), slots_(slots) {}
+Sampler::Sampler(int slots, int vocabulary) : vocabulary_(vocabulary), slots_(slots) {}
 
 const Sampling& Sampler::sampling(int slot) const {
   return slots_.at(slot).sampling;
@@ -119,19 +102,14 @@ void Sampler::join(const Join& join) {
   }
   const auto put = [&](const mx::array& all, const std::vector<float>& row) {
     return mx::slice_update(
-        all,
-        mx::array(row.data(), {1, vocabulary_}),
-        mx::Shape{join.slot, 0},
-        mx::Shape{join.slot + 1, vocabulary_});
+        all, mx::array(row.data(), {1, vocabulary_}), mx::Shape{join.slot, 0}, mx::Shape{join.slot + 1, vocabulary_});
   };
   in_prompt_ = put(*in_prompt_, seen);
   made_ = put(*made_, made);
 }
 
-mx::array Sampler::penalize(
-    const mx::array& logits,
-    const std::vector<const RowStep*>& rows,
-    const std::vector<int>& penalized) {
+mx::array
+Sampler::penalize(const mx::array& logits, const std::vector<const RowStep*>& rows, const std::vector<int>& penalized) {
   std::vector<int32_t> slots;
   std::vector<float> repetition, presence, frequency;
   for (int r : penalized) {
@@ -141,9 +119,7 @@ mx::array Sampler::penalize(
     presence.push_back(s.presence_penalty);
     frequency.push_back(s.frequency_penalty);
   }
-  const auto values = [](const std::vector<float>& v) {
-    return mx::expand_dims(column(v), 1);
-  };
+  const auto values = [](const std::vector<float>& v) { return mx::expand_dims(column(v), 1); };
   auto index = column(slots);
   auto made = mx::take(*made_, index, 0);
   auto prompt = mx::take(*in_prompt_, index, 0);
@@ -152,13 +128,10 @@ mx::array Sampler::penalize(
 
   auto l = mx::take(logits, column(penalized), 0);
   auto divided = mx::where(
-      mx::greater(l, mx::array(0.0f)),
-      mx::divide(l, values(repetition)),
-      mx::multiply(l, values(repetition)));
+      mx::greater(l, mx::array(0.0f)), mx::divide(l, values(repetition)), mx::multiply(l, values(repetition)));
   l = mx::where(seen, divided, l);
   l = mx::subtract(l, mx::multiply(made, values(frequency)));
-  l = mx::subtract(
-      l, mx::multiply(mx::astype(was_made, mx::float32), values(presence)));
+  l = mx::subtract(l, mx::multiply(mx::astype(was_made, mx::float32), values(presence)));
 
   // Row r of the result is its penalized self, or itself.
   std::vector<int32_t> order(rows.size());
@@ -180,16 +153,10 @@ void Sampler::count(
     slots.push_back(rows[r]->slot);
   }
   auto ones = mx::ones({static_cast<int>(slots.size()), 1, 1}, mx::float32);
-  made_ = mx::scatter_add(
-      *made_,
-      {column(slots), mx::take(tokens, column(penalized), 0)},
-      ones,
-      {0, 1});
+  made_ = mx::scatter_add(*made_, {column(slots), mx::take(tokens, column(penalized), 0)}, ones, {0, 1});
 }
 
-Sampled Sampler::sample(
-    mx::array logits,
-    const std::vector<const RowStep*>& rows) {
+Sampled Sampler::sample(mx::array logits, const std::vector<const RowStep*>& rows) {
   const auto raw = mx::astype(logits, mx::float32);
   std::vector<int> penalized;
   std::vector<int32_t> bias_rows, bias_ids, top_k;
@@ -225,13 +192,7 @@ Sampled Sampler::sample(
 
   auto l = penalized.empty() ? raw : penalize(raw, rows, penalized);
   l = mask(bias(l, bias_rows, bias_ids, bias_values), rows);
-  Sampled sampled{pick(
-      l,
-      {column(temperature),
-       column(top_k),
-       column(top_p),
-       column(min_p),
-       column(draws)})};
+  Sampled sampled{pick(l, {column(temperature), column(top_k), column(top_p), column(min_p), column(draws)})};
   if (!penalized.empty()) {
     count(rows, penalized, sampled.tokens);
   }

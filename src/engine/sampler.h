@@ -47,14 +47,9 @@ class Sampler {
     std::vector<int32_t> end_ids;
   };
 
-  mx::array penalize(
-      const mx::array& logits,
-      const std::vector<const RowStep*>& rows,
-      const std::vector<int>& penalized);
-  void count(
-      const std::vector<const RowStep*>& rows,
-      const std::vector<int>& penalized,
-      const mx::array& tokens);
+  mx::array
+  penalize(const mx::array& logits, const std::vector<const RowStep*>& rows, const std::vector<int>& penalized);
+  void count(const std::vector<const RowStep*>& rows, const std::vector<int>& penalized, const mx::array& tokens);
 
   int vocabulary_;
   std::vector<Slot> slots_;

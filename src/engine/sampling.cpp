@@ -11,10 +11,29 @@ std::span<const SamplingField> sampling_fields() {
       SamplingField{"temperature", &Sampling::temperature, 0, 100, false, "0 takes the most likely token"},
       SamplingField{"top_p", &Sampling::top_p, 0, 1, true, "keep the most likely tokens whose mass reaches this"},
       SamplingField{"top_k", &Sampling::top_k, 0, many, false, "keep this many most likely tokens; 0 keeps all"},
-      SamplingField{"min_p", &Sampling::min_p, 0, 1, false, "keep tokens at least this likely, relative to the most likely one"},
-      SamplingField{"repetition_penalty", &Sampling::repetition_penalty, 0, 100, true, "divides the logits of tokens seen in prompt or output"},
-      SamplingField{"presence_penalty", &Sampling::presence_penalty, -2, 2, false, "subtracted from the logits of tokens in the output"},
-      SamplingField{"frequency_penalty", &Sampling::frequency_penalty, -2, 2, false, "subtracted for each time a token is in the output"},
+      SamplingField{
+          "min_p", &Sampling::min_p, 0, 1, false, "keep tokens at least this likely, relative to the most likely one"},
+      SamplingField{
+          "repetition_penalty",
+          &Sampling::repetition_penalty,
+          0,
+          100,
+          true,
+          "divides the logits of tokens seen in prompt or output"},
+      SamplingField{
+          "presence_penalty",
+          &Sampling::presence_penalty,
+          -2,
+          2,
+          false,
+          "subtracted from the logits of tokens in the output"},
+      SamplingField{
+          "frequency_penalty",
+          &Sampling::frequency_penalty,
+          -2,
+          2,
+          false,
+          "subtracted for each time a token is in the output"},
       SamplingField{"min_tokens", &Sampling::min_tokens, 0, many, false, "no end token before this many tokens"},
   };
   return fields;

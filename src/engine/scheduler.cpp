@@ -12,14 +12,10 @@ Scheduler::Scheduler(EngineOptions options, Guard guard)
       blocks_(options_.blocks),
       slots_(options_.max_rows, false) {}
 
-void Scheduler::check_fits(
-    const Request& request,
-    const EngineOptions& options) {
+void Scheduler::check_fits(const Request& request, const EngineOptions& options) {
   const int64_t prompt = request.prompt.size();
   const int64_t room = int64_t{options.blocks} * options.block_size;
-  const int64_t limit = options.max_context > 0
-      ? std::min<int64_t>(options.max_context, room)
-      : room;
+  const int64_t limit = options.max_context > 0 ? std::min<int64_t>(options.max_context, room) : room;
   if (prompt + request.max_tokens <= limit) {
     return;
   }
@@ -41,11 +37,11 @@ uint64_t Scheduler::add(Request request) {
   if (!sampling.ignore_eos) {
     row.end_ids = options_.end_ids;
   }
-  row.end_ids.insert(
-      row.end_ids.end(),
-      sampling.stop_token_ids.begin(),
-      sampling.stop_token_ids.end());
+  row.end_ids.insert(row.end_ids.end(), sampling.stop_token_ids.begin(), sampling.stop_token_ids.end());
   row.request = std::move(request);
+  if (options_.own_kv_past > 0 && row.prompt > options_.own_kv_past) {
+    row.request.cache_salt += fmt::format("/{}", row.prompt);
+  }
   const uint64_t number = row.number;
   rows_.emplace(number, std::move(row));
   return number;
@@ -60,9 +56,7 @@ void Scheduler::cancel(uint64_t number) {
 Plan Scheduler::plan() {
   Plan plan;
   Flight flight;
-  auto suspect = std::find_if(rows_.begin(), rows_.end(), [](auto& entry) {
-    return entry.second.suspect;
-  });
+  auto suspect = std::find_if(rows_.begin(), rows_.end(), [](auto& entry) { return entry.second.suspect; });
   if (suspect != rows_.end()) {
     // Alone in the step and in the pipeline, so that a failure is its own.
     int budget = options_.prefill_tokens;
@@ -71,16 +65,11 @@ Plan Scheduler::plan() {
     }
   } else {
     plan_decoding(plan, flight);
-    const bool decoding =
-        std::any_of(rows_.begin(), rows_.end(), [](auto& entry) {
-          return entry.second.decodes() || entry.second.unread();
-        });
+    const bool decoding = std::any_of(
+        rows_.begin(), rows_.end(), [](auto& entry) { return entry.second.decodes() || entry.second.unread(); });
     stats_.decode_rows += plan.rows.size();
     stats_.decode_steps += !plan.rows.empty();
-    plan_prefill(
-        plan,
-        flight,
-        decoding ? options_.mixed_tokens : options_.prefill_tokens);
+    plan_prefill(plan, flight, decoding ? options_.mixed_tokens : options_.prefill_tokens);
   }
   if (!plan.empty()) {
     plan.number = ++last_plan_;
@@ -142,8 +131,7 @@ bool Scheduler::prefill(Row& row, Plan& plan, Flight& flight, int& budget) {
     return false;
   }
   std::vector<uint32_t> allowed;
-  if (row.placed + count == row.length() && row.request.max_tokens > 0 &&
-      !fill_mask(row, allowed)) {
+  if (row.placed + count == row.length() && row.request.max_tokens > 0 && !fill_mask(row, allowed)) {
     return true;
   }
   flight.prefill = true;
@@ -187,11 +175,7 @@ RowStep Scheduler::make_step(Row& row, int count, Flight& flight, Plan& plan) {
   if (!row.joined) {
     auto output = row.tokens.begin() + row.prompt;
     plan.joins.push_back(
-        {row.slot,
-         row.request.sampling,
-         row.end_ids,
-         {row.tokens.begin(), output},
-         {output, row.tokens.end()}});
+        {row.slot, row.request.sampling, row.end_ids, {row.tokens.begin(), output}, {output, row.tokens.end()}});
     row.joined = true;
   }
   RowStep step;
@@ -213,11 +197,7 @@ RowStep Scheduler::make_step(Row& row, int count, Flight& flight, Plan& plan) {
   ++row.uncommitted;
   register_blocks(row);
   flight.parts.push_back(
-      {row.number,
-       row.slot,
-       step.sample,
-       last && !step.sample,
-       static_cast<int>(step.score_ids.size())});
+      {row.number, row.slot, step.sample, last && !step.sample, static_cast<int>(step.score_ids.size())});
   return step;
 }
 
@@ -229,11 +209,8 @@ bool Scheduler::fill_mask(Row& row, std::vector<uint32_t>& words) {
   }
   words.assign((options_.vocabulary + 31) / 32, 0);
   auto error = guard_([&] { row.request.mask->allowed(words); });
-  if (!error && std::all_of(words.begin(), words.end(), [](uint32_t word) {
-        return word == 0;
-      })) {
-    error.emplace(
-        Kind::internal, "", "[mask] no token is allowed; got an empty mask");
+  if (!error && std::all_of(words.begin(), words.end(), [](uint32_t word) { return word == 0; })) {
+    error.emplace(Kind::internal, "", "[mask] no token is allowed; got an empty mask");
   }
   if (error) {
     end(row, Finish::error, std::move(error));
@@ -251,8 +228,7 @@ void Scheduler::add_scores(Row& row, RowStep& step) {
     return;
   }
   step.score = row.scored - step.start;
-  step.score_ids.assign(
-      row.tokens.begin() + row.scored + 1, row.tokens.begin() + end + 1);
+  step.score_ids.assign(row.tokens.begin() + row.scored + 1, row.tokens.begin() + end + 1);
   row.scored = end;
 }
 
@@ -267,9 +243,7 @@ bool Scheduler::reserve(Row& row) {
       row.blocks.push_back(*block);
       return true;
     }
-    auto youngest = std::find_if(rows_.rbegin(), rows_.rend(), [](auto& entry) {
-      return entry.second.slot >= 0;
-    });
+    auto youngest = std::find_if(rows_.rbegin(), rows_.rend(), [](auto& entry) { return entry.second.slot >= 0; });
     ++stats_.preemptions;
     release(youngest->second);
     if (&youngest->second == &row) {
@@ -285,12 +259,8 @@ void Scheduler::adopt(Row& row) {
   }
   // The last token is always computed: its logits give the next one.
   while (row.placed % size == 0 && row.keyed == row.placed / size &&
-         row.blocks.size() == static_cast<size_t>(row.keyed) &&
-         row.placed + size < row.length()) {
-    auto block = blocks_.adopt(
-        row.key,
-        std::span(row.tokens).subspan(row.placed, size),
-        row.request.cache_salt);
+         row.blocks.size() == static_cast<size_t>(row.keyed) && row.placed + size < row.length()) {
+    auto block = blocks_.adopt(row.key, std::span(row.tokens).subspan(row.placed, size), row.request.cache_salt);
     if (!block) {
       return;
     }
@@ -306,10 +276,7 @@ void Scheduler::register_blocks(Row& row) {
   const int known = std::min<int>(row.placed, row.tokens.size());
   while (options_.prefix_cache && (row.keyed + 1) * size <= known) {
     blocks_.enter(
-        row.blocks[row.keyed],
-        row.key,
-        std::span(row.tokens).subspan(row.keyed * size, size),
-        row.request.cache_salt);
+        row.blocks[row.keyed], row.key, std::span(row.tokens).subspan(row.keyed * size, size), row.request.cache_salt);
     ++row.keyed;
   }
 }
@@ -330,18 +297,13 @@ void Scheduler::release(Row& row) {
 void Scheduler::commit(std::vector<RowResult> results, double seconds) {
   check(!flights_.empty(), "a step is committed once");
   const Flight& front = flights_.front();
-  check(
-      results.size() == front.parts.size(), "each row of a step has a result");
+  check(results.size() == front.parts.size(), "each row of a step has a result");
   for (size_t i = 0; i < results.size(); ++i) {
     const Part& part = front.parts[i];
     const int32_t id = results[i].sampled.token.id;
     check(results[i].slot == part.slot, "results are in the plan's order");
-    check(
-        !part.sample || (id >= 0 && id < options_.vocabulary),
-        "a sampled id is in the vocabulary");
-    check(
-        static_cast<int>(results[i].prompt.size()) == part.scores,
-        "each position to score has its score");
+    check(!part.sample || (id >= 0 && id < options_.vocabulary), "a sampled id is in the vocabulary");
+    check(static_cast<int>(results[i].prompt.size()) == part.scores, "each position to score has its score");
   }
   const Flight flight = std::move(flights_.front());
   flights_.pop_front();
@@ -357,10 +319,7 @@ void Scheduler::commit(std::vector<RowResult> results, double seconds) {
 void Scheduler::take(Row& row, const Part& part, RowResult& result) {
   --row.uncommitted;
   row.scores_taken += part.scores;
-  std::move(
-      result.prompt.begin(),
-      result.prompt.end(),
-      std::back_inserter(row.scores));
+  std::move(result.prompt.begin(), result.prompt.end(), std::back_inserter(row.scores));
   if (part.sample) {
     take_token(row, std::move(result.sampled));
   } else if (part.last) {
@@ -377,8 +336,7 @@ void Scheduler::take_token(Row& row, Scored sampled) {
   Event event;
   event.token = std::move(sampled);
   if (output > row.request.sampling.min_tokens &&
-      std::find(row.end_ids.begin(), row.end_ids.end(), id) !=
-          row.end_ids.end()) {
+      std::find(row.end_ids.begin(), row.end_ids.end(), id) != row.end_ids.end()) {
     event.finish = Finish::stop;
   } else if (output == row.request.max_tokens) {
     event.finish = Finish::length;
@@ -405,9 +363,8 @@ void Scheduler::failed(const Error& error) {
   flights_.clear();
   blocks_.forget();
   // A suspect runs only when nothing else does.
-  auto alone = std::find_if(rows_.begin(), rows_.end(), [](auto& entry) {
-    return entry.second.suspect && entry.second.uncommitted > 0;
-  });
+  auto alone = std::find_if(
+      rows_.begin(), rows_.end(), [](auto& entry) { return entry.second.suspect && entry.second.uncommitted > 0; });
   if (alone != rows_.end()) {
     end(alone->second, Finish::error, error);
   }
@@ -475,9 +432,7 @@ void Scheduler::verify() const {
   for (const auto& [number, row] : rows_) {
     tables.push_back(&row.blocks);
     check(row.uncommitted == parts[number], "a row's steps are in flight");
-    check(
-        row.placed <= static_cast<int>(row.blocks.size()) * options_.block_size,
-        "what is placed has blocks");
+    check(row.placed <= static_cast<int>(row.blocks.size()) * options_.block_size, "what is placed has blocks");
     if (row.slot < 0) {
       waits = true;
       check(row.blocks.empty(), "a waiting row holds no block");

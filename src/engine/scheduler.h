@@ -29,8 +29,7 @@ class Scheduler {
  public:
   /** Runs a piece of a row's own code (its TokenMask) and gives back the error
    * it threw. */
-  using Guard =
-      std::function<std::optional<Error>(const std::function<void()>&)>;
+  using Guard = std::function<std::optional<Error>(const std::function<void()>&)>;
 
   Scheduler(EngineOptions options, Guard guard);
 
@@ -100,8 +99,7 @@ class Scheduler {
       return sampled > 0 ? sampled == request.max_tokens : placed == prompt;
     }
     bool decodes() const {
-      return slot >= 0 && joined && sampled > 0 && !planned_out() &&
-          placed == length() - 1;
+      return slot >= 0 && joined && sampled > 0 && !planned_out() && placed == length() - 1;
     }
     bool unread() const {
       return static_cast<int>(tokens.size()) < length();

@@ -21,8 +21,7 @@ struct Attention {
   const Rope* rope = nullptr; // null: no rotation
   int window = 0; // a token sees itself and window-1 before it; 0: all
   float softcap = 0; // cap * tanh(score / cap); 0: off (Gemma 2)
-  std::optional<mx::array>
-      sinks; // [H] learned logits that take mass but give no value (gpt-oss)
+  std::optional<mx::array> sinks; // [H] learned logits that take mass but give no value (gpt-oss)
 };
 
 /** One sequence's part of a flat step: tokens [first, first + count) of the
@@ -42,11 +41,7 @@ class Cache {
   /** q [T,H,D], k and v [T,G,D] (T tokens of the step, H query heads, G kv
    * heads) -> [T,H,Dv]. Writes k and v at their positions first; then token t
    * sees its own sequence's positions up to its own. */
-  virtual mx::array attend(
-      const mx::array& q,
-      const mx::array& k,
-      const mx::array& v,
-      const Attention& how) = 0;
+  virtual mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) = 0;
 };
 
 /** What a layer needs of its cache; a model lists one for each layer. */
@@ -72,16 +67,12 @@ struct KVOptions {
 };
 
 /** Bytes that one block takes over all layers. */
-size_t kv_block_bytes(
-    const std::vector<CacheSpec>& layers,
-    const KVOptions& options);
+size_t kv_block_bytes(const std::vector<CacheSpec>& layers, const KVOptions& options);
 
 /** kv/paged.cpp: a pool of blocks a layer. On a CPU the attention is
  * kernels/cpu's, elsewhere (or with `mlx_ops`, for tests) it is made of MLX's
  * own ops. */
-std::unique_ptr<Caches> make_paged_caches(
-    const std::vector<CacheSpec>& layers,
-    KVOptions options,
-    bool mlx_ops = false);
+std::unique_ptr<Caches>
+make_paged_caches(const std::vector<CacheSpec>& layers, KVOptions options, bool mlx_ops = false);
 
 } // namespace parallm

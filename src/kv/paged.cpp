@@ -31,21 +31,12 @@ class KernelLayer : public Cache {
   KernelLayer(const CacheSpec& spec, const KVOptions& options, Step*& step)
       : block_size_(options.block_size),
         step_(step),
-        k_pool_(uninitialised(
-            {options.blocks, block_size_, spec.kv_heads, spec.head_dim},
-            options.dtype)),
-        v_pool_(uninitialised(
-            {options.blocks, block_size_, spec.kv_heads, spec.v_head_dim},
-            options.dtype)) {}
+        k_pool_(uninitialised({options.blocks, block_size_, spec.kv_heads, spec.head_dim}, options.dtype)),
+        v_pool_(uninitialised({options.blocks, block_size_, spec.kv_heads, spec.v_head_dim}, options.dtype)) {}
 
-  mx::array attend(
-      const mx::array& q,
-      const mx::array& k,
-      const mx::array& v,
-      const Attention& how) override {
+  mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
     auto* rope = how.rope;
-    auto rotation = rope ? step_->rotation(*rope)
-                         : std::pair(mx::array(0.0f), mx::array(0.0f));
+    auto rotation = rope ? step_->rotation(*rope) : std::pair(mx::array(0.0f), mx::array(0.0f));
     return cpu::paged_attention(
         q,
         k,
@@ -83,25 +74,18 @@ mx::array capped_attention(
     const mx::array& mask) { // bool [B,1,L,S]
   int rows = q.shape(0), heads = q.shape(1), queries = q.shape(2);
   int groups = k.shape(1), keys = k.shape(2);
-  auto grouped =
-      mx::reshape(q, {rows, groups, heads / groups, queries, q.shape(3)});
+  auto grouped = mx::reshape(q, {rows, groups, heads / groups, queries, q.shape(3)});
   auto scores = mx::astype(
-      mx::matmul(
-          grouped * mx::array(how.scale, q.dtype()),
-          mx::expand_dims(mx::swapaxes(k, 2, 3), 2)),
-      mx::float32);
+      mx::matmul(grouped * mx::array(how.scale, q.dtype()), mx::expand_dims(mx::swapaxes(k, 2, 3), 2)), mx::float32);
   scores = mx::tanh(scores / how.softcap) * how.softcap;
   auto hidden = mx::array(-std::numeric_limits<float>::infinity());
   scores = mx::where(mx::expand_dims(mask, 2), scores, hidden);
   if (how.sinks) {
     auto sinks = mx::broadcast_to(
-        mx::reshape(
-            mx::astype(*how.sinks, mx::float32),
-            {1, groups, heads / groups, 1, 1}),
+        mx::reshape(mx::astype(*how.sinks, mx::float32), {1, groups, heads / groups, 1, 1}),
         {rows, groups, heads / groups, queries, 1});
     scores = mx::softmax(mx::concatenate({scores, sinks}, -1), -1, true);
-    scores = mx::slice(
-        scores, {0, 0, 0, 0, 0}, {rows, groups, heads / groups, queries, keys});
+    scores = mx::slice(scores, {0, 0, 0, 0, 0}, {rows, groups, heads / groups, queries, keys});
   } else {
     scores = mx::softmax(scores, -1, true);
   }
@@ -122,14 +106,9 @@ class OpsLayer : public Cache {
       : options_(options),
         step_(step),
         k_pool_(mx::zeros({0, spec.kv_heads, spec.head_dim}, options.dtype)),
-        v_pool_(mx::zeros({0, spec.kv_heads, spec.v_head_dim}, options.dtype)) {
-  }
+        v_pool_(mx::zeros({0, spec.kv_heads, spec.v_head_dim}, options.dtype)) {}
 
-  mx::array attend(
-      const mx::array& q,
-      const mx::array& k,
-      const mx::array& v,
-      const Attention& how) override {
+  mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
     auto rotate = [&](const mx::array& x) {
       if (!how.rope) {
         return x;
@@ -175,40 +154,28 @@ class OpsLayer : public Cache {
 
   mx::array read(const mx::array& pool, const Reading& reading) {
     auto x = mx::take(pool, reading.slots, 0);
-    x = mx::reshape(
-        x, {reading.rows, reading.keys, pool.shape(1), pool.shape(2)});
+    x = mx::reshape(x, {reading.rows, reading.keys, pool.shape(1), pool.shape(2)});
     return mx::swapaxes(x, 1, 2); // [B,G,S,D]
   }
 
-  mx::array
-  attend(const mx::array& all, const Reading& reading, const Attention& how) {
+  mx::array attend(const mx::array& all, const Reading& reading, const Attention& how) {
     int tokens = reading.rows * reading.queries;
     auto places = mx::array(reading.tokens.data(), {tokens}, mx::int32);
     auto q = tokens == all.shape(0) ? all : mx::take(all, places, 0);
-    q = mx::reshape(
-        q, {reading.rows, reading.queries, all.shape(1), all.shape(2)});
+    q = mx::reshape(q, {reading.rows, reading.queries, all.shape(1), all.shape(2)});
     q = mx::swapaxes(q, 1, 2); // [B,H,L,D]
     auto k = read(k_pool_, reading);
     auto v = read(v_pool_, reading);
     auto out = [&] {
       if (how.softcap > 0) {
-        auto mask = reading.mask ? *reading.mask
-                                 : causal_mask(reading.queries, reading.keys);
+        auto mask = reading.mask ? *reading.mask : causal_mask(reading.queries, reading.keys);
         return capped_attention(q, k, v, how, mask);
       }
-      auto sinks = how.sinks ? std::optional(mx::astype(*how.sinks, q.dtype()))
-                             : std::nullopt;
+      auto sinks = how.sinks ? std::optional(mx::astype(*how.sinks, q.dtype())) : std::nullopt;
       return mx::fast::scaled_dot_product_attention(
-          q,
-          k,
-          v,
-          how.scale,
-          reading.causal ? "causal" : "",
-          reading.mask,
-          sinks);
+          q, k, v, how.scale, reading.causal ? "causal" : "", reading.mask, sinks);
     }();
-    return mx::reshape(
-        mx::swapaxes(out, 1, 2), {tokens, all.shape(1), v.shape(3)});
+    return mx::reshape(mx::swapaxes(out, 1, 2), {tokens, all.shape(1), v.shape(3)});
   }
 
   KVOptions options_;
@@ -219,11 +186,7 @@ class OpsLayer : public Cache {
 
 class PagedCaches : public Caches {
  public:
-  PagedCaches(
-      const std::vector<CacheSpec>& specs,
-      const KVOptions& options,
-      bool kernels)
-      : options_(options) {
+  PagedCaches(const std::vector<CacheSpec>& specs, const KVOptions& options, bool kernels) : options_(options) {
     for (auto& spec : specs) {
       if (kernels) {
         layers_.push_back(std::make_unique<KernelLayer>(spec, options, now_));
@@ -252,21 +215,15 @@ class PagedCaches : public Caches {
 
 } // namespace
 
-size_t kv_block_bytes(
-    const std::vector<CacheSpec>& layers,
-    const KVOptions& options) {
+size_t kv_block_bytes(const std::vector<CacheSpec>& layers, const KVOptions& options) {
   size_t bytes = 0;
   for (const CacheSpec& spec : layers) {
-    bytes += size_t(options.block_size) * spec.kv_heads *
-        (spec.head_dim + spec.v_head_dim) * options.dtype.size();
+    bytes += size_t(options.block_size) * spec.kv_heads * (spec.head_dim + spec.v_head_dim) * options.dtype.size();
   }
   return bytes;
 }
 
-std::unique_ptr<Caches> make_paged_caches(
-    const std::vector<CacheSpec>& layers,
-    KVOptions options,
-    bool mlx_ops) {
+std::unique_ptr<Caches> make_paged_caches(const std::vector<CacheSpec>& layers, KVOptions options, bool mlx_ops) {
   check(options.block_size > 0 && options.blocks > 0, "kv: a pool has blocks");
   return std::make_unique<PagedCaches>(layers, options, on_cpu() && !mlx_ops);
 }

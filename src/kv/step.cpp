@@ -19,8 +19,7 @@ int first_seen(int position, int window) {
 
 } // namespace
 
-Step::Step(std::vector<Span> spans, int block_size, int blocks)
-    : spans_(std::move(spans)), block_size_(block_size) {
+Step::Step(std::vector<Span> spans, int block_size, int blocks) : spans_(std::move(spans)), block_size_(block_size) {
   for (auto& span : spans_) {
     check(span.count > 0 && span.offset >= 0, "kv: a span has tokens");
     check(span.first == tokens_, "kv: spans lie one after another");
@@ -28,9 +27,7 @@ Step::Step(std::vector<Span> spans, int block_size, int blocks)
     size_t needed = (span.offset + span.count + block_size - 1) / block_size;
     check(span.blocks.size() >= needed, "kv: a block for every position");
     for (size_t i = 0; i < needed; ++i) {
-      check(
-          span.blocks[i] >= 0 && span.blocks[i] < blocks,
-          "kv: block ids lie in the pool");
+      check(span.blocks[i] >= 0 && span.blocks[i] < blocks, "kv: block ids lie in the pool");
       blocks_used_ = std::max(blocks_used_, span.blocks[i] + 1);
     }
     span.blocks.resize(needed);
@@ -38,8 +35,7 @@ Step::Step(std::vector<Span> spans, int block_size, int blocks)
 }
 
 int Step::slot(const Span& span, int position) const {
-  return span.blocks[position / block_size_] * block_size_ +
-      position % block_size_;
+  return span.blocks[position / block_size_] * block_size_ + position % block_size_;
 }
 
 const std::pair<mx::array, mx::array>& Step::rotation(const Rope& rope) {
@@ -77,10 +73,7 @@ const mx::array& Step::table() {
     }
     std::vector<int> ids(spans_.size() * width, 0);
     for (size_t r = 0; r < spans_.size(); ++r) {
-      std::copy(
-          spans_[r].blocks.begin(),
-          spans_[r].blocks.end(),
-          ids.begin() + r * width);
+      std::copy(spans_[r].blocks.begin(), spans_[r].blocks.end(), ids.begin() + r * width);
     }
     table_ = int_array(ids, {int(spans_.size()), int(width)});
   }
@@ -100,8 +93,7 @@ const mx::array& Step::write_slots() {
   return *write_slots_;
 }
 
-Reading Step::decoding(const std::vector<const Span*>& spans, int window)
-    const {
+Reading Step::decoding(const std::vector<const Span*>& spans, int window) const {
   int rows = spans.size();
   int keys = 0;
   bool padded = false;
@@ -125,8 +117,7 @@ Reading Step::decoding(const std::vector<const Span*>& spans, int window)
       mask[size_t(r) * keys + i] = seen;
     }
   }
-  Reading out{
-      rows, 1, keys, tokens, int_array(slots, {rows * keys}), false, {}};
+  Reading out{rows, 1, keys, tokens, int_array(slots, {rows * keys}), false, {}};
   if (padded) {
     out.mask = mx::array(mask.get(), {rows, 1, 1, keys}, mx::bool_);
   }
@@ -150,8 +141,7 @@ Reading Step::prefilling(const Span& span, int window) const {
     for (int q = 0; q < span.count; ++q) {
       int position = span.offset + q;
       for (int i = 0; i < keys; ++i) {
-        mask[size_t(q) * keys + i] =
-            first + i <= position && first + i >= first_seen(position, window);
+        mask[size_t(q) * keys + i] = first + i <= position && first + i >= first_seen(position, window);
       }
     }
     out.causal = false;

@@ -39,8 +39,7 @@ struct TextPieces::State {
    * so that none of its steps runs short and its queue has room for others. */
   void fill() {
     const auto& engine = model->engine().options();
-    const size_t most = std::min<size_t>(
-        2 * engine.max_rows, std::max(1, engine.max_waiting / 2));
+    const size_t most = std::min<size_t>(2 * engine.max_rows, std::max(1, engine.max_waiting / 2));
     while (begun < prompts.size() && begun - ended < most) {
       begin(begun++);
     }
@@ -51,16 +50,14 @@ struct TextPieces::State {
     try {
       submit(index);
     } catch (const Error& error) {
-      failed.push_back(
-          {index, {}, 0, Generation{.finish = Finish::error, .error = error}});
+      failed.push_back({index, {}, 0, Generation{.finish = Finish::error, .error = error}});
     }
   }
 
   void submit(size_t index) {
     Request request;
-    request.prompt = options.chat
-        ? model->chat_prompt(prompts[index])
-        : model->tokenizer().encode(prompts[index], true);
+    request.prompt =
+        options.chat ? model->chat_prompt(prompts[index]) : model->tokenizer().encode(prompts[index], true);
     request.max_tokens = options.max_tokens;
     request.sampling = options.sampling;
     // Prompts draw from streams of their own; the same seed gives all of them
@@ -127,8 +124,7 @@ struct TextPieces::State {
   }
 };
 
-TextPieces::TextPieces(std::unique_ptr<State> state)
-    : state_(std::move(state)) {}
+TextPieces::TextPieces(std::unique_ptr<State> state) : state_(std::move(state)) {}
 TextPieces::TextPieces(TextPieces&&) noexcept = default;
 TextPieces::~TextPieces() = default;
 
@@ -164,10 +160,8 @@ std::optional<Scored> Steps::next() {
   return event.token;
 }
 
-TextPieces batch_stream_generate_text(
-    LanguageModel& model,
-    std::span<const std::string> prompts,
-    const GenerateOptions& options) {
+TextPieces
+batch_stream_generate_text(LanguageModel& model, std::span<const std::string> prompts, const GenerateOptions& options) {
   auto state = std::make_unique<TextPieces::State>();
   state->model = &model;
   state->prompts.assign(prompts.begin(), prompts.end());
@@ -176,17 +170,12 @@ TextPieces batch_stream_generate_text(
   return TextPieces(std::move(state));
 }
 
-TextPieces stream_generate(
-    LanguageModel& model,
-    const std::string& prompt,
-    const GenerateOptions& options) {
+TextPieces stream_generate(LanguageModel& model, const std::string& prompt, const GenerateOptions& options) {
   return batch_stream_generate_text(model, {&prompt, 1}, options);
 }
 
-std::vector<Generation> batch_generate(
-    LanguageModel& model,
-    std::span<const std::string> prompts,
-    const GenerateOptions& options) {
+std::vector<Generation>
+batch_generate(LanguageModel& model, std::span<const std::string> prompts, const GenerateOptions& options) {
   std::vector<Generation> all(prompts.size());
   auto pieces = batch_stream_generate_text(model, prompts, options);
   while (auto piece = pieces.next()) {
@@ -197,11 +186,7 @@ std::vector<Generation> batch_generate(
   return all;
 }
 
-Steps generate_step(
-    LanguageModel& model,
-    std::vector<int32_t> prompt,
-    int max_tokens,
-    const Sampling& sampling) {
+Steps generate_step(LanguageModel& model, std::vector<int32_t> prompt, int max_tokens, const Sampling& sampling) {
   Request request;
   request.prompt = std::move(prompt);
   request.max_tokens = max_tokens;

@@ -18,9 +18,7 @@ namespace parallm {
 namespace {
 
 std::string name(mx::Dtype dtype) {
-  return dtype == mx::float32 ? "float32"
-      : dtype == mx::float16  ? "float16"
-                              : "bfloat16";
+  return dtype == mx::float32 ? "float32" : dtype == mx::float16 ? "float16" : "bfloat16";
 }
 
 std::optional<mx::Dtype> wanted_dtype(const std::string& text) {
@@ -36,24 +34,16 @@ std::optional<mx::Dtype> wanted_dtype(const std::string& text) {
   if (text == "bfloat16") {
     return mx::bfloat16;
   }
-  fail_field(
-      "dtype",
-      "[load] dtype must be float32, float16 or bfloat16; got {}",
-      text);
+  fail_field("dtype", "[load] dtype must be float32, float16 or bfloat16; got {}", text);
 }
 
 /** Blocks that the KV cache gets: what was asked for, or half of the free
  * memory, but no more than all rows can use. */
-int capacity(
-    const LoadOptions& load,
-    const EngineOptions& engine,
-    size_t block_bytes) {
-  const size_t context_blocks =
-      (engine.max_context + engine.block_size - 1) / engine.block_size;
+int capacity(const LoadOptions& load, const EngineOptions& engine, size_t block_bytes) {
+  const size_t context_blocks = (engine.max_context + engine.block_size - 1) / engine.block_size;
   const size_t most = context_blocks * engine.max_rows;
-  size_t blocks = load.kv_cache_bytes > 0
-      ? load.kv_cache_bytes / block_bytes
-      : std::min(most, free_memory() / 2 / block_bytes);
+  size_t blocks =
+      load.kv_cache_bytes > 0 ? load.kv_cache_bytes / block_bytes : std::min(most, free_memory() / 2 / block_bytes);
   if (blocks == 0) {
     fail(
         Kind::invalid,
@@ -79,14 +69,10 @@ namespace {
 
 /** On the engine's thread: files to a runner, and what they say to `info` and
  * `engine`. */
-std::unique_ptr<Runner> load(
-    const LoadOptions& options,
-    ModelInfo& info,
-    EngineOptions& engine,
-    std::optional<TextFiles>& text) {
+std::unique_ptr<Runner>
+load(const LoadOptions& options, ModelInfo& info, EngineOptions& engine, std::optional<TextFiles>& text) {
   const auto start = std::chrono::steady_clock::now();
-  Checkpoint checkpoint =
-      open_checkpoint(info.path, {.dtype = wanted_dtype(options.dtype)});
+  Checkpoint checkpoint = open_checkpoint(info.path, {.dtype = wanted_dtype(options.dtype)});
   text = text_files(info.path, checkpoint);
   auto model = make_model(checkpoint.config, checkpoint.weights);
   const bool cpu = mx::default_device() == mx::Device::cpu;
@@ -107,14 +93,11 @@ std::unique_ptr<Runner> load(
   info.max_context = engine.max_context;
   engine.vocabulary = info.vocabulary;
   engine.end_ids = info.end_ids;
+  engine.own_kv_past = model->own_kv_past();
   engine.max_rows = options.max_rows;
   // A step should be over before a reader notices: CPUs read prompts slowly.
-  engine.prefill_tokens = options.prefill_tokens > 0 ? options.prefill_tokens
-      : cpu                                          ? 256
-                                                     : 2048;
-  engine.mixed_tokens = options.mixed_tokens > 0 ? options.mixed_tokens
-      : cpu                                      ? 32
-                                                 : 512;
+  engine.prefill_tokens = options.prefill_tokens > 0 ? options.prefill_tokens : cpu ? 256 : 2048;
+  engine.mixed_tokens = options.mixed_tokens > 0 ? options.mixed_tokens : cpu ? 32 : 512;
 
   KVOptions kv{.block_size = engine.block_size, .dtype = checkpoint.kv_dtype};
   const auto specs = model->cache_specs();
@@ -122,29 +105,21 @@ std::unique_ptr<Runner> load(
   engine.blocks = kv.blocks = capacity(options, engine, block_bytes);
   info.kv_bytes = block_bytes * engine.blocks;
   info.kv_tokens = engine.blocks * engine.block_size;
-  auto runner = std::make_unique<ModelRunner>(
-      std::move(model), make_paged_caches(specs, kv), engine.max_rows);
-  info.load_seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start)
-          .count();
+  auto runner = std::make_unique<ModelRunner>(std::move(model), make_paged_caches(specs, kv), engine.max_rows);
+  info.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return runner;
 }
 
 } // namespace
 
-LanguageModel::LanguageModel(
-    const std::string& path,
-    const LoadOptions& options)
-    : parts_(std::make_unique<Parts>()) {
+LanguageModel::LanguageModel(const std::string& path, const LoadOptions& options) : parts_(std::make_unique<Parts>()) {
   parts_->info.path = path;
   EngineOptions engine;
   engine.max_waiting = options.max_waiting;
   engine.prefix_cache = options.prefix_cache;
   std::optional<TextFiles> text;
-  parts_->engine =
-      std::make_unique<Engine>(engine, [&](EngineOptions& completed) {
-        return load(options, parts_->info, completed, text);
-      });
+  parts_->engine = std::make_unique<Engine>(
+      engine, [&](EngineOptions& completed) { return load(options, parts_->info, completed, text); });
 
   parts_->tokenizer.emplace(text->tokenizer_json);
   if (parts_->tokenizer->size() > parts_->info.vocabulary) {
@@ -154,9 +129,7 @@ LanguageModel::LanguageModel(
         parts_->tokenizer->size(),
         parts_->info.vocabulary);
   }
-  const std::string& source = options.chat_template.empty()
-      ? text->chat_template
-      : options.chat_template;
+  const std::string& source = options.chat_template.empty() ? text->chat_template : options.chat_template;
   if (!source.empty()) {
     parts_->chat_template.emplace(source, text->special_tokens);
   }
@@ -181,21 +154,14 @@ Engine& LanguageModel::engine() {
   return *parts_->engine;
 }
 
-std::vector<int32_t> LanguageModel::chat_prompt(
-    const std::string& message) const {
+std::vector<int32_t> LanguageModel::chat_prompt(const std::string& message) const {
   if (!parts_->chat_template) {
-    fail(
-        Kind::invalid,
-        "[chat] the model {} has no chat template; --chat-template gives one",
-        parts_->info.path);
+    fail(Kind::invalid, "[chat] the model {} has no chat template; --chat-template gives one", parts_->info.path);
   }
   boost::json::object variables{
-      {"messages",
-       boost::json::array{{{"role", "user"}, {"content", message}}}},
-      {"add_generation_prompt", true}};
+      {"messages", boost::json::array{{{"role", "user"}, {"content", message}}}}, {"add_generation_prompt", true}};
   // The template writes BOS and its like itself.
-  return parts_->tokenizer->encode(
-      parts_->chat_template->render(boost::json::serialize(variables)), false);
+  return parts_->tokenizer->encode(parts_->chat_template->render(boost::json::serialize(variables)), false);
 }
 
 } // namespace parallm

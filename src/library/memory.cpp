@@ -25,8 +25,7 @@ size_t machine_memory() {
   if (kilobytes > 0) {
     return kilobytes * 1024;
   }
-  return static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) *
-      static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  return static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
 }
 
 } // namespace
@@ -36,18 +35,12 @@ size_t free_memory() {
     return machine_memory();
   }
   const auto& info = mx::device_info();
-  for (const char* key :
-       {"free_memory",
-        "max_recommended_working_set_size",
-        "memory_size",
-        "total_memory"}) {
+  for (const char* key : {"free_memory", "max_recommended_working_set_size", "memory_size", "total_memory"}) {
     if (const auto found = info.find(key); found != info.end()) {
       const size_t bytes = std::get<size_t>(found->second);
       const size_t used = mx::get_active_memory();
       // "free_memory" already knows what is used.
-      return std::string(key) == "free_memory" ? bytes
-          : bytes > used                       ? bytes - used
-                                               : 0;
+      return std::string(key) == "free_memory" ? bytes : bytes > used ? bytes - used : 0;
     }
   }
   return machine_memory();

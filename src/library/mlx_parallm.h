@@ -27,8 +27,7 @@ namespace parallm {
 struct LoadOptions {
   std::string dtype; // "float32", "float16", "bfloat16"; empty: what suits
                      // checkpoint and device
-  size_t kv_cache_bytes =
-      0; // 0: half of the free memory, and no more than max_rows contexts take
+  size_t kv_cache_bytes = 0; // 0: half of the free memory, and no more than max_rows contexts take
   int max_rows = 32; // sequences in one step
   int max_waiting = 256; // more requests than these are refused
   int max_context = 0; // 0: the model's own
@@ -62,9 +61,7 @@ class LanguageModel {
  public:
   /** Loads `path` (a folder in MLX's or Hugging Face's layout, or a .gguf file)
    * and returns when it is ready. */
-  explicit LanguageModel(
-      const std::string& path,
-      const LoadOptions& options = {});
+  explicit LanguageModel(const std::string& path, const LoadOptions& options = {});
   ~LanguageModel();
   LanguageModel(LanguageModel&&) noexcept;
 
@@ -136,10 +133,8 @@ class Steps {
 };
 
 /** All prompts at once; the result has one entry for each, in order. */
-std::vector<Generation> batch_generate(
-    LanguageModel& model,
-    std::span<const std::string> prompts,
-    const GenerateOptions& options = {});
+std::vector<Generation>
+batch_generate(LanguageModel& model, std::span<const std::string> prompts, const GenerateOptions& options = {});
 
 /** All prompts at once, as a stream of pieces. However many there are, the
  * engine's queue is never overfull. */
@@ -149,10 +144,7 @@ TextPieces batch_stream_generate_text(
     const GenerateOptions& options = {});
 
 /** One prompt, as a stream of pieces. */
-TextPieces stream_generate(
-    LanguageModel& model,
-    const std::string& prompt,
-    const GenerateOptions& options = {});
+TextPieces stream_generate(LanguageModel& model, const std::string& prompt, const GenerateOptions& options = {});
 
 /** One prompt of ids, as a stream of ids with, where asked for, log
  * probabilities. */

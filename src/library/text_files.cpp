@@ -82,9 +82,8 @@ TextFiles of_folder(const fs::path& folder) {
   add_special_tokens(config, tokens);
   files.special_tokens = json::serialize(tokens);
   const fs::path jinja = folder / "chat_template.jinja";
-  files.chat_template = fs::exists(jinja)
-      ? read_file(jinja.string())
-      : template_of(read_object(folder / "chat_template.json"));
+  files.chat_template =
+      fs::exists(jinja) ? read_file(jinja.string()) : template_of(read_object(folder / "chat_template.json"));
   if (files.chat_template.empty()) {
     files.chat_template = template_of(config);
   }

@@ -19,11 +19,7 @@ namespace {
 using Arrays = std::unordered_map<std::string, mx::array>;
 
 [[noreturn]] void broken(const fs::path& file, const std::string& what) {
-  fail(
-      Kind::invalid,
-      "[open_checkpoint] {} can't be read: {} (an incomplete download?)",
-      file.string(),
-      what);
+  fail(Kind::invalid, "[open_checkpoint] {} can't be read: {} (an incomplete download?)", file.string(), what);
 }
 
 /** Walks a safetensors header (8 bytes of length, JSON, data;
@@ -50,19 +46,14 @@ void check_safetensors(const fs::path& path) {
       continue;
     }
     if (!entry.is_object()) {
-      broken(
-          path, fmt::format("tensor {} is no JSON object", std::string(name)));
+      broken(path, fmt::format("tensor {} is no JSON object", std::string(name)));
     }
     Config tensor{entry.get_object(), path.string() + ": " + std::string(name)};
     tensor.text("dtype");
     tensor.numbers("shape");
     auto offsets = tensor.numbers("data_offsets");
-    if (offsets.size() != 2 || offsets[0] < 0 || offsets[1] < offsets[0] ||
-        offsets[1] > double(data)) {
-      broken(
-          path,
-          fmt::format(
-              "tensor {} goes on past the end of the file", std::string(name)));
+    if (offsets.size() != 2 || offsets[0] < 0 || offsets[1] < offsets[0] || offsets[1] > double(data)) {
+      broken(path, fmt::format("tensor {} goes on past the end of the file", std::string(name)));
     }
   }
 }
@@ -85,10 +76,7 @@ std::vector<fs::path> weight_files(const fs::path& folder) {
     }
   }
   if (files.empty()) {
-    fail(
-        Kind::invalid,
-        "[open_checkpoint] no model*.safetensors in {}",
-        folder.string());
+    fail(Kind::invalid, "[open_checkpoint] no model*.safetensors in {}", folder.string());
   }
   return {files.begin(), files.end()};
 }
@@ -97,10 +85,7 @@ Arrays read_arrays(const fs::path& folder) {
   Arrays arrays;
   for (auto& file : weight_files(folder)) {
     if (!fs::exists(file)) {
-      fail(
-          Kind::invalid,
-          "[open_checkpoint] {} is missing, which the index names",
-          file.string());
+      fail(Kind::invalid, "[open_checkpoint] {} is missing, which the index names", file.string());
     }
     check_safetensors(file);
     for (auto& [name, array] : mx::load_safetensors(file.string()).first) {
@@ -113,18 +98,14 @@ Arrays read_arrays(const fs::path& folder) {
 }
 
 Quantization read_quantization(const Config& config, const Quantization& base) {
-  return {
-      config.count("group_size", base.group_size),
-      config.count("bits", base.bits),
-      config.text("mode", base.mode)};
+  return {config.count("group_size", base.group_size), config.count("bits", base.bits), config.text("mode", base.mode)};
 }
 
 /** MLX's "quantization" (also written as "quantization_config"): one kind for
  * all, and per layer an object or false. */
 Quantizations read_quantizations(const Config& config) {
   Quantizations out;
-  auto name =
-      config.has("quantization") ? "quantization" : "quantization_config";
+  auto name = config.has("quantization") ? "quantization" : "quantization_config";
   if (!config.has(name)) {
     return out;
   }
@@ -159,10 +140,7 @@ mx::Dtype stored_dtype(const Arrays& arrays) {
       sizes[array.dtype().val()] += array.size();
     }
   }
-  auto most =
-      std::max_element(sizes.begin(), sizes.end(), [](auto& a, auto& b) {
-        return a.second < b.second;
-      });
+  auto most = std::max_element(sizes.begin(), sizes.end(), [](auto& a, auto& b) { return a.second < b.second; });
   for (auto dtype : {mx::float16, mx::bfloat16}) {
     if (most != sizes.end() && most->first == dtype.val()) {
       return dtype;
@@ -197,11 +175,8 @@ GenerationDefaults read_defaults(const Config& config) {
   return out;
 }
 
-Checkpoint make_checkpoint(
-    Config config,
-    Arrays arrays,
-    Quantizations quantizations,
-    const CheckpointOptions& options) {
+Checkpoint
+make_checkpoint(Config config, Arrays arrays, Quantizations quantizations, const CheckpointOptions& options) {
   auto stored = stored_dtype(arrays);
   bool cpu = mx::default_device() == mx::Device::cpu;
   auto dtype = options.dtype.value_or(cpu ? mx::float32 : stored);
@@ -217,15 +192,9 @@ Checkpoint make_checkpoint(
       .gguf = {}};
 }
 
-Checkpoint open_gguf(
-    const std::string& path,
-    const CheckpointOptions& options) {
+Checkpoint open_gguf(const std::string& path, const CheckpointOptions& options) {
   auto file = read_gguf(path);
-  auto out = make_checkpoint(
-      std::move(file.config),
-      std::move(file.arrays),
-      std::move(file.quantizations),
-      options);
+  auto out = make_checkpoint(std::move(file.config), std::move(file.arrays), std::move(file.quantizations), options);
   for (auto id : {file.tokenizer.eos, file.tokenizer.eot}) {
     if (id >= 0) {
       out.eos_ids.push_back(id);
@@ -237,22 +206,13 @@ Checkpoint open_gguf(
   return out;
 }
 
-Checkpoint open_folder(
-    const fs::path& folder,
-    const CheckpointOptions& options) {
+Checkpoint open_folder(const fs::path& folder, const CheckpointOptions& options) {
   if (!fs::exists(folder / "config.json")) {
-    fail(
-        Kind::invalid,
-        "[open_checkpoint] no config.json in {}",
-        folder.string());
+    fail(Kind::invalid, "[open_checkpoint] no config.json in {}", folder.string());
   }
   auto config = read_config((folder / "config.json").string());
   auto quantizations = read_quantizations(config);
-  auto out = make_checkpoint(
-      std::move(config),
-      read_arrays(folder),
-      std::move(quantizations),
-      options);
+  auto out = make_checkpoint(std::move(config), read_arrays(folder), std::move(quantizations), options);
 
   Config generation;
   if (auto file = folder / "generation_config.json"; fs::exists(file)) {
@@ -268,9 +228,7 @@ Checkpoint open_folder(
 
 } // namespace
 
-Checkpoint open_checkpoint(
-    const std::string& path,
-    const CheckpointOptions& options) {
+Checkpoint open_checkpoint(const std::string& path, const CheckpointOptions& options) {
   if (!fs::exists(path)) {
     fail(Kind::not_found, "[open_checkpoint] no such file or folder: {}", path);
   }
@@ -278,10 +236,7 @@ Checkpoint open_checkpoint(
     return open_folder(path, options);
   }
   if (fs::path(path).extension() != ".gguf") {
-    fail(
-        Kind::invalid,
-        "[open_checkpoint] a model is a folder or a .gguf file; got {}",
-        path);
+    fail(Kind::invalid, "[open_checkpoint] a model is a folder or a .gguf file; got {}", path);
   }
   return open_gguf(path, options);
 }

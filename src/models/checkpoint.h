@@ -32,8 +32,7 @@ struct GenerationDefaults {
 struct Checkpoint {
   Config config;
   Weights weights;
-  std::vector<int32_t>
-      eos_ids; // generation_config.json's, else config.json's; sorted
+  std::vector<int32_t> eos_ids; // generation_config.json's, else config.json's; sorted
   int32_t bos_id = -1; // -1: none
   mx::Dtype dtype; // of the activations
   mx::Dtype kv_dtype;
@@ -43,8 +42,6 @@ struct Checkpoint {
 };
 
 /** Errors: invalid or not_found, with the file's name. */
-Checkpoint open_checkpoint(
-    const std::string& path,
-    const CheckpointOptions& options = {});
+Checkpoint open_checkpoint(const std::string& path, const CheckpointOptions& options = {});
 
 } // namespace parallm

@@ -15,23 +15,16 @@ namespace json = boost::json;
 
 namespace {
 
-[[noreturn]] void wrong_type(
-    const std::string& where,
-    std::string_view name,
-    const char* wanted,
-    const json::value& got) {
+[[noreturn]] void
+wrong_type(const std::string& where, std::string_view name, const char* wanted, const json::value& got) {
   auto text = json::serialize(got);
   if (text.size() > 80) {
     text = text.substr(0, 80) + "...";
   }
-  fail(
-      Kind::invalid, "[{}] '{}' must be {}; got {}", where, name, wanted, text);
+  fail(Kind::invalid, "[{}] '{}' must be {}; got {}", where, name, wanted, text);
 }
 
-int to_integer(
-    const std::string& where,
-    std::string_view name,
-    const json::value& value) {
+int to_integer(const std::string& where, std::string_view name, const json::value& value) {
   boost::system::error_code error;
   auto number = value.to_number<int32_t>(error); // exact, or an error
   if (error) {
@@ -40,20 +33,14 @@ int to_integer(
   return number;
 }
 
-double to_double(
-    const std::string& where,
-    std::string_view name,
-    const json::value& value) {
+double to_double(const std::string& where, std::string_view name, const json::value& value) {
   if (!value.is_number()) {
     wrong_type(where, name, "a number", value);
   }
   return value.to_number<double>();
 }
 
-const json::array& to_array(
-    const std::string& where,
-    std::string_view name,
-    const json::value& value) {
+const json::array& to_array(const std::string& where, std::string_view name, const json::value& value) {
   if (!value.is_array()) {
     wrong_type(where, name, "a list", value);
   }
@@ -172,23 +159,16 @@ Config read_config(const std::string& path) {
   if (!file) {
     fail(Kind::invalid, "[read_config] cannot open {}", path);
   }
-  std::string text{
-      std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
   boost::system::error_code error;
   auto value = json::parse(text, error);
   if (error) {
-    fail(
-        Kind::invalid,
-        "[read_config] {} is not JSON: {}",
-        path,
-        error.message());
+    fail(Kind::invalid, "[read_config] {} is not JSON: {}", path, error.message());
   }
   if (!value.is_object()) {
     fail(Kind::invalid, "[read_config] {} holds no JSON object", path);
   }
-  return {
-      std::move(value.get_object()),
-      std::filesystem::path(path).filename().string()};
+  return {std::move(value.get_object()), std::filesystem::path(path).filename().string()};
 }
 
 } // namespace parallm

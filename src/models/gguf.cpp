@@ -129,20 +129,17 @@ std::string hf_name(const std::string& name) {
   if (stem.starts_with("blk.") && middle != std::string::npos) {
     auto layer = layer_names.find(stem.substr(middle + 1));
     if (layer != layer_names.end()) {
-      return "model.layers." + stem.substr(4, middle - 4) + "." +
-          layer->second + part;
+      return "model.layers." + stem.substr(4, middle - 4) + "." + layer->second + part;
     }
   }
   return name;
 }
 
 boost::json::object rope_scaling(const Fields& fields, GgufFile& file) {
-  if (auto found = file.arrays.find("rope_freqs.weight");
-      found != file.arrays.end()) {
+  if (auto found = file.arrays.find("rope_freqs.weight"); found != file.arrays.end()) {
     auto factors = mx::astype(found->second, mx::float32);
     mx::eval(factors);
-    boost::json::array numbers(
-        factors.data<float>(), factors.data<float>() + factors.size());
+    boost::json::array numbers(factors.data<float>(), factors.data<float>() + factors.size());
     file.arrays.erase(found);
     return {{"rope_type", "frequency_factors"}, {"factors", numbers}};
   }
@@ -152,8 +149,7 @@ boost::json::object rope_scaling(const Fields& fields, GgufFile& file) {
     out["factor"] = fields.number("llama.rope.scaling.factor");
   }
   if (fields.has("llama.rope.scaling.original_context_length")) {
-    out["original_max_position_embeddings"] =
-        fields.integer("llama.rope.scaling.original_context_length");
+    out["original_max_position_embeddings"] = fields.integer("llama.rope.scaling.original_context_length");
   }
   return out;
 }
@@ -194,9 +190,7 @@ Config config_of(const Fields& fields, GgufFile& file) {
 
 GgufTokenizer tokenizer_of(const Fields& fields) {
   GgufTokenizer out;
-  auto key = [](const char* name) {
-    return std::string("tokenizer.ggml.") + name;
-  };
+  auto key = [](const char* name) { return std::string("tokenizer.ggml.") + name; };
   out.model = fields.text(key("model"));
   out.pre = fields.text(key("pre"), "default");
   out.tokens = fields.texts(key("tokens"));
@@ -215,8 +209,7 @@ GgufTokenizer tokenizer_of(const Fields& fields) {
 
 /** Codes are uint32 with 32/bits weights each, and a scale is shared by 32
  * weights. */
-Quantizations quantizations_of(
-    const std::unordered_map<std::string, mx::array>& arrays) {
+Quantizations quantizations_of(const std::unordered_map<std::string, mx::array>& arrays) {
   constexpr int group = 32;
   Quantizations out;
   for (auto& [name, array] : arrays) {
@@ -227,8 +220,7 @@ Quantizations quantizations_of(
     auto codes = arrays.find(layer + ".weight");
     check(codes != arrays.end(), "gguf: scales come with codes");
     int inputs = array.shape(-1) * group;
-    out.layers[layer] =
-        Quantization{group, codes->second.shape(-1) * 32 / inputs};
+    out.layers[layer] = Quantization{group, codes->second.shape(-1) * 32 / inputs};
   }
   return out;
 }
@@ -241,10 +233,7 @@ GgufFile read_gguf(const std::string& path) {
   Fields fields(metadata);
   auto architecture = fields.text("general.architecture");
   if (architecture != "llama") {
-    fail(
-        Kind::invalid,
-        "[open_checkpoint] a GGUF file's architecture must be llama; got '{}'",
-        architecture);
+    fail(Kind::invalid, "[open_checkpoint] a GGUF file's architecture must be llama; got '{}'", architecture);
   }
   GgufFile file;
   for (auto& [name, array] : arrays) {

@@ -36,9 +36,7 @@ constexpr struct {
 class Walk {
  public:
   explicit Walk(const std::string& path)
-      : path_(path),
-        file_(path, std::ios::binary),
-        left_(std::filesystem::file_size(path)) {
+      : path_(path), file_(path, std::ios::binary), left_(std::filesystem::file_size(path)) {
     if (!file_) {
       fail(Kind::invalid, "[open_checkpoint] cannot open {}", path);
     }
@@ -164,17 +162,14 @@ class Walk {
     uint64_t weights = 1;
     for (uint32_t i = 0; i < dims; ++i) {
       auto dim = number<uint64_t>();
-      if (dim > uint64_t(std::numeric_limits<int>::max()) ||
-          (dim != 0 && weights > (uint64_t(1) << 48) / dim)) {
+      if (dim > uint64_t(std::numeric_limits<int>::max()) || (dim != 0 && weights > (uint64_t(1) << 48) / dim)) {
         broken(fmt::format("tensor {} is too large", name));
       }
       weights *= dim;
     }
     auto type = number<uint32_t>();
     auto offset = number<uint64_t>();
-    auto* kind = std::find_if(std::begin(kinds), std::end(kinds), [&](auto& k) {
-      return k.type == type;
-    });
+    auto* kind = std::find_if(std::begin(kinds), std::end(kinds), [&](auto& k) { return k.type == type; });
     if (kind == std::end(kinds)) {
       broken(fmt::format(
           "tensor {} has ggml type {}; F32, F16, Q4_0, Q4_1, Q8_0, Q2_K, Q4_K "

@@ -38,11 +38,7 @@ std::vector<int> sliding_windows(const Config& config, int layers) {
   if (config.has("layer_types")) {
     auto types = config.texts("layer_types");
     if (int(types.size()) != layers) {
-      fail(
-          Kind::invalid,
-          "[llama] 'layer_types' must name {} layers; got {}",
-          layers,
-          types.size());
+      fail(Kind::invalid, "[llama] 'layer_types' must name {} layers; got {}", layers, types.size());
     }
     for (int i = 0; i < layers; ++i) {
       if (types[i] == "sliding_attention") {
@@ -56,8 +52,7 @@ std::vector<int> sliding_windows(const Config& config, int layers) {
       }
     }
   } else if (
-      config.text("model_type") == "mistral" &&
-      config.boolean("use_sliding_window", true) &&
+      config.text("model_type") == "mistral" && config.boolean("use_sliding_window", true) &&
       config.has("sliding_window")) {
     windows.assign(layers, config.count("sliding_window"));
   }
@@ -69,11 +64,8 @@ LlamaArgs::LlamaArgs(const Config& config)
       num_hidden_layers(config.count("num_hidden_layers")),
       intermediate_size(config.count("intermediate_size")),
       num_attention_heads(config.count("num_attention_heads")),
-      num_key_value_heads(
-          config.count("num_key_value_heads", num_attention_heads)),
-      head_dim(config.count(
-          "head_dim",
-          std::max(hidden_size / num_attention_heads, 1))),
+      num_key_value_heads(config.count("num_key_value_heads", num_attention_heads)),
+      head_dim(config.count("head_dim", std::max(hidden_size / num_attention_heads, 1))),
       vocab_size(config.count("vocab_size")),
       rms_norm_eps(config.number("rms_norm_eps", 1e-6)),
       attention_bias(config.boolean("attention_bias", false)),
@@ -95,44 +87,15 @@ LlamaArgs::LlamaArgs(const Config& config)
 
 class SelfAttention {
  public:
-  SelfAttention(
-      const LlamaArgs& args,
-      Weights& weights,
-      const std::string& name,
-      const Rope& rope,
-      int window)
+  SelfAttention(const LlamaArgs& args, Weights& weights, const std::string& name, const Rope& rope, int window)
       : heads_(args.num_attention_heads),
         kv_heads_(args.num_key_value_heads),
         head_dim_(args.head_dim),
-        how_{
-            .scale = 1 / std::sqrt(float(args.head_dim)),
-            .rope = &rope,
-            .window = window,
-            .sinks = {}},
-        q_proj(
-            weights,
-            name + ".q_proj",
-            heads_ * head_dim_,
-            args.hidden_size,
-            args.attention_bias),
-        k_proj(
-            weights,
-            name + ".k_proj",
-            kv_heads_ * head_dim_,
-            args.hidden_size,
-            args.attention_bias),
-        v_proj(
-            weights,
-            name + ".v_proj",
-            kv_heads_ * head_dim_,
-            args.hidden_size,
-            args.attention_bias),
-        o_proj(
-            weights,
-            name + ".o_proj",
-            args.hidden_size,
-            heads_ * head_dim_,
-            args.attention_bias) {}
+        how_{.scale = 1 / std::sqrt(float(args.head_dim)), .rope = &rope, .window = window, .sinks = {}},
+        q_proj(weights, name + ".q_proj", heads_ * head_dim_, args.hidden_size, args.attention_bias),
+        k_proj(weights, name + ".k_proj", kv_heads_ * head_dim_, args.hidden_size, args.attention_bias),
+        v_proj(weights, name + ".v_proj", kv_heads_ * head_dim_, args.hidden_size, args.attention_bias),
+        o_proj(weights, name + ".o_proj", args.hidden_size, heads_ * head_dim_, args.attention_bias) {}
 
   mx::array operator()(const mx::array& x, Cache& cache) const {
     int count = x.shape(0);
@@ -157,24 +120,9 @@ class SelfAttention {
 class MLP {
  public:
   MLP(const LlamaArgs& args, Weights& weights, const std::string& name)
-      : gate_proj(
-            weights,
-            name + ".gate_proj",
-            args.intermediate_size,
-            args.hidden_size,
-            args.mlp_bias),
-        up_proj(
-            weights,
-            name + ".up_proj",
-            args.intermediate_size,
-            args.hidden_size,
-            args.mlp_bias),
-        down_proj(
-            weights,
-            name + ".down_proj",
-            args.hidden_size,
-            args.intermediate_size,
-            args.mlp_bias) {}
+      : gate_proj(weights, name + ".gate_proj", args.intermediate_size, args.hidden_size, args.mlp_bias),
+        up_proj(weights, name + ".up_proj", args.intermediate_size, args.hidden_size, args.mlp_bias),
+        down_proj(weights, name + ".down_proj", args.hidden_size, args.intermediate_size, args.mlp_bias) {}
 
   mx::array operator()(const mx::array& x) const {
     return down_proj(swiglu(gate_proj(x), up_proj(x)));
@@ -188,24 +136,11 @@ class MLP {
 
 class Block {
  public:
-  Block(
-      const LlamaArgs& args,
-      Weights& weights,
-      const std::string& name,
-      const Rope& rope,
-      int window)
+  Block(const LlamaArgs& args, Weights& weights, const std::string& name, const Rope& rope, int window)
       : self_attn(args, weights, name + ".self_attn", rope, window),
         mlp(args, weights, name + ".mlp"),
-        input_layernorm(
-            weights,
-            name + ".input_layernorm",
-            args.hidden_size,
-            args.rms_norm_eps),
-        post_attention_layernorm(
-            weights,
-            name + ".post_attention_layernorm",
-            args.hidden_size,
-            args.rms_norm_eps) {}
+        input_layernorm(weights, name + ".input_layernorm", args.hidden_size, args.rms_norm_eps),
+        post_attention_layernorm(weights, name + ".post_attention_layernorm", args.hidden_size, args.rms_norm_eps) {}
 
   mx::array operator()(const mx::array& x, Cache& cache) const {
     auto h = x + self_attn(input_layernorm(x), cache);
@@ -224,11 +159,7 @@ class Llama : public Model {
   Llama(const LlamaArgs& args, const Config& config, Weights& weights)
       : args_(args),
         rope_(make_rope(config, args.head_dim)),
-        embed_tokens(
-            weights,
-            "model.embed_tokens",
-            args.vocab_size,
-            args.hidden_size),
+        embed_tokens(weights, "model.embed_tokens", args.vocab_size, args.hidden_size),
         norm(weights, "model.norm", args.hidden_size, args.rms_norm_eps) {
     for (int i = 0; i < args.num_hidden_layers; ++i) {
       auto name = fmt::format("model.layers.{}", i);
@@ -257,13 +188,15 @@ class Llama : public Model {
   }
 
   std::vector<CacheSpec> cache_specs() const override {
-    return {
-        layers.size(),
-        {args_.num_key_value_heads, args_.head_dim, args_.head_dim}};
+    return {layers.size(), {args_.num_key_value_heads, args_.head_dim, args_.head_dim}};
   }
 
   int vocabulary() const override {
     return args_.vocab_size;
+  }
+
+  int own_kv_past() const override {
+    return rope_.original_length;
   }
 
  private:

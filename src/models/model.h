@@ -26,6 +26,11 @@ class Model {
   virtual mx::array logits(const mx::array& hidden) = 0;
   virtual std::vector<CacheSpec> cache_specs() const = 0;
   virtual int vocabulary() const = 0;
+  /** Past this length a prompt's keys depend on its length ("dynamic" RoPE), so that equal beginnings of prompts of
+   *  different length have different KV. 0: never. */
+  virtual int own_kv_past() const {
+    return 0;
+  }
 };
 
 /** Builds the model that `config`'s model_type names, from the table in

@@ -21,20 +21,14 @@ constexpr struct {
 
 std::unique_ptr<Model> make_model(const Config& config, Weights& weights) {
   auto type = config.text("model_type");
-  auto* found = std::find_if(
-      std::begin(architectures), std::end(architectures), [&](auto& a) {
-        return a.model_type == type;
-      });
+  auto* found =
+      std::find_if(std::begin(architectures), std::end(architectures), [&](auto& a) { return a.model_type == type; });
   if (found == std::end(architectures)) {
     std::string known;
     for (auto& a : architectures) {
       known += (known.empty() ? "" : ", ") + std::string(a.model_type);
     }
-    fail(
-        Kind::invalid,
-        "[make_model] 'model_type' must be one of {}; got '{}'",
-        known,
-        type);
+    fail(Kind::invalid, "[make_model] 'model_type' must be one of {}; got '{}'", known, type);
   }
   auto model = found->make(config, weights);
   weights.finish();

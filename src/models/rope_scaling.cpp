@@ -32,9 +32,8 @@ void scale_linear(Scaling& s) {
 /** _compute_dynamic_ntk_parameters; the growth itself is in Rope::tables. */
 void scale_dynamic(Scaling& s) {
   s.rope.factor = s.options.number("factor");
-  s.rope.original_length = s.options.count(
-      "original_max_position_embeddings",
-      s.config.count("max_position_embeddings", 2048));
+  s.rope.original_length =
+      s.options.count("original_max_position_embeddings", s.config.count("max_position_embeddings", 2048));
 }
 
 /** _compute_llama3_parameters: long waves are stretched, short ones kept, those
@@ -69,16 +68,14 @@ void scale_yarn(Scaling& s) {
   if (o.has("attention_factor")) {
     s.rope.magnitude = o.number("attention_factor");
   } else if (mscale != 0 && mscale_all_dim != 0) {
-    s.rope.magnitude =
-        yarn_magnitude(factor, mscale) / yarn_magnitude(factor, mscale_all_dim);
+    s.rope.magnitude = yarn_magnitude(factor, mscale) / yarn_magnitude(factor, mscale_all_dim);
   } else {
     s.rope.magnitude = yarn_magnitude(factor, 1);
   }
 
   int dims = s.rope.dims;
   auto dimension = [&](double rotations) { // that turns so often in `length`
-    return dims * std::log(length / (rotations * 2 * std::numbers::pi)) /
-        (2 * std::log(s.rope.base));
+    return dims * std::log(length / (rotations * 2 * std::numbers::pi)) / (2 * std::log(s.rope.base));
   };
   double low = dimension(o.number("beta_fast", 32));
   double high = dimension(o.number("beta_slow", 1));
@@ -94,19 +91,14 @@ void scale_yarn(Scaling& s) {
   for (int i = 0; i < dims / 2; ++i) {
     double stretched = std::clamp((i - low) / (high - low), 0.0, 1.0);
     double frequency = s.frequencies[i];
-    s.frequencies[i] =
-        stretched * frequency / factor + (1 - stretched) * frequency;
+    s.frequencies[i] = stretched * frequency / factor + (1 - stretched) * frequency;
   }
 }
 
 void scale_by_factors(Scaling& s) {
   auto factors = s.options.numbers("factors");
   if (factors.size() != s.frequencies.size()) {
-    fail(
-        Kind::invalid,
-        "[make_rope] 'factors' must hold {} numbers; got {}",
-        s.frequencies.size(),
-        factors.size());
+    fail(Kind::invalid, "[make_rope] 'factors' must hold {} numbers; got {}", s.frequencies.size(), factors.size());
   }
   for (size_t i = 0; i < factors.size(); ++i) {
     s.frequencies[i] /= factors[i];
@@ -139,39 +131,27 @@ Config rope_options(const Config& config) {
 Rope make_rope(const Config& config, int head_dim) {
   auto options = rope_options(config);
   auto type = options.text("rope_type", options.text("type", "default"));
-  auto partial = options.number(
-      "partial_rotary_factor", config.number("partial_rotary_factor", 1.0));
+  auto partial = options.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0));
 
   Rope rope;
   rope.dims = static_cast<int>(head_dim * partial);
   if (rope.dims <= 0 || rope.dims % 2 != 0 || rope.dims > head_dim) {
-    fail(
-        Kind::invalid,
-        "[make_rope] rotated dims must be even and within head_dim {}; got {}",
-        head_dim,
-        rope.dims);
+    fail(Kind::invalid, "[make_rope] rotated dims must be even and within head_dim {}; got {}", head_dim, rope.dims);
   }
-  rope.base =
-      options.number("rope_theta", config.number("rope_theta", 10000.0));
+  rope.base = options.number("rope_theta", config.number("rope_theta", 10000.0));
   rope.traditional = config.boolean("rope_traditional", false);
 
   Frequencies frequencies;
   for (int i = 0; i < rope.dims; i += 2) {
     frequencies.push_back(std::pow(rope.base, -double(i) / rope.dims));
   }
-  auto* kind = std::find_if(std::begin(kinds), std::end(kinds), [&](auto& k) {
-    return k.type == type;
-  });
+  auto* kind = std::find_if(std::begin(kinds), std::end(kinds), [&](auto& k) { return k.type == type; });
   if (kind == std::end(kinds)) {
     std::string known;
     for (auto& k : kinds) {
       known += (known.empty() ? "" : ", ") + std::string(k.type);
     }
-    fail(
-        Kind::invalid,
-        "[make_rope] rope type must be one of {}; got '{}'",
-        known,
-        type);
+    fail(Kind::invalid, "[make_rope] rope type must be one of {}; got '{}'", known, type);
   }
   Scaling scaling{config, options, rope, frequencies};
   kind->scale(scaling);

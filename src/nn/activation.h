@@ -6,8 +6,6 @@
 namespace parallm {
 
 /** silu(gate) * up, both [T,N] (Shazeer, arXiv 2002.05202). */
-mlx::core::array swiglu(
-    const mlx::core::array& gate,
-    const mlx::core::array& up);
+mlx::core::array swiglu(const mlx::core::array& gate, const mlx::core::array& up);
 
 } // namespace parallm

@@ -2,11 +2,7 @@
 
 namespace parallm {
 
-Embedding::Embedding(
-    Weights& weights,
-    const std::string& name,
-    int count,
-    int dims)
+Embedding::Embedding(Weights& weights, const std::string& name, int count, int dims)
     : matrix_(weights, name, count, dims), dtype_(weights.dtype()) {}
 
 mx::array Embedding::operator()(const mx::array& ids) const {
@@ -17,8 +13,7 @@ mx::array Embedding::operator()(const mx::array& ids) const {
   auto& how = *matrix_.quantization;
   auto scales = mx::take(*matrix_.scales, ids, 0);
   if (!matrix_.biases) {
-    return mx::dequantize(
-        rows, scales, {}, how.group_size, how.bits, how.mode, {}, dtype_);
+    return mx::dequantize(rows, scales, {}, how.group_size, how.bits, how.mode, {}, dtype_);
   }
   // In the activations' dtype, so that a float32 run isn't rounded to 16 bits.
   return mx::dequantize(

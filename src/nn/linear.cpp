@@ -14,18 +14,11 @@ std::optional<mx::Dtype> stored_dtype(const Weights& weights) {
   return on_cpu() ? std::nullopt : std::optional(weights.dtype());
 }
 
-mx::array
-take_dense(Weights& weights, const std::string& name, int outputs, int inputs) {
-  return weights.take(
-      name + ".weight", {outputs, inputs}, stored_dtype(weights));
+mx::array take_dense(Weights& weights, const std::string& name, int outputs, int inputs) {
+  return weights.take(name + ".weight", {outputs, inputs}, stored_dtype(weights));
 }
 
-mx::array take_codes(
-    Weights& weights,
-    const std::string& name,
-    int outputs,
-    int inputs,
-    const Quantization& how) {
+mx::array take_codes(Weights& weights, const std::string& name, int outputs, int inputs, const Quantization& how) {
   if (how.group_size <= 0 || how.bits <= 0 || inputs % how.group_size != 0) {
     fail(
         Kind::invalid,
@@ -41,11 +34,7 @@ mx::array take_codes(
 
 } // namespace
 
-Matrix::Matrix(
-    Weights& weights,
-    const std::string& name,
-    int outputs,
-    int inputs)
+Matrix::Matrix(Weights& weights, const std::string& name, int outputs, int inputs)
     : weight(mx::array(0)), quantization(weights.quantization(name)) {
   if (!quantization) {
     weight = take_dense(weights, name, outputs, inputs);
@@ -63,41 +52,21 @@ Matrix::Matrix(
   }
 }
 
-mx::array Matrix::multiply(
-    const mx::array& x,
-    const std::optional<mx::array>& bias) const {
+mx::array Matrix::multiply(const mx::array& x, const std::optional<mx::array>& bias) const {
   if (on_cpu() && !quantization) {
     return cpu::matmul(x, weight, bias);
   }
   if (on_cpu() && biases) {
-    return cpu::quantized_matmul(
-        x,
-        weight,
-        *scales,
-        *biases,
-        quantization->group_size,
-        quantization->bits,
-        bias);
+    return cpu::quantized_matmul(x, weight, *scales, *biases, quantization->group_size, quantization->bits, bias);
   }
-  auto y = quantization ? mx::quantized_matmul(
-                              x,
-                              weight,
-                              *scales,
-                              biases,
-                              true,
-                              quantization->group_size,
-                              quantization->bits,
-                              quantization->mode)
-                        : mx::matmul(x, mx::transpose(weight));
+  auto y = quantization
+      ? mx::quantized_matmul(
+            x, weight, *scales, biases, true, quantization->group_size, quantization->bits, quantization->mode)
+      : mx::matmul(x, mx::transpose(weight));
   return bias ? mx::add(y, *bias) : y;
 }
 
-Linear::Linear(
-    Weights& weights,
-    const std::string& name,
-    int outputs,
-    int inputs,
-    bool bias)
+Linear::Linear(Weights& weights, const std::string& name, int outputs, int inputs, bool bias)
     : matrix_(weights, name, outputs, inputs) {
   if (bias || weights.has(name + ".bias")) {
     bias_ = weights.take(name + ".bias", {outputs}, weights.dtype());

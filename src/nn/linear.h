@@ -17,19 +17,13 @@ struct Matrix {
   std::optional<Quantization> quantization;
 
   /** x [T,inputs] -> [T,outputs]. */
-  mx::array multiply(const mx::array& x, const std::optional<mx::array>& bias)
-      const;
+  mx::array multiply(const mx::array& x, const std::optional<mx::array>& bias) const;
 };
 
 class Linear {
  public:
   /** `bias`: `<name>.bias` must exist; it is used wherever it exists. */
-  Linear(
-      Weights& weights,
-      const std::string& name,
-      int outputs,
-      int inputs,
-      bool bias = false);
+  Linear(Weights& weights, const std::string& name, int outputs, int inputs, bool bias = false);
 
   /** x [T,inputs] -> [T,outputs]. */
   mx::array operator()(const mx::array& x) const;

@@ -6,12 +6,10 @@
 namespace parallm {
 
 RMSNorm::RMSNorm(Weights& weights, const std::string& name, int dims, float eps)
-    : weight_(weights.take(name + ".weight", {dims}, weights.dtype())),
-      eps_(eps) {}
+    : weight_(weights.take(name + ".weight", {dims}, weights.dtype())), eps_(eps) {}
 
 mx::array RMSNorm::operator()(const mx::array& x) const {
-  return on_cpu() ? cpu::rms_norm(x, weight_, eps_)
-                  : mx::fast::rms_norm(x, weight_, eps_);
+  return on_cpu() ? cpu::rms_norm(x, weight_, eps_) : mx::fast::rms_norm(x, weight_, eps_);
 }
 
 } // namespace parallm

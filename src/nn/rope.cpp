@@ -12,15 +12,12 @@ namespace {
  * _compute_dynamic_ntk_parameters). */
 double dynamic_base(const Rope& rope, int length) {
   double growth = rope.factor * length / rope.original_length;
-  return rope.base *
-      std::pow(growth - (rope.factor - 1), rope.dims / (rope.dims - 2.0));
+  return rope.base * std::pow(growth - (rope.factor - 1), rope.dims / (rope.dims - 2.0));
 }
 
 } // namespace
 
-std::pair<mx::array, mx::array> Rope::tables(
-    const std::vector<int>& positions,
-    const std::vector<int>& lengths) const {
+std::pair<mx::array, mx::array> Rope::tables(const std::vector<int>& positions, const std::vector<int>& lengths) const {
   check(positions.size() == lengths.size(), "rope: a length a position");
   int count = positions.size();
   int half = dims / 2;
@@ -30,8 +27,7 @@ std::pair<mx::array, mx::array> Rope::tables(
     bool grown = original_length > 0 && lengths[t] > original_length;
     double grown_base = grown ? dynamic_base(*this, lengths[t]) : 0;
     for (int i = 0; i < half; ++i) {
-      double frequency = grown ? std::pow(grown_base, -2.0 * i / dims)
-                               : inverse_frequencies[i];
+      double frequency = grown ? std::pow(grown_base, -2.0 * i / dims) : inverse_frequencies[i];
       double angle = positions[t] * frequency;
       cos[size_t(t) * half + i] = magnitude * std::cos(angle);
       sin[size_t(t) * half + i] = magnitude * std::sin(angle);
@@ -41,10 +37,7 @@ std::pair<mx::array, mx::array> Rope::tables(
   return {mx::array(cos.data(), shape), mx::array(sin.data(), shape)};
 }
 
-mx::array Rope::rotate(
-    const mx::array& x,
-    const mx::array& cos,
-    const mx::array& sin) const {
+mx::array Rope::rotate(const mx::array& x, const mx::array& cos, const mx::array& sin) const {
   int count = x.shape(0);
   int heads = x.shape(1);
   int half = dims / 2;

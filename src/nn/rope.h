@@ -25,13 +25,10 @@ class Rope {
 
   /** cos and sin, each [T, dims/2] float32, for positions[t]; lengths[t] is the
    * sequence's length for "dynamic". */
-  std::pair<mx::array, mx::array> tables(
-      const std::vector<int>& positions,
-      const std::vector<int>& lengths) const;
+  std::pair<mx::array, mx::array> tables(const std::vector<int>& positions, const std::vector<int>& lengths) const;
 
   /** x [T,H,D] rotated by tables' cos and sin, in MLX ops. */
-  mx::array
-  rotate(const mx::array& x, const mx::array& cos, const mx::array& sin) const;
+  mx::array rotate(const mx::array& x, const mx::array& cos, const mx::array& sin) const;
 };
 
 } // namespace parallm

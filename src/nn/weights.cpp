@@ -16,31 +16,18 @@ bool is_rope_table(const std::string& name) {
   return name.find("rotary_emb.inv_freq") != std::string::npos;
 }
 
-void append(
-    std::string& text,
-    const char* title,
-    std::vector<std::string>& names) {
+void append(std::string& text, const char* title, std::vector<std::string>& names) {
   if (names.empty()) {
     return;
   }
   std::sort(names.begin(), names.end());
-  text += fmt::format(
-      "{}{} {}: {}",
-      text.empty() ? "" : "; ",
-      names.size(),
-      title,
-      fmt::join(names, ", "));
+  text += fmt::format("{}{} {}: {}", text.empty() ? "" : "; ", names.size(), title, fmt::join(names, ", "));
 }
 
 } // namespace
 
-Weights::Weights(
-    std::unordered_map<std::string, mx::array> arrays,
-    Quantizations quantizations,
-    mx::Dtype dtype)
-    : arrays_(std::move(arrays)),
-      quantizations_(std::move(quantizations)),
-      dtype_(dtype) {}
+Weights::Weights(std::unordered_map<std::string, mx::array> arrays, Quantizations quantizations, mx::Dtype dtype)
+    : arrays_(std::move(arrays)), quantizations_(std::move(quantizations)), dtype_(dtype) {}
 
 bool Weights::has(const std::string& name) const {
   return arrays_.contains(name);
@@ -50,17 +37,13 @@ std::optional<Quantization> Weights::quantization(const std::string& layer) {
   if (!has(layer + ".scales")) {
     return {};
   }
-  if (auto found = quantizations_.layers.find(layer);
-      found != quantizations_.layers.end()) {
+  if (auto found = quantizations_.layers.find(layer); found != quantizations_.layers.end()) {
     return found->second;
   }
   return quantizations_.all;
 }
 
-mx::array Weights::take(
-    const std::string& name,
-    mx::Shape shape,
-    std::optional<mx::Dtype> as) {
+mx::array Weights::take(const std::string& name, mx::Shape shape, std::optional<mx::Dtype> as) {
   auto found = arrays_.find(name);
   if (found == arrays_.end()) {
     missing_.push_back(name);
@@ -69,11 +52,8 @@ mx::array Weights::take(
   auto array = std::move(found->second);
   arrays_.erase(found);
   if (array.shape() != shape) {
-    misshaped_.push_back(fmt::format(
-        "{} wants [{}], got [{}]",
-        name,
-        fmt::join(shape, ", "),
-        fmt::join(array.shape(), ", ")));
+    misshaped_.push_back(
+        fmt::format("{} wants [{}], got [{}]", name, fmt::join(shape, ", "), fmt::join(array.shape(), ", ")));
     return mx::zeros(shape, as.value_or(dtype_));
   }
   if (as) {
@@ -90,10 +70,7 @@ void Weights::ignore(std::string prefix) {
 void Weights::finish() {
   std::vector<std::string> extra;
   for (auto& [name, array] : arrays_) {
-    bool known =
-        std::any_of(ignored_.begin(), ignored_.end(), [&](auto& prefix) {
-          return name.starts_with(prefix);
-        });
+    bool known = std::any_of(ignored_.begin(), ignored_.end(), [&](auto& prefix) { return name.starts_with(prefix); });
     if (!known && !is_rope_table(name)) {
       extra.push_back(name);
     }

@@ -32,10 +32,7 @@ struct Quantizations {
 class Weights {
  public:
   /** `dtype`: the activations'. */
-  Weights(
-      std::unordered_map<std::string, mx::array> arrays,
-      Quantizations quantizations,
-      mx::Dtype dtype);
+  Weights(std::unordered_map<std::string, mx::array> arrays, Quantizations quantizations, mx::Dtype dtype);
 
   bool has(const std::string& name) const;
   /** Where `<layer>.scales` exists and config.json doesn't deny it. */
@@ -43,10 +40,7 @@ class Weights {
   /** Hands out the tensor, once, cast to `as` where given. Where it is missing
    * or has another shape, that is noted for `finish` and the result is a
    * stand-in of the wanted shape. */
-  mx::array take(
-      const std::string& name,
-      mx::Shape shape,
-      std::optional<mx::Dtype> as = {});
+  mx::array take(const std::string& name, mx::Shape shape, std::optional<mx::Dtype> as = {});
   /** Tensors whose names begin so are no error when nobody takes them. */
   void ignore(std::string prefix);
   /** Reads everything taken into memory. Errors: invalid, listing all that

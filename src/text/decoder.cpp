@@ -7,13 +7,10 @@
 namespace parallm {
 
 Decoder::Decoder(const Tokenizer& tokenizer, bool skip_special)
-    : tokenizer_(&tokenizer),
-      skip_special_(skip_special),
-      strip_(tokenizer.handle().joining.strip) {}
+    : tokenizer_(&tokenizer), skip_special_(skip_special), strip_(tokenizer.handle().joining.strip) {}
 
 std::string Decoder::push(int32_t id) {
-  if (id < 0 || id >= tokenizer_->size() ||
-      !(tokenizer_->handle().flags[id] & TEXT_TOKEN_KNOWN) ||
+  if (id < 0 || id >= tokenizer_->size() || !(tokenizer_->handle().flags[id] & TEXT_TOKEN_KNOWN) ||
       (skip_special_ && tokenizer_->is_special(id))) {
     return {};
   }
@@ -45,8 +42,7 @@ std::string Decoder::push_opaque(int32_t id) {
   window_.push_back(id);
   std::string text = tokenizer_->decode(window_, skip_special_);
   size_t sure = text.size();
-  while (sure >= unsure.size() &&
-         text.compare(sure - unsure.size(), unsure.size(), unsure) == 0) {
+  while (sure >= unsure.size() && text.compare(sure - unsure.size(), unsure.size(), unsure) == 0) {
     sure -= unsure.size();
   }
   if (sure <= given_) {

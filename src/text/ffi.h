@@ -35,11 +35,7 @@ inline std::string take(text_bytes bytes) {
 /** Throws what a call's status says. `where`: the error text's first word. */
 inline void expect(int status, text_bytes& error, const char* where) {
   if (status != TEXT_OK) {
-    fail(
-        status == TEXT_INVALID ? Kind::invalid : Kind::internal,
-        "[{}] {}",
-        where,
-        take(error));
+    fail(status == TEXT_INVALID ? Kind::invalid : Kind::internal, "[{}] {}", where, take(error));
   }
 }
 

@@ -12,8 +12,7 @@ namespace {
 
 // The splits are those of the models' own tokenizer.json files; llama.cpp's
 // llama-vocab.cpp names them.
-constexpr const char* gpt2 =
-    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+constexpr const char* gpt2 = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 constexpr const char* llama3 =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr const char* qwen2 =
@@ -55,12 +54,9 @@ const std::vector<Pre>& known() {
       {.name = "stablelm2", .splits = {qwen2}},
       {.name = "tekken", .splits = {tekken}, .ignore_merges = true},
       {.name = "gpt-4o", .splits = {gpt4o}},
-      {.name = "deepseek-v3",
-       .splits = {R"(\p{N}{1,3})", "[一-龥぀-ゟ゠-ヿ]+", deepseek3}},
+      {.name = "deepseek-v3", .splits = {R"(\p{N}{1,3})", "[一-龥぀-ゟ゠-ヿ]+", deepseek3}},
       // What llama.cpp does where a file names no kind of its own.
-      {.name = "default",
-       .splits =
-           {R"([\p{P}\$\+<=>\^~\|]+)", gpt2, R"(\p{N}+)", "[0-9][0-9][0-9]"}},
+      {.name = "default", .splits = {R"([\p{P}\$\+<=>\^~\|]+)", gpt2, R"(\p{N}+)", "[0-9][0-9][0-9]"}},
   };
   return all;
 }
@@ -68,17 +64,12 @@ const std::vector<Pre>& known() {
 const Pre& find(const std::string& name) {
   std::string names;
   for (const Pre& pre : known()) {
-    if (name == pre.name ||
-        (name.empty() && pre.name == std::string("default"))) {
+    if (name == pre.name || (name.empty() && pre.name == std::string("default"))) {
       return pre;
     }
     names += names.empty() ? pre.name : std::string(", ") + pre.name;
   }
-  fail(
-      Kind::invalid,
-      "[gguf_tokenizer] tokenizer.ggml.pre is none of {}; got \"{}\"",
-      names,
-      name);
+  fail(Kind::invalid, "[gguf_tokenizer] tokenizer.ggml.pre is none of {}; got \"{}\"", names, name);
 }
 
 std::string quoted(std::string_view text) {
@@ -130,8 +121,7 @@ std::string pre_tokenizer(const Pre& pre) {
   }
   for (const char* split : pre.splits) {
     steps += fmt::format(
-        R"({{"type":"Split","pattern":{{"Regex":{}}},"behavior":"Isolated","invert":false}},)",
-        quoted(split));
+        R"({{"type":"Split","pattern":{{"Regex":{}}},"behavior":"Isolated","invert":false}},)", quoted(split));
   }
   return fmt::format(
       R"({{"type":"Sequence","pretokenizers":[{}{{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":{}}}]}})",
@@ -151,8 +141,7 @@ std::string post_processor(const GgufVocabulary& v) {
         v.bos);
   }
   std::string bos = quoted(v.tokens[v.bos]);
-  std::string bos_step =
-      fmt::format(R"({{"SpecialToken":{{"id":{},"type_id":0}}}})", bos);
+  std::string bos_step = fmt::format(R"({{"SpecialToken":{{"id":{},"type_id":0}}}})", bos);
   return fmt::format(
       R"({{"type":"TemplateProcessing","single":[{0},{{"Sequence":{{"id":"A","type_id":0}}}}],)"
       R"("pair":[{0},{{"Sequence":{{"id":"A","type_id":0}}}},{{"Sequence":{{"id":"B","type_id":1}}}}],)"
@@ -165,32 +154,20 @@ std::string post_processor(const GgufVocabulary& v) {
 std::string merge(const std::string& text) {
   size_t space = text.find(' ', 1);
   if (space == std::string::npos) {
-    fail(
-        Kind::invalid,
-        "[gguf_tokenizer] a merge is two pieces with a space between; got \"{}\"",
-        text);
+    fail(Kind::invalid, "[gguf_tokenizer] a merge is two pieces with a space between; got \"{}\"", text);
   }
   return fmt::format(
-      "[{},{}]",
-      quoted(std::string_view(text).substr(0, space)),
-      quoted(std::string_view(text).substr(space + 1)));
+      "[{},{}]", quoted(std::string_view(text).substr(0, space)), quoted(std::string_view(text).substr(space + 1)));
 }
 
 void check_tokens(const GgufVocabulary& v) {
   if (!v.types.empty() && v.types.size() != v.tokens.size()) {
-    fail(
-        Kind::invalid,
-        "[gguf_tokenizer] {} tokens, but {} token types",
-        v.tokens.size(),
-        v.types.size());
+    fail(Kind::invalid, "[gguf_tokenizer] {} tokens, but {} token types", v.tokens.size(), v.types.size());
   }
   std::unordered_set<std::string_view> seen;
   for (const std::string& token : v.tokens) {
     if (!seen.insert(token).second) {
-      fail(
-          Kind::invalid,
-          "[gguf_tokenizer] the vocabulary has a token twice; got \"{}\"",
-          token);
+      fail(Kind::invalid, "[gguf_tokenizer] the vocabulary has a token twice; got \"{}\"", token);
     }
   }
 }
@@ -199,16 +176,11 @@ void check_tokens(const GgufVocabulary& v) {
 
 std::string tokenizer_json(const GgufVocabulary& v) {
   if (v.model != "gpt2") {
-    fail(
-        Kind::invalid,
-        "[gguf_tokenizer] tokenizer.ggml.model is not gpt2; got \"{}\"",
-        v.model);
+    fail(Kind::invalid, "[gguf_tokenizer] tokenizer.ggml.model is not gpt2; got \"{}\"", v.model);
   }
   const Pre& pre = find(v.pre);
   check_tokens(v);
-  auto entry = [](const std::string& token, size_t id) {
-    return fmt::format("{}:{}", quoted(token), id);
-  };
+  auto entry = [](const std::string& token, size_t id) { return fmt::format("{}:{}", quoted(token), id); };
   auto pair = [](const std::string& text, size_t) { return merge(text); };
   return fmt::format(
       R"({{"version":"1.0","truncation":null,"padding":null,"added_tokens":[{}],"normalizer":{},"pre_tokenizer":{},)"

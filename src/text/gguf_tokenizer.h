@@ -10,8 +10,7 @@ namespace parallm {
 
 struct GgufVocabulary {
   std::string model; // tokenizer.ggml.model: "gpt2"
-  std::string
-      pre; // tokenizer.ggml.pre: "smollm", "llama-bpe", "qwen2", "default", ...
+  std::string pre; // tokenizer.ggml.pre: "smollm", "llama-bpe", "qwen2", "default", ...
   std::vector<std::string> tokens;
   std::vector<int32_t> types; // llama.cpp's token types: 1 normal, 2 unknown, 3
                               // control, 4 user-defined, 6 byte

@@ -18,8 +18,7 @@ Grammar::Grammar(Grammar&&) noexcept = default;
 
 void Grammar::allowed(std::span<uint32_t> words) {
   text_bytes error;
-  int status = text_grammar_allowed(
-      handle_->ffi.get(), words.data(), words.size(), &error);
+  int status = text_grammar_allowed(handle_->ffi.get(), words.data(), words.size(), &error);
   // The grammar itself was compiled: what goes wrong from here on is ours.
   if (status != TEXT_OK) {
     fail(Kind::internal, "[grammar] {}", take(error));
@@ -28,28 +27,19 @@ void Grammar::allowed(std::span<uint32_t> words) {
 
 void Grammar::accept(int32_t token) {
   text_bytes error;
-  int status = text_grammar_accept(
-      handle_->ffi.get(), static_cast<uint32_t>(token), &error);
+  int status = text_grammar_accept(handle_->ffi.get(), static_cast<uint32_t>(token), &error);
   if (status != TEXT_OK) {
     fail(Kind::internal, "[grammar] {}", take(error));
   }
 }
 
-Grammars::Grammars(
-    const Tokenizer& tokenizer,
-    int vocabulary,
-    std::span<const int32_t> end_ids)
+Grammars::Grammars(const Tokenizer& tokenizer, int vocabulary, std::span<const int32_t> end_ids)
     : handle_(std::make_unique<Handle>()) {
   std::vector<uint32_t> ends(end_ids.begin(), end_ids.end());
   text_bytes error;
   text_grammars* opened = nullptr;
   int status = text_grammars_open(
-      tokenizer.handle().ffi.get(),
-      static_cast<size_t>(vocabulary),
-      ends.data(),
-      ends.size(),
-      &opened,
-      &error);
+      tokenizer.handle().ffi.get(), static_cast<size_t>(vocabulary), ends.data(), ends.size(), &opened, &error);
   expect(status, error, "grammar");
   handle_->ffi.reset(opened);
 }
@@ -65,12 +55,7 @@ Grammar Grammars::compile(GrammarKind kind, std::string_view source) const {
   text_bytes error;
   text_grammar* compiled = nullptr;
   int status = text_grammar_compile(
-      handle_->ffi.get(),
-      static_cast<uint32_t>(kind),
-      source.data(),
-      source.size(),
-      &compiled,
-      &error);
+      handle_->ffi.get(), static_cast<uint32_t>(kind), source.data(), source.size(), &compiled, &error);
   expect(status, error, "grammar");
   auto handle = std::make_unique<Grammar::Handle>();
   handle->ffi.reset(compiled);

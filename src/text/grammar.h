@@ -35,10 +35,7 @@ class Grammar {
 class Grammars {
  public:
   /** `vocabulary`: the logits' width, at least the tokenizer's size. */
-  Grammars(
-      const Tokenizer& tokenizer,
-      int vocabulary,
-      std::span<const int32_t> end_ids);
+  Grammars(const Tokenizer& tokenizer, int vocabulary, std::span<const int32_t> end_ids);
   ~Grammars();
 
   /** Errors: invalid, with the compiler's own words. */

@@ -24,9 +24,7 @@ namespace {
 
 /** The first place from which `text`'s end may be the beginning of a stop
  * string; its size where there is none. */
-size_t unsure_from(
-    std::string_view text,
-    const std::vector<std::string>& stops) {
+size_t unsure_from(std::string_view text, const std::vector<std::string>& stops) {
   size_t first = text.size();
   for (const std::string& stop : stops) {
     size_t size = std::min(stop.size() - 1, text.size());
@@ -50,8 +48,7 @@ std::string TextStream::Parts::certain(bool end) {
   const std::string* found = nullptr;
   for (const std::string& candidate : stops) {
     size_t place = held.find(candidate);
-    if (place < at ||
-        (found && place == at && candidate.size() < found->size())) {
+    if (place < at || (found && place == at && candidate.size() < found->size())) {
       at = place;
       found = &candidate;
     }
@@ -69,13 +66,8 @@ std::string TextStream::Parts::certain(bool end) {
   return out;
 }
 
-TextStream::TextStream(
-    const Tokenizer& tokenizer,
-    std::vector<std::string> stops,
-    bool skip_special,
-    bool keep_stop)
-    : parts_(std::make_unique<Parts>(
-          Parts{{tokenizer, skip_special}, std::move(stops), keep_stop})) {
+TextStream::TextStream(const Tokenizer& tokenizer, std::vector<std::string> stops, bool skip_special, bool keep_stop)
+    : parts_(std::make_unique<Parts>(Parts{{tokenizer, skip_special}, std::move(stops), keep_stop})) {
   for (const std::string& stop : parts_->stops) {
     if (stop.empty()) {
       fail_field("stop", "[stop] a stop string is empty");

@@ -4,12 +4,10 @@
 
 namespace parallm {
 
-Tokenizer::Tokenizer(std::string_view tokenizer_json)
-    : handle_(std::make_unique<Handle>()) {
+Tokenizer::Tokenizer(std::string_view tokenizer_json) : handle_(std::make_unique<Handle>()) {
   text_bytes error;
   text_tokenizer* opened = nullptr;
-  int status = text_tokenizer_open(
-      tokenizer_json.data(), tokenizer_json.size(), &opened, &error);
+  int status = text_tokenizer_open(tokenizer_json.data(), tokenizer_json.size(), &opened, &error);
   expect(status, error, "tokenizer");
   handle_->ffi.reset(opened);
   text_pieces pieces;
@@ -21,10 +19,7 @@ Tokenizer::Tokenizer(std::string_view tokenizer_json)
     begin = end;
   }
   handle_->flags.assign(pieces.flags.data, pieces.flags.size);
-  handle_->joining = {
-      pieces.joining == TEXT_PIECES_OPAQUE,
-      static_cast<int>(pieces.strip),
-      pieces.bare_first != 0};
+  handle_->joining = {pieces.joining == TEXT_PIECES_OPAQUE, static_cast<int>(pieces.strip), pieces.bare_first != 0};
   text_pieces_free(pieces);
 }
 
@@ -32,12 +27,10 @@ Tokenizer::~Tokenizer() = default;
 Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 
-std::vector<int32_t> Tokenizer::encode(std::string_view text, bool special)
-    const {
+std::vector<int32_t> Tokenizer::encode(std::string_view text, bool special) const {
   text_bytes error;
   text_ids ids;
-  int status = text_tokenizer_encode(
-      handle_->ffi.get(), text.data(), text.size(), special, &ids, &error);
+  int status = text_tokenizer_encode(handle_->ffi.get(), text.data(), text.size(), special, &ids, &error);
   expect(status, error, "tokenizer");
   std::vector<int32_t> out(ids.data, ids.data + ids.size);
   text_ids_free(ids);
@@ -47,8 +40,7 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool special)
 /** Joins the pieces itself where it can: the library's byte fallback gives up a
  * whole run of bytes for one wrong one, which no stream can foresee, and writes
  * added tokens through the byte map. */
-std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special)
-    const {
+std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) const {
   if (!handle_->joining.opaque) {
     Decoder decoder(*this, skip_special);
     std::string out;
@@ -64,13 +56,7 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special)
     }
   }
   text_bytes error, text;
-  int status = text_tokenizer_decode(
-      handle_->ffi.get(),
-      known.data(),
-      known.size(),
-      skip_special,
-      &text,
-      &error);
+  int status = text_tokenizer_decode(handle_->ffi.get(), known.data(), known.size(), skip_special, &text, &error);
   expect(status, error, "tokenizer");
   return take(text);
 }
@@ -81,8 +67,7 @@ const std::string& Tokenizer::bytes(int32_t id) const {
 }
 
 int32_t Tokenizer::id(std::string_view token) const {
-  return static_cast<int32_t>(
-      text_tokenizer_id(handle_->ffi.get(), token.data(), token.size()));
+  return static_cast<int32_t>(text_tokenizer_id(handle_->ffi.get(), token.data(), token.size()));
 }
 
 bool Tokenizer::is_special(int32_t id) const {

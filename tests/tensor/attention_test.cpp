@@ -58,12 +58,8 @@ class World {
     }
     // NaN where nothing was written: reading there shows.
     const auto nan = mx::array(std::numeric_limits<float>::quiet_NaN());
-    k_pool_ = mx::full(
-        {blocks + 3, c.shape.block_size, c.kv_heads, c.dim}, nan, c.pool_type);
-    v_pool_ = mx::full(
-        {blocks + 3, c.shape.block_size, c.kv_heads, c.v_dim},
-        nan,
-        c.pool_type);
+    k_pool_ = mx::full({blocks + 3, c.shape.block_size, c.kv_heads, c.dim}, nan, c.pool_type);
+    v_pool_ = mx::full({blocks + 3, c.shape.block_size, c.kv_heads, c.v_dim}, nan, c.pool_type);
     sinks_ = mx::random::normal({c.heads}, mx::float32, mx::random::key(99));
     mx::eval(k_pool_, v_pool_, sinks_);
   }
@@ -110,8 +106,7 @@ class World {
     CHECK(out.dtype() == c_.type);
     std::vector<mx::array> parts;
     for (int r = 0, at = 0; r < R; at += chunks[r++].count) {
-      parts.push_back(mx::slice(
-          out, {at, 0, 0}, {at + chunks[r].count, c_.heads, c_.v_dim}));
+      parts.push_back(mx::slice(out, {at, 0, 0}, {at + chunks[r].count, c_.heads, c_.v_dim}));
     }
     return parts;
   }
@@ -125,8 +120,7 @@ class World {
     for (int t = 0; t < n; t++) {
       for (int h = 0; h < H; h++) {
         const int g = h / (H / G);
-        const int from =
-            c_.shape.window ? std::max(0, t - c_.shape.window + 1) : 0;
+        const int from = c_.shape.window ? std::max(0, t - c_.shape.window + 1) : 0;
         double mass = c_.sinks ? std::exp(double(sinks[h])) : 0;
         double* o = &out[(t * H + h) * c_.v_dim];
         for (int p = from; p <= t; p++) {
@@ -153,8 +147,7 @@ class World {
 
  private:
   mx::array normal(const mx::Shape& shape, int seed) const {
-    return mx::astype(
-        mx::random::normal(shape, mx::float32, mx::random::key(seed)), c_.type);
+    return mx::astype(mx::random::normal(shape, mx::float32, mx::random::key(seed)), c_.type);
   }
 
   int blocks_of(int n) const {
@@ -196,20 +189,10 @@ class World {
 std::vector<Case> cases() {
   std::vector<Case> all;
   all.emplace_back();
-  all.push_back(
-      {.heads = 4,
-       .kv_heads = 4,
-       .dim = 80,
-       .v_dim = 48,
-       .shape = {8, 0.1f, 0, 0, 40, true, 1.3f}});
+  all.push_back({.heads = 4, .kv_heads = 4, .dim = 80, .v_dim = 48, .shape = {8, 0.1f, 0, 0, 40, true, 1.3f}});
   all.push_back({.shape = {16, 0.125f, 20, 0, 64, false, 1}, .sinks = true});
   all.push_back(
-      {.heads = 8,
-       .kv_heads = 1,
-       .dim = 36,
-       .v_dim = 36,
-       .shape = {5, 0.2f, 0, 3.0f, 0, false, 1},
-       .sinks = true});
+      {.heads = 8, .kv_heads = 1, .dim = 36, .v_dim = 36, .shape = {5, 0.2f, 0, 3.0f, 0, false, 1}, .sinks = true});
   for (auto type : {mx::float16, mx::bfloat16}) {
     Case c;
     c.pool_type = type;
@@ -222,15 +205,12 @@ std::vector<Case> cases() {
 }
 
 double tolerance(const Case& c) {
-  return c.pool_type == mx::float32 ? 1e-5
-      : c.pool_type == mx::float16  ? 4e-3
-                                    : 4e-2;
+  return c.pool_type == mx::float32 ? 1e-5 : c.pool_type == mx::float16 ? 4e-3 : 4e-2;
 }
 
 bool same_bits(const mx::array& a, const mx::array& b) {
   const auto u = floats(a), v = floats(b);
-  return u.size() == v.size() &&
-      std::memcmp(u.data(), v.data(), u.size() * sizeof(float)) == 0;
+  return u.size() == v.size() && std::memcmp(u.data(), v.data(), u.size() * sizeof(float)) == 0;
 }
 
 } // namespace
@@ -246,8 +226,7 @@ TEST_CASE("paged attention equals a float64 softmax over the sequence") {
       const auto want = world.expected(std::vector{1, 0, 2}[i]);
       double worst = 0;
       for (size_t j = 0; j < want.size(); j++) {
-        worst = std::max(
-            worst, std::isnan(got[j]) ? 1e9 : std::abs(got[j] - want[j]));
+        worst = std::max(worst, std::isnan(got[j]) ? 1e9 : std::abs(got[j] - want[j]));
       }
       CHECK(worst < tolerance(c));
     }
@@ -264,16 +243,14 @@ TEST_CASE("a token's attention has the same bits in any chunks and company") {
     World world(c, {150, 60});
     int company = 0;
     for (int at = 0, i = 0; at < 150;) {
-      const int count =
-          std::min(150 - at, std::vector{1, 37, 1, 1, 16, 3}[i++ % 6]);
+      const int count = std::min(150 - at, std::vector{1, 37, 1, 1, 16, 3}[i++ % 6]);
       std::vector<Chunk> chunks{{0, at, count}};
       if (company < 60) {
         chunks.insert(chunks.begin(), {1, company, 6});
         company += 6;
       }
       const auto part = world.step(chunks).back();
-      CHECK(same_bits(
-          part, mx::slice(whole, {at, 0, 0}, {at + count, c.heads, c.v_dim})));
+      CHECK(same_bits(part, mx::slice(whole, {at, 0, 0}, {at + count, c.heads, c.v_dim})));
       at += count;
     }
     cpu::set_threads(2);

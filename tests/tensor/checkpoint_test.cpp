@@ -14,9 +14,7 @@ namespace {
 /** A writable copy of a golden checkpoint. */
 struct Copy {
   explicit Copy(const std::string& name)
-      : folder(
-            fs::temp_directory_path() /
-            fmt::format("parallm_{}_{}", name, ::getpid())) {
+      : folder(fs::temp_directory_path() / fmt::format("parallm_{}_{}", name, ::getpid())) {
     fs::remove_all(folder);
     fs::copy(golden_folder / name, folder);
     fs::remove(folder / "reference.safetensors");
@@ -65,9 +63,7 @@ TEST_CASE("checkpoint: end ids come from generation_config.json first") {
   Copy copy("gqa_untied");
   CHECK(open_checkpoint(copy.path()).eos_ids == std::vector<int>{2, 5});
   CHECK(open_checkpoint(copy.path()).bos_id == 1);
-  copy.write(
-      "generation_config.json",
-      R"({"eos_token_id": 7, "temperature": 0.6, "top_p": 0.9, "top_k": 20})");
+  copy.write("generation_config.json", R"({"eos_token_id": 7, "temperature": 0.6, "top_p": 0.9, "top_k": 20})");
   auto checkpoint = open_checkpoint(copy.path());
   CHECK(checkpoint.eos_ids == std::vector<int>{7});
   CHECK(checkpoint.generation.temperature == 0.6f);
@@ -83,15 +79,13 @@ TEST_CASE("checkpoint: dtypes") {
   if (mx::default_device() == mx::Device::cpu) {
     CHECK(checkpoint.dtype == mx::float32);
   }
-  auto forced = open_checkpoint(
-      (golden_folder / "head_dim").string(), {.dtype = mx::float16});
+  auto forced = open_checkpoint((golden_folder / "head_dim").string(), {.dtype = mx::float16});
   CHECK(forced.dtype == mx::float16);
   CHECK(forced.kv_dtype == mx::float16);
 }
 
 TEST_CASE("checkpoint: a GGUF file brings its tokenizer") {
-  auto checkpoint =
-      open_checkpoint((golden_folder / "gguf" / "model.gguf").string());
+  auto checkpoint = open_checkpoint((golden_folder / "gguf" / "model.gguf").string());
   REQUIRE(checkpoint.gguf);
   CHECK(checkpoint.gguf->model == "gpt2");
   CHECK(checkpoint.gguf->pre == "smollm");
@@ -172,22 +166,18 @@ TEST_CASE("checkpoint: a cut or damaged file is an error, never a crash") {
 }
 
 TEST_CASE("weights: everything that doesn't fit is listed at once") {
-  Copy copy(
-      "biases"); // has tensors that a model without the biases' flags uses too
+  Copy copy("biases"); // has tensors that a model without the biases' flags uses too
   auto arrays = mx::load_safetensors(copy.path("model.safetensors")).first;
   arrays.erase("model.norm.weight");
   arrays.insert_or_assign("model.surplus", mx::zeros({2}));
   arrays.insert_or_assign("lm_head.weight", mx::zeros({96, 64}));
-  arrays.insert_or_assign(
-      "model.layers.0.self_attn.rotary_emb.inv_freq", mx::zeros({8}));
-  arrays.insert_or_assign(
-      "model.layers.1.mlp.up_proj.weight", mx::zeros({3, 4}));
+  arrays.insert_or_assign("model.layers.0.self_attn.rotary_emb.inv_freq", mx::zeros({8}));
+  arrays.insert_or_assign("model.layers.1.mlp.up_proj.weight", mx::zeros({3, 4}));
   mx::save_safetensors(copy.path("model.safetensors"), arrays);
   auto said = message(copy.path());
   CHECK_HAS(said, "1 missing: model.norm.weight");
   CHECK_HAS(said, "1 that the model doesn't know: model.surplus");
-  CHECK_HAS(
-      said, "model.layers.1.mlp.up_proj.weight wants [96, 64], got [3, 4]");
+  CHECK_HAS(said, "model.layers.1.mlp.up_proj.weight wants [96, 64], got [3, 4]");
   CHECK(said.find("lm_head") == std::string::npos);
   CHECK(said.find("inv_freq") == std::string::npos);
 }

@@ -17,8 +17,7 @@
 
 namespace parallm::test {
 
-inline const auto golden_folder =
-    std::filesystem::path(__FILE__).parent_path().parent_path() / "golden";
+inline const auto golden_folder = std::filesystem::path(__FILE__).parent_path().parent_path() / "golden";
 
 /** MLX's own ops instead of our kernels, while it lives. */
 struct MlxOps {
@@ -74,9 +73,7 @@ struct Loaded {
         model(make_model(checkpoint.config, checkpoint.weights)),
         caches(make_paged_caches(
             model->cache_specs(),
-            {.block_size = block_size,
-             .blocks = blocks,
-             .dtype = checkpoint.kv_dtype})),
+            {.block_size = block_size, .blocks = blocks, .dtype = checkpoint.kv_dtype})),
         block_size(block_size),
         blocks(blocks) {}
 
@@ -96,18 +93,11 @@ struct Piece {
 };
 
 /** The step's logits, one row of floats for each token. */
-inline std::vector<std::vector<float>> step(
-    Loaded& loaded,
-    const std::vector<Piece>& pieces) {
+inline std::vector<std::vector<float>> step(Loaded& loaded, const std::vector<Piece>& pieces) {
   std::vector<int> ids;
   std::vector<Span> spans;
   for (auto& piece : pieces) {
-    spans.push_back(
-        {int(ids.size()),
-         int(piece.ids.size()),
-         piece.offset,
-         piece.blocks,
-         piece.rope_length});
+    spans.push_back({int(ids.size()), int(piece.ids.size()), piece.offset, piece.blocks, piece.rope_length});
     ids.insert(ids.end(), piece.ids.begin(), piece.ids.end());
   }
   loaded.caches->begin(spans);
@@ -126,8 +116,7 @@ inline std::vector<std::vector<float>> step(
  * token and of all after it. */
 class Feed {
  public:
-  Feed(const Sequence& sequence, std::vector<int> blocks)
-      : sequence_(sequence), blocks_(std::move(blocks)) {}
+  Feed(const Sequence& sequence, std::vector<int> blocks) : sequence_(sequence), blocks_(std::move(blocks)) {}
 
   bool done() const {
     return at_ == int(sequence_.tokens.size());
@@ -166,11 +155,7 @@ inline std::vector<int> block_range(int first, int count, int stride = 1) {
 }
 
 /** One sequence alone, its prompt in chunks. */
-inline std::vector<std::vector<float>> alone(
-    Loaded& loaded,
-    const Sequence& sequence,
-    int chunk,
-    int first_block = 3) {
+inline std::vector<std::vector<float>> alone(Loaded& loaded, const Sequence& sequence, int chunk, int first_block = 3) {
   Feed feed(sequence, block_range(first_block, 16));
   while (!feed.done()) {
     auto piece = feed.piece(chunk);
@@ -182,10 +167,8 @@ inline std::vector<std::vector<float>> alone(
 
 /** All at once; row i joins at step i and reads its prompt in chunks of
  * chunks[i], so that prefill and decoding meet in a step. */
-inline std::vector<std::vector<std::vector<float>>> together(
-    Loaded& loaded,
-    const std::vector<Sequence>& sequences,
-    const std::vector<int>& chunks) {
+inline std::vector<std::vector<std::vector<float>>>
+together(Loaded& loaded, const std::vector<Sequence>& sequences, const std::vector<int>& chunks) {
   std::vector<Feed> feeds;
   int count = sequences.size();
   for (int i = 0; i < count; ++i) {
@@ -222,9 +205,7 @@ inline std::vector<std::vector<std::vector<float>>> together(
 }
 
 /** Largest difference, relative to the largest reference value. */
-inline double difference(
-    const std::vector<std::vector<float>>& got,
-    const Sequence& sequence) {
+inline double difference(const std::vector<std::vector<float>>& got, const Sequence& sequence) {
   auto wanted = floats(sequence.logits);
   double worst = 0, scale = 0;
   size_t width = wanted.size() / got.size();

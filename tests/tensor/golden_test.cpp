@@ -91,8 +91,7 @@ TEST_CASE("golden: sequences share blocks of a common prefix") {
     std::vector<int> blocks = {8, 9, 10, 11, 12, 40, 41, 42};
     std::vector<int> rest(sequence.tokens.begin() + 20, sequence.tokens.end());
     auto rows = step(loaded, {{rest, 20, blocks, sequence.prompt}});
-    std::vector<std::vector<float>> kept(
-        rows.begin() + sequence.prompt - 20 - 1, rows.end());
+    std::vector<std::vector<float>> kept(rows.begin() + sequence.prompt - 20 - 1, rows.end());
     CHECK(difference(kept, sequence) < tolerance);
   }
 }

@@ -14,8 +14,7 @@ using namespace parallm;
 namespace {
 
 mx::array normal(const mx::Shape& shape, mx::Dtype type, int seed) {
-  return mx::astype(
-      mx::random::normal(shape, mx::float32, mx::random::key(seed)), type);
+  return mx::astype(mx::random::normal(shape, mx::float32, mx::random::key(seed)), type);
 }
 
 std::vector<float> floats(const mx::array& a) {
@@ -26,11 +25,8 @@ std::vector<float> floats(const mx::array& a) {
 
 /** The greatest difference from the float64 product, relative to the sum of the
  * terms' magnitudes. */
-double worst_error(
-    const mx::array& y,
-    const mx::array& x,
-    const mx::array& w,
-    const std::optional<mx::array>& bias = {}) {
+double
+worst_error(const mx::array& y, const mx::array& x, const mx::array& w, const std::optional<mx::array>& bias = {}) {
   const int m = x.shape(0), k = x.shape(1), n = w.shape(0);
   const auto ys = floats(y), xs = floats(x), ws = floats(w);
   const auto bs = bias ? floats(*bias) : std::vector<float>(n);
@@ -58,8 +54,7 @@ const std::vector<mx::Dtype> types{mx::float32, mx::float16, mx::bfloat16};
 
 bool same_bits(const mx::array& a, const mx::array& b) {
   const auto u = floats(a), v = floats(b);
-  return u.size() == v.size() &&
-      std::memcmp(u.data(), v.data(), u.size() * sizeof(float)) == 0;
+  return u.size() == v.size() && std::memcmp(u.data(), v.data(), u.size() * sizeof(float)) == 0;
 }
 
 /** matmul(x) equals, row by row and in pieces, what it gives for all rows at
@@ -75,9 +70,7 @@ void check_rows_independent(const mx::array& x, const F& product) {
       cpu::set_threads(threads);
       for (int first : {0, 5, rows - count}) {
         const auto part = product(mx::slice(x, {first, 0}, {first + count, k}));
-        CHECK(same_bits(
-            part,
-            mx::slice(whole, {first, 0}, {first + count, whole.shape(1)})));
+        CHECK(same_bits(part, mx::slice(whole, {first, 0}, {first + count, whole.shape(1)})));
       }
     }
   }
@@ -88,12 +81,7 @@ void check_rows_independent(const mx::array& x, const F& product) {
 
 TEST_CASE("dense matmul equals a float64 sum, for all types and odd shapes") {
   const std::vector<std::vector<int>> shapes{
-      {1, 576, 40},
-      {3, 77, 13},
-      {8, 1, 1},
-      {9, 2500, 37},
-      {33, 64, 70},
-      {5, 1029, 9}};
+      {1, 576, 40}, {3, 77, 13}, {8, 1, 1}, {9, 2500, 37}, {33, 64, 70}, {5, 1029, 9}};
   for (const auto& s : shapes) {
     for (auto x_type : types) {
       for (auto w_type : types) {
@@ -104,46 +92,32 @@ TEST_CASE("dense matmul equals a float64 sum, for all types and odd shapes") {
         const auto y = cpu::matmul(x, w);
         CHECK(y.dtype() == x_type);
         CHECK(worst_error(y, x, w) < tolerance(x_type));
-        CHECK(
-            worst_error(cpu::matmul(x, w, bias), x, w, bias) <
-            tolerance(x_type));
+        CHECK(worst_error(cpu::matmul(x, w, bias), x, w, bias) < tolerance(x_type));
       }
     }
   }
 }
 
-TEST_CASE(
-    "quantized matmul equals a float64 sum of MLX's dequantized weights") {
+TEST_CASE("quantized matmul equals a float64 sum of MLX's dequantized weights") {
   for (int bits : {2, 3, 4, 5, 6, 8}) {
     for (int group : {32, 64, 128}) {
       for (auto type : types) {
         for (int m : {1, 8, 19}) {
           const int k = m == 8 ? 1408 : 384, n = 45;
           const auto x = normal({m, k}, mx::float32, 1);
-          const auto q = mx::quantize(
-              normal({n, k}, mx::float32, 2), group, bits, "affine");
+          const auto q = mx::quantize(normal({n, k}, mx::float32, 2), group, bits, "affine");
           const auto scales = mx::astype(q[1], type);
           const auto biases = mx::astype(q[2], type);
           const auto w = mx::dequantize(
-              q[0],
-              mx::astype(scales, mx::float32),
-              mx::astype(biases, mx::float32),
-              group,
-              bits,
-              "affine");
+              q[0], mx::astype(scales, mx::float32), mx::astype(biases, mx::float32), group, bits, "affine");
           INFO("bits ", bits, " group ", group, " rows ", m);
-          const auto y =
-              cpu::quantized_matmul(x, q[0], scales, biases, group, bits);
+          const auto y = cpu::quantized_matmul(x, q[0], scales, biases, group, bits);
           CHECK(worst_error(y, x, w) < 1e-6);
           const auto half = mx::astype(x, type);
           const auto bias = normal({n}, type, 3);
           CHECK(
-              worst_error(
-                  cpu::quantized_matmul(
-                      half, q[0], scales, biases, group, bits, bias),
-                  half,
-                  w,
-                  bias) < tolerance(type));
+              worst_error(cpu::quantized_matmul(half, q[0], scales, biases, group, bits, bias), half, w, bias) <
+              tolerance(type));
         }
       }
     }
@@ -155,24 +129,20 @@ TEST_CASE("a matmul's rows are independent, bit for bit") {
     const auto x = normal({40, k}, mx::float32, 1);
     for (auto type : types) {
       const auto w = normal({50, k}, type, 2);
-      check_rows_independent(
-          x, [&](const mx::array& rows) { return cpu::matmul(rows, w); });
+      check_rows_independent(x, [&](const mx::array& rows) { return cpu::matmul(rows, w); });
     }
     if (k % 32 != 0) {
       continue;
     }
     for (int bits : {2, 3, 4, 5, 6, 8}) {
-      const auto q =
-          mx::quantize(normal({50, k}, mx::float32, 2), 32, bits, "affine");
-      check_rows_independent(x, [&](const mx::array& rows) {
-        return cpu::quantized_matmul(rows, q[0], q[1], q[2], 32, bits);
-      });
+      const auto q = mx::quantize(normal({50, k}, mx::float32, 2), 32, bits, "affine");
+      check_rows_independent(
+          x, [&](const mx::array& rows) { return cpu::quantized_matmul(rows, q[0], q[1], q[2], 32, bits); });
     }
   }
 }
 
-TEST_CASE(
-    "a matmul takes strided inputs, empty batches and refuses wrong ones") {
+TEST_CASE("a matmul takes strided inputs, empty batches and refuses wrong ones") {
   const auto wide = normal({30, 64}, mx::float32, 1);
   const auto w = normal({12, 30}, mx::float32, 2);
   const auto x = mx::transpose(wide); // [64,30], strided
@@ -181,13 +151,8 @@ TEST_CASE(
   mx::eval(none);
   CHECK(none.shape() == mx::Shape{0, 12});
   CHECK_THROWS_AS(cpu::matmul(wide, w), std::invalid_argument);
-  CHECK_THROWS_AS(
-      cpu::matmul(x, mx::astype(w, mx::int32)), std::invalid_argument);
+  CHECK_THROWS_AS(cpu::matmul(x, mx::astype(w, mx::int32)), std::invalid_argument);
   const auto q = mx::quantize(normal({8, 64}, mx::float32, 2), 32, 4, "affine");
-  CHECK_THROWS_AS(
-      cpu::quantized_matmul(wide, q[0], q[1], q[2], 32, 7),
-      std::invalid_argument);
-  CHECK_THROWS_AS(
-      cpu::quantized_matmul(wide, q[0], q[1], q[2], 64, 4),
-      std::invalid_argument);
+  CHECK_THROWS_AS(cpu::quantized_matmul(wide, q[0], q[1], q[2], 32, 7), std::invalid_argument);
+  CHECK_THROWS_AS(cpu::quantized_matmul(wide, q[0], q[1], q[2], 64, 4), std::invalid_argument);
 }

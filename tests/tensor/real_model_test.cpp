@@ -13,11 +13,9 @@ TEST_CASE("real model: the capital of France") {
   }
   // The chat template's text around "What is the capital of France?", and "The
   // capital of France is Paris.".
-  const std::vector<int> prompt = {
-      1,    9690, 198,   2683, 359,  253,  5356, 5646,  11173, 3365,
-      3511, 308,  34519, 28,   7018, 411,  407,  19712, 8182,  2,
-      198,  1,    4093,  198,  1780, 314,  260,  3575,  282,   4649,
-      47,   2,    198,   1,    520,  9531, 198};
+  const std::vector<int> prompt = {1,   9690, 198, 2683, 359,   253,  5356, 5646, 11173, 3365, 3511, 308,  34519,
+                                   28,  7018, 411, 407,  19712, 8182, 2,    198,  1,     4093, 198,  1780, 314,
+                                   260, 3575, 282, 4649, 47,    2,    198,  1,    520,   9531, 198};
   const std::vector<int> answer = {504, 3575, 282, 4649, 314, 7042, 30};
   Loaded loaded(path, std::nullopt, 32, 16);
   std::vector<int> said;
@@ -31,8 +29,7 @@ TEST_CASE("real model: the capital of France") {
     offset += ids.size();
     ids = {int(std::max_element(last.begin(), last.end()) - last.begin())};
     said.push_back(ids[0]);
-    std::chrono::duration<double> passed =
-        std::chrono::steady_clock::now() - start;
+    std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
     if (said.size() == 1) {
       prefill = passed.count();
     } else if (said.size() == answer.size()) {

@@ -17,8 +17,7 @@ namespace parallm::test {
 namespace {
 
 Rope rope_of(const char* json, int head_dim) {
-  return make_rope(
-      {boost::json::parse(json).get_object(), "config.json"}, head_dim);
+  return make_rope({boost::json::parse(json).get_object(), "config.json"}, head_dim);
 }
 
 } // namespace
@@ -32,15 +31,8 @@ TEST_CASE("rope: rotate equals MLX's rope, both pairings, a part of the head") {
       std::vector<int> positions(6);
       std::iota(positions.begin(), positions.end(), 11);
       auto [cos, sin] = rope.tables(positions, std::vector<int>(6, 0));
-      auto wanted = mx::fast::rope(
-          mx::expand_dims(mx::swapaxes(x, 0, 1), 0),
-          dims,
-          traditional,
-          10000.0f,
-          1.0f,
-          11);
-      auto got =
-          mx::expand_dims(mx::swapaxes(rope.rotate(x, cos, sin), 0, 1), 0);
+      auto wanted = mx::fast::rope(mx::expand_dims(mx::swapaxes(x, 0, 1), 0), dims, traditional, 10000.0f, 1.0f, 11);
+      auto got = mx::expand_dims(mx::swapaxes(rope.rotate(x, cos, sin), 0, 1), 0);
       CHECK(mx::allclose(got, wanted, 1e-5, 1e-5).item<bool>());
     }
   }
@@ -90,9 +82,7 @@ TEST_CASE("rope: yarn's options act") {
 }
 
 TEST_CASE("rope: rope_parameters holds theta too; factors divide") {
-  auto rope = rope_of(
-      R"({"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}})",
-      4);
+  auto rope = rope_of(R"({"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}})", 4);
   CHECK(rope.inverse_frequencies[1] == doctest::Approx(1 / std::sqrt(500.0)));
   rope = rope_of(
       R"({"rope_scaling": {"rope_type": "frequency_factors",

@@ -21,9 +21,7 @@ const float inf = std::numeric_limits<float>::infinity();
 const float none = std::numeric_limits<float>::quiet_NaN();
 
 double worst(const mx::array& a, const mx::array& b) {
-  return mx::max(
-             mx::abs(mx::astype(a, mx::float32) - mx::astype(b, mx::float32)))
-      .item<float>();
+  return mx::max(mx::abs(mx::astype(a, mx::float32) - mx::astype(b, mx::float32))).item<float>();
 }
 
 struct Draw {
@@ -32,9 +30,7 @@ struct Draw {
   float top_p = 1, min_p = 0, draw = 0;
 };
 
-std::vector<int> sample_rows(
-    const std::vector<std::vector<float>>& logits,
-    const std::vector<Draw>& draws) {
+std::vector<int> sample_rows(const std::vector<std::vector<float>>& logits, const std::vector<Draw>& draws) {
   std::vector<float> l, t, p, m, u;
   std::vector<int32_t> k;
   const int R = static_cast<int>(draws.size());
@@ -67,8 +63,7 @@ std::map<int, double> kept(const std::vector<float>& l, Draw d) {
   const int V = static_cast<int>(l.size());
   std::vector<int> order(V);
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(
-      order.begin(), order.end(), [&](int a, int b) { return l[a] > l[b]; });
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return l[a] > l[b]; });
   const double top = l[order[0]];
   const auto w = [&](int i) { return std::exp((l[i] - top) / d.temperature); };
   double least = d.min_p;
@@ -113,34 +108,20 @@ std::vector<float> random_logits(int size, float spread, int seed) {
 
 TEST_CASE("rms_norm and swiglu equal MLX's ops, and rows are independent") {
   for (auto type : {mx::float32, mx::float16, mx::bfloat16}) {
-    const double allowed = type == mx::float32 ? 1e-5
-        : type == mx::float16                  ? 4e-3
-                                               : 4e-2;
+    const double allowed = type == mx::float32 ? 1e-5 : type == mx::float16 ? 4e-3 : 4e-2;
     for (int width : {1, 7, 576, 1030}) {
-      const auto x =
-          mx::astype(mx::random::normal({37, width}) * mx::array(2.0f), type);
+      const auto x = mx::astype(mx::random::normal({37, width}) * mx::array(2.0f), type);
       const auto up = mx::astype(mx::random::normal({37, width}), type);
       const auto weight = mx::astype(mx::random::normal({width}), type);
       const auto wide = mx::astype(x, mx::float32);
       const auto norm = cpu::rms_norm(x, weight, 1e-5f);
       CHECK(norm.dtype() == type);
-      CHECK(
-          worst(
-              norm,
-              mx::fast::rms_norm(
-                  wide, mx::astype(weight, mx::float32), 1e-5f)) < allowed);
+      CHECK(worst(norm, mx::fast::rms_norm(wide, mx::astype(weight, mx::float32), 1e-5f)) < allowed);
       const auto product = cpu::swiglu(x, up);
-      CHECK(
-          worst(
-              product, wide * mx::sigmoid(wide) * mx::astype(up, mx::float32)) <
-          3 * allowed);
-      const auto row = [&](const mx::array& a) {
-        return mx::slice(a, {20, 0}, {21, width});
-      };
-      CHECK(mx::array_equal(cpu::rms_norm(row(x), weight, 1e-5f), row(norm))
-                .item<bool>());
-      CHECK(mx::array_equal(cpu::swiglu(row(x), row(up)), row(product))
-                .item<bool>());
+      CHECK(worst(product, wide * mx::sigmoid(wide) * mx::astype(up, mx::float32)) < 3 * allowed);
+      const auto row = [&](const mx::array& a) { return mx::slice(a, {20, 0}, {21, width}); };
+      CHECK(mx::array_equal(cpu::rms_norm(row(x), weight, 1e-5f), row(norm)).item<bool>());
+      CHECK(mx::array_equal(cpu::swiglu(row(x), row(up)), row(product)).item<bool>());
     }
   }
 }
@@ -159,9 +140,7 @@ TEST_CASE("sample: odd logits never pick a token that has no mass") {
   CHECK(sample({none, 1, -inf}, {.draw = 0}) == 1);
   CHECK(sample({none, 1, -inf}, {.draw = 0.9999999f}) == 1);
   CHECK(sample({0, inf, 3}, {.draw = 0.9f}) == 1);
-  CHECK(
-      sample({none, none, none}, {.top_k = 2, .top_p = 0.5f, .draw = 0.9f}) ==
-      0);
+  CHECK(sample({none, none, none}, {.top_k = 2, .top_p = 0.5f, .draw = 0.9f}) == 0);
   CHECK(sample({2, 1}, {.temperature = 1e-30f, .draw = 0.9f}) == 0);
   CHECK(sample({2, 1}, {.min_p = 1, .draw = 0.9f}) == 0);
 }

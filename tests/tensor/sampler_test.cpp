@@ -31,15 +31,13 @@ std::map<int, double> kept(const Row& row) {
   const double top = *std::max_element(l.begin(), l.end());
   std::vector<int> order(V);
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(
-      order.begin(), order.end(), [&](int a, int b) { return l[a] > l[b]; });
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return l[a] > l[b]; });
   const int k = row.top_k > 0 ? std::min(row.top_k, V) : V;
   const double kth = l[order[k - 1]];
   std::vector<int> left;
   double total = 0;
   for (int id : order) {
-    if (l[id] >= kth && std::exp(l[id] - top) >= row.min_p &&
-        std::isfinite(l[id])) {
+    if (l[id] >= kth && std::exp(l[id] - top) >= row.min_p && std::isfinite(l[id])) {
       left.push_back(id);
       total += std::exp(l[id] - top);
     }
@@ -70,11 +68,7 @@ std::map<int, double> kept(const Row& row) {
  * could decide it otherwise. */
 std::pair<int, bool> expected(const Row& row) {
   if (row.temperature == 0) {
-    return {
-        static_cast<int>(
-            std::max_element(row.logits.begin(), row.logits.end()) -
-            row.logits.begin()),
-        true};
+    return {static_cast<int>(std::max_element(row.logits.begin(), row.logits.end()) - row.logits.begin()), true};
   }
   double sum = 0;
   int token = -1;
@@ -165,22 +159,15 @@ TEST_CASE("top_p keeps the token that crosses the threshold") {
     // Mass reaches 0.7 with the second token: both stay, 2/3 to 1/3.
     CHECK(run({{.logits = logits, .top_p = 0.7f, .draw = 0.6f}}, pick)[0] == 0);
     CHECK(run({{.logits = logits, .top_p = 0.7f, .draw = 0.7f}}, pick)[0] == 1);
-    CHECK(
-        run({{.logits = logits, .top_p = 0.7f, .draw = 0.999f}}, pick)[0] == 1);
+    CHECK(run({{.logits = logits, .top_p = 0.7f, .draw = 0.999f}}, pick)[0] == 1);
     // The first alone exceeds 0.5: it stays.
-    CHECK(
-        run({{.logits = logits, .top_p = 0.5f, .draw = 0.999f}}, pick)[0] == 0);
-    CHECK(
-        run({{.logits = logits, .top_p = 1e-6f, .draw = 0.5f}}, pick)[0] == 0);
+    CHECK(run({{.logits = logits, .top_p = 0.5f, .draw = 0.999f}}, pick)[0] == 0);
+    CHECK(run({{.logits = logits, .top_p = 1e-6f, .draw = 0.5f}}, pick)[0] == 0);
   });
 }
 
 TEST_CASE("temperature 0 takes the first of the greatest logits") {
-  both([](auto pick) {
-    CHECK(
-        run({{.logits = {1, 3, 2, 3, 0}, .temperature = 0, .draw = 0.99f}},
-            pick)[0] == 1);
-  });
+  both([](auto pick) { CHECK(run({{.logits = {1, 3, 2, 3, 0}, .temperature = 0, .draw = 0.99f}}, pick)[0] == 1); });
 }
 
 TEST_CASE("banned tokens are never drawn") {
@@ -188,9 +175,7 @@ TEST_CASE("banned tokens are never drawn") {
     const float no = -std::numeric_limits<float>::infinity();
     for (float u : {0.0f, 0.3f, 0.9999999f}) {
       CHECK(run({{.logits = {no, 2, no, no}, .draw = u}}, pick)[0] == 1);
-      CHECK(
-          run({{.logits = {no, no, 1, no}, .temperature = 0, .draw = u}},
-              pick)[0] == 2);
+      CHECK(run({{.logits = {no, no, 1, no}, .temperature = 0, .draw = u}}, pick)[0] == 2);
     }
   });
 }
@@ -247,10 +232,7 @@ TEST_CASE("a draw's frequencies are the probabilities") {
 
 TEST_CASE("penalties see the prompt and every token that was sampled") {
   Sampler sampler(3, 4);
-  sampler.join(
-      {.slot = 1,
-       .sampling = {.temperature = 0, .repetition_penalty = 2},
-       .prompt = {3}});
+  sampler.join({.slot = 1, .sampling = {.temperature = 0, .repetition_penalty = 2}, .prompt = {3}});
   // Token 3 is in the prompt: 4 / 2 < 3.
   CHECK(greedy(sampler, {0, 3, 1, 4}, {.slot = 1}) == 1);
   // Now 1 was made as well: 3 / 2 and 4 / 2.
@@ -264,39 +246,23 @@ TEST_CASE("penalties see the prompt and every token that was sampled") {
 
 TEST_CASE("presence and frequency count the output alone") {
   Sampler sampler(1, 3);
-  sampler.join(
-      {.slot = 0,
-       .sampling = {.temperature = 0, .frequency_penalty = 0.4f},
-       .prompt = {0, 0, 0}});
+  sampler.join({.slot = 0, .sampling = {.temperature = 0, .frequency_penalty = 0.4f}, .prompt = {0, 0, 0}});
   CHECK(greedy(sampler, {1, 0.5, 0}) == 0);
   CHECK(greedy(sampler, {1, 0.5, 0}) == 0); // 0.6
   CHECK(greedy(sampler, {1, 0.5, 0}) == 1); // 0.2 against 0.5
   sampler.join(
-      {.slot = 0,
-       .sampling = {.temperature = 0, .presence_penalty = 0.6f},
-       .prompt = {1},
-       .generated = {0, 0}});
+      {.slot = 0, .sampling = {.temperature = 0, .presence_penalty = 0.6f}, .prompt = {1}, .generated = {0, 0}});
   CHECK(greedy(sampler, {1, 0.5, 0}) == 1); // 0.4, however often
 }
 
 TEST_CASE("rows with and without penalties share a step") {
   Sampler sampler(4, 3);
   sampler.join({.slot = 0, .sampling = {.temperature = 0}});
-  sampler.join(
-      {.slot = 2,
-       .sampling = {.temperature = 0, .presence_penalty = 2},
-       .generated = {2}});
+  sampler.join({.slot = 2, .sampling = {.temperature = 0, .presence_penalty = 2}, .generated = {2}});
   sampler.join({.slot = 3, .sampling = {.temperature = 0}});
-  auto plan = plan_of(
-      {{.slot = 3, .sample = true},
-       {.slot = 2, .sample = true},
-       {.slot = 0, .sample = true}});
+  auto plan = plan_of({{.slot = 3, .sample = true}, {.slot = 2, .sample = true}, {.slot = 0, .sample = true}});
   const float l[] = {0, 1, 2, 0, 1, 2, 5, 1, 2};
-  auto tokens = ints(sampler
-                         .sample(
-                             mx::array(l, {3, 3}),
-                             {&plan.rows[0], &plan.rows[1], &plan.rows[2]})
-                         .tokens);
+  auto tokens = ints(sampler.sample(mx::array(l, {3, 3}), {&plan.rows[0], &plan.rows[1], &plan.rows[2]}).tokens);
   CHECK(tokens == std::vector<int32_t>{2, 1, 0});
 }
 
@@ -305,26 +271,16 @@ TEST_CASE("logit_bias adds, min_tokens bans the end ids, a mask keeps") {
   std::vector<float> logits(40, 0);
   logits[7] = 5;
   logits[35] = 4;
-  sampler.join(
-      {.slot = 0,
-       .sampling =
-           {.temperature = 0, .min_tokens = 2, .logit_bias = {{9, 4.5f}}},
-       .end_ids = {7}});
+  sampler.join({.slot = 0, .sampling = {.temperature = 0, .min_tokens = 2, .logit_bias = {{9, 4.5f}}}, .end_ids = {7}});
   CHECK(greedy(sampler, logits, {.draw_index = 0}) == 9);
   CHECK(greedy(sampler, logits, {.draw_index = 1}) == 9);
   CHECK(greedy(sampler, logits, {.draw_index = 2}) == 7);
-  CHECK(
-      greedy(
-          sampler, logits, {.draw_index = 2, .allowed = {1u << 3, 1u << 3}}) ==
-      35);
+  CHECK(greedy(sampler, logits, {.draw_index = 2, .allowed = {1u << 3, 1u << 3}}) == 35);
 }
 
 TEST_CASE("scores are of the model's own distribution, greatest first") {
   Sampler sampler(1, 4);
-  sampler.join(
-      {.slot = 0,
-       .sampling = {
-           .temperature = 0, .logit_bias = {{0, 100.0f}}, .logprobs = 2}});
+  sampler.join({.slot = 0, .sampling = {.temperature = 0, .logit_bias = {{0, 100.0f}}, .logprobs = 2}});
   auto plan = plan_of({{.slot = 0, .sample = true}});
   const auto l = log_of({0.1, 0.2, 0.4, 0.3});
   auto sampled = sampler.sample(mx::array(l.data(), {1, 4}), {&plan.rows[0]});

@@ -44,8 +44,7 @@ TEST_CASE("parallel_for runs each index once") {
   cpu::set_threads(2);
 }
 
-TEST_CASE(
-    "parallel_for is right when several threads call, and inside itself") {
+TEST_CASE("parallel_for is right when several threads call, and inside itself") {
   cpu::set_threads(3);
   std::atomic<int> wrong = 0;
   std::vector<std::thread> callers;
@@ -61,8 +60,7 @@ TEST_CASE(
   }
   CHECK(wrong == 0);
   std::atomic<int> inner = 0;
-  cpu::parallel_for(
-      5, [&](size_t) { cpu::parallel_for(4, [&](size_t) { inner++; }); });
+  cpu::parallel_for(5, [&](size_t) { cpu::parallel_for(4, [&](size_t) { inner++; }); });
   CHECK(inner == 20);
   cpu::set_threads(2);
 }

@@ -31,8 +31,7 @@ std::string completion(const std::string& fields) {
 }
 
 std::string chat(const std::string& fields) {
-  return R"({"model":"alias","messages":[{"role":"user","content":"ab"}])" +
-      fields + "}";
+  return R"({"model":"alias","messages":[{"role":"user","content":"ab"}])" + fields + "}";
 }
 
 } // namespace
@@ -50,65 +49,49 @@ TEST_CASE("a completion is the text, whole and unstripped") {
 
 TEST_CASE("max_tokens ends with length") {
   TestServer server;
-  auto answer =
-      parsed(server.post("/v1/completions", completion(R"(,"max_tokens":3)")));
+  auto answer = parsed(server.post("/v1/completions", completion(R"(,"max_tokens":3)")));
   CHECK(text_of(answer) == "hi ");
   CHECK(answer.at("choices").at(0).at("finish_reason") == "length");
 }
 
 TEST_CASE("prompts and n: a choice each, ordered by prompt") {
   TestServer server;
-  auto answer = parsed(server.post(
-      "/v1/completions",
-      R"({"model":"alias","prompt":["a","bc"],"n":2,"echo":true,"max_tokens":2})"));
+  auto answer = parsed(
+      server.post("/v1/completions", R"({"model":"alias","prompt":["a","bc"],"n":2,"echo":true,"max_tokens":2})"));
   REQUIRE(answer.at("choices").as_array().size() == 4);
   CHECK(text_of(answer, 0) == "ahi");
   CHECK(text_of(answer, 3) == "bchi");
   CHECK(answer.at("choices").at(3).at("index") == 3);
   CHECK(answer.at("usage").at("prompt_tokens") == 3);
   CHECK(answer.at("usage").at("completion_tokens") == 8);
-  auto ids = parsed(server.post(
-      "/v1/completions",
-      R"({"model":"alias","prompt":[[97],[98,99]],"echo":true,"max_tokens":1})"));
+  auto ids =
+      parsed(server.post("/v1/completions", R"({"model":"alias","prompt":[[97],[98,99]],"echo":true,"max_tokens":1})"));
   CHECK(text_of(ids, 1) == "bch");
 }
 
 TEST_CASE("stop strings cut the text across tokens") {
   TestServer server;
-  auto answer = parsed(
-      server.post("/v1/completions", completion(R"(,"stop":["the","zz"])")));
+  auto answer = parsed(server.post("/v1/completions", completion(R"(,"stop":["the","zz"])")));
   CHECK(text_of(answer) == "hi ");
   CHECK(answer.at("choices").at(0).at("finish_reason") == "stop");
 }
 
 TEST_CASE("echo with logprobs: the first token's is null") {
   TestServer server;
-  auto answer = parsed(server.post(
-      "/v1/completions",
-      completion(R"(,"echo":true,"logprobs":1,"max_tokens":1)")));
+  auto answer = parsed(server.post("/v1/completions", completion(R"(,"echo":true,"logprobs":1,"max_tokens":1)")));
   CHECK(
       json::serialize(answer.at("choices").at(0).at("logprobs")) ==
       R"({"tokens":["a","b","h"],"token_logprobs":[null,-1E0,-5E-1],)"
       R"("top_logprobs":[null,{"b":-5E-1},{"h":-5E-1}],"text_offset":[0,1,2]})");
-  auto scored = parsed(server.post(
-      "/v1/completions",
-      completion(R"(,"echo":true,"logprobs":0,"max_tokens":0)")));
+  auto scored = parsed(server.post("/v1/completions", completion(R"(,"echo":true,"logprobs":0,"max_tokens":0)")));
   CHECK(text_of(scored) == "ab");
-  CHECK(
-      scored.at("choices")
-          .at(0)
-          .at("logprobs")
-          .at("tokens")
-          .as_array()
-          .size() == 2);
+  CHECK(scored.at("choices").at(0).at("logprobs").at("tokens").as_array().size() == 2);
 }
 
 TEST_CASE("chat: exact bytes of a stream") {
   TestServer server({.says = "hi"});
   auto answer = server.post(
-      "/v1/chat/completions",
-      chat(
-          R"(,"stream":true,"stream_options":{"include_usage":true},"max_tokens":1)"));
+      "/v1/chat/completions", chat(R"(,"stream":true,"stream_options":{"include_usage":true},"max_tokens":1)"));
   CHECK(answer.headers["content-type"] == "text/event-stream; charset=utf-8");
   std::string head =
       R"(data: {"id":"","object":"chat.completion.chunk","created":,"model":"alias","system_fingerprint":"fp_mlx_parallm","choices":[)";
@@ -116,19 +99,16 @@ TEST_CASE("chat: exact bytes of a stream") {
       settled(answer.body) ==
       head +
           R"({"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"usage":null})" +
-          "\n\n" + head +
-          R"({"index":0,"delta":{"content":"h"},"logprobs":null,"finish_reason":null}],"usage":null})" +
-          "\n\n" + head +
-          R"({"index":0,"delta":{},"logprobs":null,"finish_reason":"length"}],"usage":null})" +
-          "\n\n" + head +
+          "\n\n" + head + R"({"index":0,"delta":{"content":"h"},"logprobs":null,"finish_reason":null}],"usage":null})" +
+          "\n\n" + head + R"({"index":0,"delta":{},"logprobs":null,"finish_reason":"length"}],"usage":null})" + "\n\n" +
+          head +
           R"(],"usage":{"prompt_tokens":19,"completion_tokens":1,"total_tokens":20,"prompt_tokens_details":{"cached_tokens":0}}})" +
           "\n\ndata: [DONE]\n\n");
 }
 
 TEST_CASE("n and stream together") {
   TestServer server;
-  auto answer = server.post(
-      "/v1/completions", completion(R"(,"stream":true,"n":3,"max_tokens":4)"));
+  auto answer = server.post("/v1/completions", completion(R"(,"stream":true,"n":3,"max_tokens":4)"));
   std::map<int64_t, std::string> texts;
   size_t at = 0;
   while ((at = answer.body.find("data: {", at)) != std::string::npos) {
@@ -137,36 +117,26 @@ TEST_CASE("n and stream together") {
     texts[event.at("choices").at(0).at("index").as_int64()] += text_of(event);
     at = end;
   }
-  CHECK(
-      texts ==
-      std::map<int64_t, std::string>{{0, "hi t"}, {1, "hi t"}, {2, "hi t"}});
+  CHECK(texts == std::map<int64_t, std::string>{{0, "hi t"}, {1, "hi t"}, {2, "hi t"}});
   CHECK(answer.body.ends_with("data: [DONE]\n\n"));
 }
 
 TEST_CASE("chat goes on with the last message") {
   TestServer server;
-  auto answer = parsed(server.post(
-      "/tokenize",
-      R"({"messages":[{"role":"assistant","content":"x  "}],"continue_final_message":true})"));
+  auto answer = parsed(
+      server.post("/tokenize", R"({"messages":[{"role":"assistant","content":"x  "}],"continue_final_message":true})"));
   CHECK(answer.at("count") == 14); // "[assistant]x  "
 }
 
 TEST_CASE("perplexity, tokenize, detokenize, models") {
   TestServer server;
-  auto ppl = parsed(
-      server.post("/v1/perplexity", R"({"model":"alias","text":"abc"})"));
+  auto ppl = parsed(server.post("/v1/perplexity", R"({"model":"alias","text":"abc"})"));
   CHECK(ppl.at("token_count") == 2);
   CHECK(ppl.at("avg_nll").as_double() == doctest::Approx(1));
-  auto one =
-      parsed(server.post("/v1/perplexity", R"({"model":"alias","text":"a"})"));
+  auto one = parsed(server.post("/v1/perplexity", R"({"model":"alias","text":"a"})"));
   CHECK(one.at("ppl").as_double() == 1);
-  CHECK(
-      parsed(server.post("/tokenize", R"({"prompt":"hello"})"))
-          .at("tokens")
-          .at(0) == 259);
-  CHECK(
-      parsed(server.post("/detokenize", R"({"tokens":[259,33]})"))
-          .at("prompt") == "hello!");
+  CHECK(parsed(server.post("/tokenize", R"({"prompt":"hello"})")).at("tokens").at(0) == 259);
+  CHECK(parsed(server.post("/detokenize", R"({"tokens":[259,33]})")).at("prompt") == "hello!");
   auto models = parsed(server.ask("GET", "/v1/models"));
   CHECK(models.at("data").at(0).at("id") == "test/model");
   CHECK(models.at("data").at(0).at("status") == "loaded");
@@ -176,21 +146,16 @@ TEST_CASE("perplexity, tokenize, detokenize, models") {
 
 TEST_CASE("constrained output follows its grammar") {
   TestServer server;
-  auto chosen = parsed(server.post(
-      "/v1/completions", completion(R"(,"guided_choice":["ok"],"n":2)")));
+  auto chosen = parsed(server.post("/v1/completions", completion(R"(,"guided_choice":["ok"],"n":2)")));
   CHECK(text_of(chosen, 0) == "ok");
   CHECK(text_of(chosen, 1) == "ok");
   auto schema = parsed(server.post(
       "/v1/chat/completions",
-      chat(
-          R"(,"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"const":7}}})")));
+      chat(R"(,"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"const":7}}})")));
   CHECK(schema.at("choices").at(0).at("message").at("content") == "7");
-  auto bad =
-      server.post("/v1/completions", completion(R"(,"guided_regex":"(")"));
+  auto bad = server.post("/v1/completions", completion(R"(,"guided_regex":"(")"));
   CHECK(bad.status == 400);
-  auto two = server.post(
-      "/v1/completions",
-      completion(R"(,"guided_regex":"a","guided_choice":["a"])"));
+  auto two = server.post("/v1/completions", completion(R"(,"guided_regex":"a","guided_choice":["a"])"));
   CHECK(parsed(two).at("error").at("param") == "guided_choice");
 }
 
@@ -198,8 +163,7 @@ TEST_CASE("unknown fields are named, and refused under strict") {
   Setup setup;
   {
     TestServer server(setup);
-    auto answer =
-        server.post("/v1/completions", completion(R"(,"wat":1,"user":"u")"));
+    auto answer = server.post("/v1/completions", completion(R"(,"wat":1,"user":"u")"));
     CHECK(answer.status == 200);
     CHECK(answer.headers["x-ignored-fields"] == "wat");
   }
@@ -263,16 +227,14 @@ TEST_CASE("each malformed chat is a 400 that names its field") {
       {R"(,"messages":[1])", "messages[0]"},
       {R"(,"messages":[{"content":"x"}])", "messages[0].role"},
       {R"(,"messages":[{"role":"user"}])", "messages[0].content"},
-      {R"(,"messages":[{"role":"user","content":[{"type":"image_url"}]}])",
-       "messages[0].content[0]"},
+      {R"(,"messages":[{"role":"user","content":[{"type":"image_url"}]}])", "messages[0].content[0]"},
       {R"(,"tools":[{"type":"function"}])", "tools"},
       {R"(,"tool_choice":"required")", "tool_choice"},
       {R"(,"top_logprobs":2)", "top_logprobs"},
       {R"(,"logprobs":1)", "logprobs"},
       {R"(,"max_completion_tokens":-1)", "max_completion_tokens"},
       {R"(,"chat_template":"x")", "chat_template"},
-      {R"(,"continue_final_message":true,"add_generation_prompt":true)",
-       "continue_final_message"},
+      {R"(,"continue_final_message":true,"add_generation_prompt":true)", "continue_final_message"},
   };
   for (auto [fields, param] : cases) {
     CAPTURE(fields);
@@ -307,9 +269,7 @@ TEST_CASE("bodies that are no JSON object") {
 
 TEST_CASE("a prompt over the context: both lengths in the text") {
   TestServer server;
-  auto answer = server.post(
-      "/v1/completions",
-      R"({"model":"alias","prompt":")" + std::string(300, 'a') + "\"}");
+  auto answer = server.post("/v1/completions", R"({"model":"alias","prompt":")" + std::string(300, 'a') + "\"}");
   CHECK(answer.status == 400);
   auto error = parsed(answer).at("error");
   CHECK(error.at("code") == "context_length_exceeded");
@@ -321,9 +281,7 @@ TEST_CASE("an unknown model is a 404 with OpenAI's words") {
   TestServer server;
   auto answer = server.post("/v1/completions", R"({"model":"x","prompt":"a"})");
   CHECK(answer.status == 404);
-  CHECK(
-      parsed(answer).at("error").at("message") ==
-      "The model `x` does not exist");
+  CHECK(parsed(answer).at("error").at("message") == "The model `x` does not exist");
 }
 
 TEST_CASE("no chat template") {

@@ -11,10 +11,8 @@ using namespace std::chrono_literals;
 namespace {
 
 const std::string body = R"({"model":"alias","prompt":"ab"})";
-const std::string long_body =
-    R"({"model":"alias","prompt":"ab","max_tokens":200})";
-const std::string stream_body =
-    R"({"model":"alias","prompt":"ab","max_tokens":200,"stream":true})";
+const std::string long_body = R"({"model":"alias","prompt":"ab","max_tokens":200})";
+const std::string stream_body = R"({"model":"alias","prompt":"ab","max_tokens":200,"stream":true})";
 
 // Says for about a second.
 Setup slow() {
@@ -45,12 +43,11 @@ TEST_CASE("keep-alive, HEAD, 404, 405, OPTIONS") {
   CHECK(client.read().headers["x-request-id"] == "mine");
 }
 
-TEST_CASE(
-    "requests in one packet are answered in order; a stream keeps the connection") {
+TEST_CASE("requests in one packet are answered in order; a stream keeps the connection") {
   TestServer server;
   Client client(server.server.port());
-  std::string post = "POST /v1/completions HTTP/1.1\r\nContent-Length: " +
-      std::to_string(stream_body.size()) + "\r\n\r\n" + stream_body;
+  std::string post = "POST /v1/completions HTTP/1.1\r\nContent-Length: " + std::to_string(stream_body.size()) +
+      "\r\n\r\n" + stream_body;
   client.send(post + "GET /health HTTP/1.1\r\n\r\n");
   CHECK(client.read().body.ends_with("data: [DONE]\n\n"));
   CHECK(client.read().body == R"({"status":"ok"})");
@@ -70,9 +67,7 @@ TEST_CASE("limits of body and header, and bytes that are not HTTP") {
   setup.server.body_limit = 1000;
   TestServer server(setup);
   CHECK(server.post("/v1/completions", std::string(2000, ' ')).status == 413);
-  CHECK(
-      server.ask("GET", "/health", "", "X: " + std::string(40000, 'x') + "\r\n")
-          .status == 431);
+  CHECK(server.ask("GET", "/health", "", "X: " + std::string(40000, 'x') + "\r\n").status == 431);
   Client client(server.server.port());
   client.send("\x16\x03\x01 nonsense\r\n\r\n");
   CHECK(client.read().status == 400);
@@ -84,12 +79,8 @@ TEST_CASE("an API key, /health open") {
   TestServer server(setup);
   CHECK(server.ask("GET", "/health").status == 200);
   CHECK(server.ask("GET", "/v1/models").status == 401);
-  CHECK(
-      server.ask("GET", "/v1/models", "", "Authorization: Bearer secreT\r\n")
-          .status == 401);
-  CHECK(
-      server.ask("GET", "/v1/models", "", "Authorization: Bearer secret\r\n")
-          .status == 200);
+  CHECK(server.ask("GET", "/v1/models", "", "Authorization: Bearer secreT\r\n").status == 401);
+  CHECK(server.ask("GET", "/v1/models", "", "Authorization: Bearer secret\r\n").status == 200);
 }
 
 TEST_CASE("while the model loads") {
@@ -140,9 +131,7 @@ TEST_CASE("a full inbox is a 429 with Retry-After") {
   setup.engine.max_rows = 1;
   setup.engine.max_waiting = 1;
   TestServer server(setup);
-  auto answer = server.post(
-      "/v1/completions",
-      R"({"model":"alias","prompt":["a","b","c","d"],"max_tokens":200})");
+  auto answer = server.post("/v1/completions", R"({"model":"alias","prompt":["a","b","c","d"],"max_tokens":200})");
   CHECK(answer.status == 429);
   CHECK(answer.headers["retry-after"] == "1");
   CHECK(soon([&] { return server.service.engine()->stats().running == 0; }));
@@ -213,12 +202,8 @@ TEST_CASE("metrics name what happened") {
   TestServer server;
   server.post("/v1/completions", body);
   auto text = server.ask("GET", "/metrics").body;
-  CHECK(
-      text.find("vllm:generation_tokens_total{model_name=\"test/model\"} 9") !=
-      std::string::npos);
-  CHECK(
-      text.find("vllm:time_to_first_token_seconds_count 1") !=
-      std::string::npos);
+  CHECK(text.find("vllm:generation_tokens_total{model_name=\"test/model\"} 9") != std::string::npos);
+  CHECK(text.find("vllm:time_to_first_token_seconds_count 1") != std::string::npos);
   auto debug = json::parse(server.ask("GET", "/debug/metrics").body);
   CHECK(debug.at("decode_tokens_total") == 9);
   // One row of eight, in each step.
@@ -232,8 +217,7 @@ TEST_CASE("many clients at once") {
   for (int i = 0; i < 16; ++i) {
     threads.emplace_back([&, i] {
       for (int k = 0; k < 4; ++k) {
-        auto answer =
-            server.post("/v1/completions", i % 2 ? body : stream_body);
+        auto answer = server.post("/v1/completions", i % 2 ? body : stream_body);
         good += answer.status == 200;
       }
     });

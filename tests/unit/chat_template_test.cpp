@@ -11,10 +11,7 @@ using namespace parallm;
 
 namespace {
 
-std::string render(
-    const std::string& source,
-    const std::string& variables,
-    const std::string& special = "{}") {
+std::string render(const std::string& source, const std::string& variables, const std::string& special = "{}") {
   return ChatTemplate(source, special).render(variables);
 }
 
@@ -44,10 +41,8 @@ TEST_CASE("chat_template: what Python's Jinja writes") {
     const char* text;
   };
   const Case cases[] = {
-      {R"J({{ x }})J",
-       R"J({'b': 1, 'a': [1, 2.5, None, True, 'q\'"<&>é\n']})J"},
-      {R"J({{ x | tojson }})J",
-       R"J({"b": 1, "a": [1, 2.5, null, true, "q'\"<&>é\n"]})J"},
+      {R"J({{ x }})J", R"J({'b': 1, 'a': [1, 2.5, None, True, 'q\'"<&>é\n']})J"},
+      {R"J({{ x | tojson }})J", R"J({"b": 1, "a": [1, 2.5, null, true, "q'\"<&>é\n"]})J"},
       {R"J({{ x | tojson(indent=2) }})J",
        R"J({
   "b": 1,
@@ -80,24 +75,19 @@ TEST_CASE("chat_template: what Python's Jinja writes") {
       {R"J({{ n }}|{{ t }}|{{ f }}|{{ g }}|{{ h }}|{{ missing }}|{{ e }}|{{ d }})J",
        R"J(None|True|1e+20|1e-05|100000.0||[]|{})J"},
       {R"J({{ [f, g, h] | tojson }})J", R"J([1e+20, 1e-05, 100000.0])J"},
-      {R"J({{ x.a | string }}|{{ 5 | string }}|{{ n | string }})J",
-       R"J([1, 2.5, None, True, 'q\'"<&>é\n']|5|None)J"},
+      {R"J({{ x.a | string }}|{{ 5 | string }}|{{ n | string }})J", R"J([1, 2.5, None, True, 'q\'"<&>é\n']|5|None)J"},
       {R"J({{ s | trim }}|{{ s.strip() }}|{{ s.lstrip() }}|{{ 'xxhixx' | trim('x') }}|{{ 12 | trim }})J",
        R"J(Hi there|Hi there|Hi there  |hi|12)J"},
       {R"J({{ n is iterable }}{{ l is iterable }}{{ s is iterable }}{{ missing is iterable }}{{ 1 is iterable }}{{ d is iterable }})J",
        R"J(FalseTrueTrueTrueFalseTrue)J"},
       {R"J({{ s is string }}{{ d is mapping }}{{ l is sequence }}{{ n is none }}{{ missing is defined }}{{ tools is none }})J",
        R"J(TrueTrueTrueTrueFalseTrue)J"},
-      {R"J({% generation %}in{% endgeneration %}|{%- generation -%} a {%- endgeneration -%}|)J",
-       R"J(in|a|)J"},
-      {R"J({% set v = 1 %}{% generation %}{% set v = 2 %}{{ v }}{% endgeneration %}{{ v }})J",
-       R"J(21)J"},
+      {R"J({% generation %}in{% endgeneration %}|{%- generation -%} a {%- endgeneration -%}|)J", R"J(in|a|)J"},
+      {R"J({% set v = 1 %}{% generation %}{% set v = 2 %}{{ v }}{% endgeneration %}{{ v }})J", R"J(21)J"},
       {R"J({% for i in range(9) %}{% if i == 2 %}{% continue %}{% endif %}{% if i == 5 %}{% break %}{% endif %}{{ i }}{% endfor %})J",
        R"J(0134)J"},
-      {R"J({% set ns = namespace(k=0) %}{% for i in l %}{% set ns.k = ns.k + 1 %}{% endfor %}{{ ns.k }})J",
-       R"J(2)J"},
-      {R"J({{ l | join(', ') }}|{{ [1, none, true, 2.0] | join('-') }})J",
-       R"J(a, b|1-None-True-2.0)J"},
+      {R"J({% set ns = namespace(k=0) %}{% for i in l %}{% set ns.k = ns.k + 1 %}{% endfor %}{{ ns.k }})J", R"J(2)J"},
+      {R"J({{ l | join(', ') }}|{{ [1, none, true, 2.0] | join('-') }})J", R"J(a, b|1-None-True-2.0)J"},
       {R"J({{ s[::-1] }}|{{ l[-1] }}|{{ l[:1] }}|{{ s.split() }}|{{ 'a,b,c'.split(',')[-1] }})J",
        R"J(  ereht iH  |b|['a']|['Hi', 'there']|c)J"},
       {R"J({{ 'a</think>b</think>c'.split('</think>')[-1] }}|{{ 'abc'.startswith('ab') }}|{{ 'x'.upper() }}|{{ 'ab cd'.title() }})J",
@@ -106,8 +96,7 @@ TEST_CASE("chat_template: what Python's Jinja writes") {
        R"J(b=1;a=[1, 2.5, None, True, 'q\'"<&>é\n'];)J"},
       {R"J({% for m in l %}{{ loop.index0 }}{{ loop.first }}{{ loop.last }}{{ loop.previtem }}{{ loop.nextitem }};{% endfor %})J",
        R"J(0TrueFalseb;1FalseTruea;)J"},
-      {R"J({% macro f(a, b='z') %}[{{ a }}{{ b }}]{% endmacro %}{{ f(1) }}{{ f(1, b=none) }})J",
-       R"J([1z][1None])J"},
+      {R"J({% macro f(a, b='z') %}[{{ a }}{{ b }}]{% endmacro %}{{ f(1) }}{{ f(1, b=none) }})J", R"J([1z][1None])J"},
       {R"J({{ 7 // 2 }}|{{ 7 / 2 }}|{{ 2 ** 3 }}|{{ 7 % 3 }}|{{ -7 // 2 }}|{{ 1 / 3 }})J",
        R"J(3|3.5|8|1|-4|0.3333333333333333)J"},
       {R"J({{ n.foo is defined }}|{{ missing is not none }}|{{ (n or 'dflt') }}|{{ missing | default('q') }}|{{ n | default('q', true) }})J",
@@ -121,8 +110,7 @@ TEST_CASE("chat_template: what Python's Jinja writes") {
   b|True|xxx)J"},
       {R"J({{ '<b>&' }}|{{ '<b>' | e }}|{{ "it's" }}|{{ ["it's"] }}|{{ ['a"b'] }}|{{ ["\\"] }})J",
        R"J(<b>&|&lt;b&gt;|it's|["it's"]|['a"b']|['\\'])J"},
-      {R"J({% if messages[0]['role'] == 'system' %}S{% else %}N{% endif %})J",
-       R"J(S)J"},
+      {R"J({% if messages[0]['role'] == 'system' %}S{% else %}N{% endif %})J", R"J(S)J"},
       {R"J({{ s.find('H') }}|{{ 'aXb'.replace('X', '-') }}|{{ 'abc' | replace('b', '') }}|{{ 'abc' | upper | lower | capitalize }})J",
        R"J(2|a-b|ac|Abc)J"},
       {R"J({{ [1,2,3] | sum }}|{{ l | unique | list }}|{{ [[1,2],[3]] }}|{{ l is not string and l is iterable }})J",
@@ -172,8 +160,7 @@ TEST_CASE("chat_template: Gemma renames a role and refuses one") {
       render(
           gemma,
           R"({"messages":[{"role":"assistant","content":" a "}],"bos_token":"<b>"})",
-          R"({"bos_token":"<special>"})") ==
-      "<b><start_of_turn>model\na<end_of_turn>\n");
+          R"({"bos_token":"<special>"})") == "<b><start_of_turn>model\na<end_of_turn>\n");
 }
 
 TEST_CASE("chat_template: Mistral's turns must alternate") {
@@ -191,9 +178,8 @@ TEST_CASE("chat_template: Mistral's turns must alternate") {
 }
 
 TEST_CASE("chat_template: the day") {
-  CHECK(std::regex_match(
-      render("{{ strftime_now('%Y-%m-%d') }}", "{}"),
-      std::regex("20[0-9]{2}-[01][0-9]-[0-3][0-9]")));
+  CHECK(
+      std::regex_match(render("{{ strftime_now('%Y-%m-%d') }}", "{}"), std::regex("20[0-9]{2}-[01][0-9]-[0-3][0-9]")));
   CHECK(render("{{ strftime_now('') }}", "{}") == "");
 }
 
@@ -205,8 +191,7 @@ TEST_CASE("chat_template: errors") {
   // A template that runs away ends, and what users wrote stays out of the
   // error's text.
   std::string text = error(
-      "{% for i in range(9999) %}{% for j in range(9999) %}{{ i }}{% endfor %}{% endfor %}",
-      R"({"secret":"hush"})");
+      "{% for i in range(9999) %}{% for j in range(9999) %}{{ i }}{% endfor %}{% endfor %}", R"({"secret":"hush"})");
   CHECK(text.find("fuel") != std::string::npos);
   CHECK(text.find("hush") == std::string::npos);
 }

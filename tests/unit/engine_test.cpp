@@ -26,9 +26,7 @@ EngineOptions engine_options() {
 }
 
 auto make_fake(const EngineOptions& options) {
-  return [options](EngineOptions&) {
-    return std::make_unique<FakeRunner>(options.blocks, options.block_size);
-  };
+  return [options](EngineOptions&) { return std::make_unique<FakeRunner>(options.blocks, options.block_size); };
 }
 
 Request ask(int32_t first, int length, int max_tokens) {
@@ -96,8 +94,7 @@ TEST_CASE("many threads get what each gets alone") {
   const EngineStats stats = engine.stats();
   CHECK(stats.blocks_used == 0);
   CHECK(stats.running + stats.waiting == 0);
-  CHECK(
-      stats.cancelled + stats.finished_length + stats.finished_stop == 8 * 20);
+  CHECK(stats.cancelled + stats.finished_length + stats.finished_stop == 8 * 20);
   CHECK_THROWS_AS(engine.generate(ask(1, 3, 3)), Error);
 }
 
@@ -145,19 +142,11 @@ TEST_CASE("ids and numbers out of range are refused naming the field") {
   CHECK(param_of([](Request& r) { r.prompt[1] = -1; }) == "prompt");
   CHECK(param_of([](Request& r) { r.max_tokens = -1; }) == "max_tokens");
   CHECK(param_of([](Request& r) { r.max_tokens = 999; }) == "max_tokens");
-  CHECK(param_of([&](Request& r) {
-          r.sampling.temperature = nan;
-        }) == "temperature");
+  CHECK(param_of([&](Request& r) { r.sampling.temperature = nan; }) == "temperature");
   CHECK(param_of([](Request& r) { r.sampling.top_p = 0; }) == "top_p");
-  CHECK(param_of([&](Request& r) {
-          r.sampling.logit_bias = {{3, nan}};
-        }) == "logit_bias");
-  CHECK(param_of([](Request& r) {
-          r.sampling.logit_bias = {{99, 1}};
-        }) == "logit_bias");
-  CHECK(param_of([](Request& r) {
-          r.sampling.stop_token_ids = {48};
-        }) == "stop_token_ids");
+  CHECK(param_of([&](Request& r) { r.sampling.logit_bias = {{3, nan}}; }) == "logit_bias");
+  CHECK(param_of([](Request& r) { r.sampling.logit_bias = {{99, 1}}; }) == "logit_bias");
+  CHECK(param_of([](Request& r) { r.sampling.stop_token_ids = {48}; }) == "stop_token_ids");
 }
 
 TEST_CASE("wake is called when a stream fills, and at once when it is full") {
@@ -190,10 +179,7 @@ TEST_CASE("a job runs with no step under way, and its error is its caller's") {
 TEST_CASE("a runner that can't be made is the constructor's error") {
   CHECK_THROWS_WITH(
       Engine(
-          engine_options(),
-          [](EngineOptions&) -> std::unique_ptr<Runner> {
-            throw std::runtime_error("no weights");
-          }),
+          engine_options(), [](EngineOptions&) -> std::unique_ptr<Runner> { throw std::runtime_error("no weights"); }),
       "no weights");
 }
 

@@ -41,33 +41,13 @@ TEST_CASE("gguf_tokenizer: each kind splits numbers its own way") {
 }
 
 TEST_CASE("gguf_tokenizer: every kind encodes and decodes any text") {
-  for (const char* pre :
-       {"smollm",
-        "starcoder",
-        "refact",
-        "command-r",
-        "codeshell",
-        "exaone",
-        "gpt-2",
-        "olmo",
-        "mpt",
-        "llama-bpe",
-        "llama3",
-        "llama-v3",
-        "falcon3",
-        "dbrx",
-        "smaug-bpe",
-        "qwen2",
-        "deepseek-r1-qwen",
-        "stablelm2",
-        "tekken",
-        "gpt-4o",
-        "deepseek-v3",
-        "default"}) {
+  for (const char* pre : {"smollm",  "starcoder", "refact",      "command-r", "codeshell",        "exaone",
+                          "gpt-2",   "olmo",      "mpt",         "llama-bpe", "llama3",           "llama-v3",
+                          "falcon3", "dbrx",      "smaug-bpe",   "qwen2",     "deepseek-r1-qwen", "stablelm2",
+                          "tekken",  "gpt-4o",    "deepseek-v3", "default"}) {
     CAPTURE(pre);
     Tokenizer t(tokenizer_json(vocabulary(pre)));
-    const char* text =
-        "Hi, I'LL say:  \"你好\" 12345\r\n\n\tx<tool> é🙂 [a]_{b}";
+    const char* text = "Hi, I'LL say:  \"你好\" 12345\r\n\n\tx<tool> é🙂 [a]_{b}";
     CHECK(t.decode(t.encode(text, true), false) == text);
   }
 }

@@ -17,8 +17,7 @@ constexpr int vocabulary = 300; // wider than the tokenizer
 const std::vector<int32_t> ends = {end_id, 263};
 
 struct Walk {
-  Walk(const Grammars& grammars, GrammarKind kind, std::string_view source)
-      : grammar(grammars.compile(kind, source)) {}
+  Walk(const Grammars& grammars, GrammarKind kind, std::string_view source) : grammar(grammars.compile(kind, source)) {}
 
   bool can(int32_t id) {
     std::vector<uint32_t> words((vocabulary + 31) / 32);
@@ -123,17 +122,13 @@ TEST_CASE("grammar: errors are the compiler's own words") {
     }
     return "none";
   };
-  CHECK(
-      text(GrammarKind::json_schema, "{").starts_with("[grammar] the schema"));
-  CHECK(
-      text(GrammarKind::json_schema, R"({"type":"nothing"})").find("nothing") !=
-      std::string::npos);
+  CHECK(text(GrammarKind::json_schema, "{").starts_with("[grammar] the schema"));
+  CHECK(text(GrammarKind::json_schema, R"({"type":"nothing"})").find("nothing") != std::string::npos);
   CHECK(text(GrammarKind::regex, "a(").starts_with("[grammar] "));
   CHECK(text(GrammarKind::lark, "start: x").find("x") != std::string::npos);
   CHECK_THROWS_AS(Grammars(t, 10, ends), Error);
   CHECK_THROWS_AS(Grammars(t, vocabulary, {}), Error);
-  CHECK_THROWS_AS(
-      Grammars(t, vocabulary, std::vector<int32_t>{vocabulary}), Error);
+  CHECK_THROWS_AS(Grammars(t, vocabulary, std::vector<int32_t>{vocabulary}), Error);
 }
 
 TEST_CASE("grammar: outlives the tokenizer's C++ object") {

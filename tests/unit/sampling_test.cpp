@@ -32,7 +32,5 @@ TEST_CASE("draw is uniform over indices and over seeds") {
 
 TEST_CASE("high halves of seed and index count") {
   const uint64_t high = uint64_t{1} << 32;
-  CHECK(
-      std::set<float>{draw(1, 1), draw(1 + high, 1), draw(1, 1 + high)}
-          .size() == 3);
+  CHECK(std::set<float>{draw(1, 1), draw(1 + high, 1), draw(1, 1 + high)}.size() == 3);
 }

@@ -51,9 +51,7 @@ Request request(std::vector<int32_t> prompt, int max_tokens) {
 /** The engine's loop without its thread. */
 struct World {
   explicit World(EngineOptions given)
-      : options(given),
-        scheduler(given, guard),
-        runner(given.blocks, given.block_size) {}
+      : options(given), scheduler(given, guard), runner(given.blocks, given.block_size) {}
 
   Plan step() {
     Plan plan = scheduler.plan();
@@ -203,8 +201,7 @@ TEST_CASE("a preempted row goes on with the same text") {
   world.finish();
   CHECK(world.scheduler.stats().preemptions > 0);
   for (int i = 0; i < 3; ++i) {
-    check_same(
-        world.outputs[i + 1], alone(request(count_up(5, i * 7), 20), nullptr));
+    check_same(world.outputs[i + 1], alone(request(count_up(5, i * 7), 20), nullptr));
   }
 }
 
@@ -309,8 +306,7 @@ TEST_CASE("whatever runs beside it, a row gives what it gives alone") {
     options.prefix_cache = below(4) > 0;
     World world(options);
     for (int i = below(2) ? 0 : 3; i > 0; --i) {
-      (below(2) ? world.runner.fail_launch : world.runner.fail_collect)
-          .insert(1 + below(60));
+      (below(2) ? world.runner.fail_launch : world.runner.fail_collect).insert(1 + below(60));
       ++failures;
     }
     std::map<uint64_t, Asked> asked;
@@ -318,8 +314,7 @@ TEST_CASE("whatever runs beside it, a row gives what it gives alone") {
       if (left > 0 && below(3) == 0) {
         --left;
         Asked one;
-        one.request = random_request(
-            random, one.masked, options.blocks * options.block_size);
+        one.request = random_request(random, one.masked, options.blocks * options.block_size);
         asked.emplace(world.scheduler.add(one.request), one);
       }
       if (!asked.empty() && below(40) == 0) {
@@ -340,8 +335,7 @@ TEST_CASE("whatever runs beside it, a row gives what it gives alone") {
       if (got.finish == Finish::cancelled || got.finish == Finish::error) {
         CHECK((one.cancelled || got.finish == Finish::error));
         REQUIRE(got.tokens.size() <= wanted.tokens.size());
-        CHECK(std::equal(
-            got.tokens.begin(), got.tokens.end(), wanted.tokens.begin()));
+        CHECK(std::equal(got.tokens.begin(), got.tokens.end(), wanted.tokens.begin()));
       } else {
         check_same(got, wanted);
       }
@@ -350,10 +344,7 @@ TEST_CASE("whatever runs beside it, a row gives what it gives alone") {
     preemptions += stats.preemptions;
     hits += stats.prefix_hits;
     cancelled += stats.cancelled;
-    CHECK(
-        stats.cancelled + stats.failed + stats.finished_stop +
-            stats.finished_length ==
-        asked.size());
+    CHECK(stats.cancelled + stats.failed + stats.finished_stop + stats.finished_length == asked.size());
   }
   // The workloads reach what they are meant to reach.
   CHECK(preemptions > 100);

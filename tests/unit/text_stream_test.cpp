@@ -26,11 +26,7 @@ std::string all(TextStream& stream, const Ids& ids) {
 std::string library_decode(const Tokenizer& t, const Ids& ids, bool skip) {
   std::vector<uint32_t> raw(ids.begin(), ids.end());
   text_bytes out, error;
-  expect(
-      text_tokenizer_decode(
-          t.handle().ffi.get(), raw.data(), raw.size(), skip, &out, &error),
-      error,
-      "test");
+  expect(text_tokenizer_decode(t.handle().ffi.get(), raw.data(), raw.size(), skip, &out, &error), error, "test");
   return take(out);
 }
 
@@ -106,8 +102,7 @@ TEST_CASE("text_stream: equals the library's own decode") {
   }
   // Of a run of bytes that is not all UTF-8 the library keeps nothing; so here
   // only whole characters and words.
-  for (const char* decoder :
-       {test::llama2_decoder, test::gemma_decoder, test::metaspace_decoder}) {
+  for (const char* decoder : {test::llama2_decoder, test::gemma_decoder, test::metaspace_decoder}) {
     Tokenizer t(test::sentence_piece(decoder));
     bool has_bytes = decoder != test::metaspace_decoder;
     for (int round = 0; round < 2000; ++round) {

@@ -65,8 +65,7 @@ TEST_CASE("tokenizer: ids, special tokens, size") {
   CHECK_FALSE(t.is_special(264));
 }
 
-TEST_CASE(
-    "tokenizer: sentencepiece keeps the spaces but the one it put there") {
+TEST_CASE("tokenizer: sentencepiece keeps the spaces but the one it put there") {
   Tokenizer t(test::sentence_piece(test::llama2_decoder));
   for (const char* text : {"hi", " hi", "hi  hi", "é 你 🙂", "  "}) {
     CHECK(t.decode(t.encode(text, false), true) == text);

@@ -13,9 +13,7 @@ class PagedAttention : public CpuPrimitive {
 
   DEFINE_NAME(parallm_paged_attention)
 
-  void eval_cpu(
-      const std::vector<mx::array>& inputs,
-      std::vector<mx::array>& outputs) override {
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     auto& encoder = mx::cpu::get_command_encoder(stream());
     std::vector<mx::array> in;
     for (size_t i = 0; i < inputs.size(); i++) {
@@ -81,46 +79,35 @@ mx::array paged_attention(
     const mx::array& table,
     const std::optional<mx::array>& sinks,
     const PagedAttentionShape& shape) {
-  check(
-      q.ndim() == 3 && is_float(q.dtype()),
-      "q must be [T,H,D] of a float type",
-      q);
+  check(q.ndim() == 3 && is_float(q.dtype()), "q must be [T,H,D] of a float type", q);
   const int T = q.shape(0), H = q.shape(1), D = q.shape(2);
   check(
-      k.ndim() == 3 && k.shape(0) == T && k.shape(2) == D && k.shape(1) > 0 &&
-          H % k.shape(1) == 0 && k.dtype() == q.dtype(),
+      k.ndim() == 3 && k.shape(0) == T && k.shape(2) == D && k.shape(1) > 0 && H % k.shape(1) == 0 &&
+          k.dtype() == q.dtype(),
       "k must be [T,G,D] of q's type, G a divisor of H",
       k);
   const int G = k.shape(1);
   check(
-      v.ndim() == 3 && v.shape(0) == T && v.shape(1) == G &&
-          v.dtype() == q.dtype(),
+      v.ndim() == 3 && v.shape(0) == T && v.shape(1) == G && v.dtype() == q.dtype(),
       "v must be [T,G,Dv] of q's type",
       v);
   const int block = shape.block_size;
   check(
-      k_pool.ndim() == 4 && block > 0 && k_pool.shape(1) == block &&
-          k_pool.shape(2) == G && k_pool.shape(3) == D &&
+      k_pool.ndim() == 4 && block > 0 && k_pool.shape(1) == block && k_pool.shape(2) == G && k_pool.shape(3) == D &&
           is_float(k_pool.dtype()),
       "k_pool must be [blocks,block_size,G,D] of a float type",
       k_pool);
   check(
-      v_pool.ndim() == 4 && v_pool.shape(0) == k_pool.shape(0) &&
-          v_pool.shape(1) == block && v_pool.shape(2) == G &&
+      v_pool.ndim() == 4 && v_pool.shape(0) == k_pool.shape(0) && v_pool.shape(1) == block && v_pool.shape(2) == G &&
           v_pool.shape(3) == v.shape(2) && v_pool.dtype() == k_pool.dtype(),
       "v_pool must be [blocks,block_size,G,Dv] of k_pool's type",
       v_pool);
+  check(spans.ndim() == 2 && spans.shape(1) == 3 && spans.dtype() == mx::int32, "spans must be int32 [R,3]", spans);
   check(
-      spans.ndim() == 2 && spans.shape(1) == 3 && spans.dtype() == mx::int32,
-      "spans must be int32 [R,3]",
-      spans);
-  check(
-      table.ndim() == 2 && table.shape(0) == spans.shape(0) &&
-          table.dtype() == mx::int32,
+      table.ndim() == 2 && table.shape(0) == spans.shape(0) && table.dtype() == mx::int32,
       "table must be int32 [R,width]",
       table);
-  if (shape.rope_dims < 0 || shape.rope_dims > D || shape.rope_dims % 2 != 0 ||
-      shape.window < 0 || shape.softcap < 0) {
+  if (shape.rope_dims < 0 || shape.rope_dims > D || shape.rope_dims % 2 != 0 || shape.window < 0 || shape.softcap < 0) {
     fail_op(
         "paged_attention",
         "rope_dims must be even, from 0 to D; window and softcap not negative; got ",
@@ -132,29 +119,15 @@ mx::array paged_attention(
   }
   if (shape.rope_dims > 0) {
     const mx::Shape angles{T, shape.rope_dims / 2};
-    check(
-        cos.shape() == angles && cos.dtype() == mx::float32,
-        "cos must be float32 [T,rope_dims/2]",
-        cos);
-    check(
-        sin.shape() == angles && sin.dtype() == mx::float32,
-        "sin must be float32 [T,rope_dims/2]",
-        sin);
+    check(cos.shape() == angles && cos.dtype() == mx::float32, "cos must be float32 [T,rope_dims/2]", cos);
+    check(sin.shape() == angles && sin.dtype() == mx::float32, "sin must be float32 [T,rope_dims/2]", sin);
   }
-  std::vector<mx::array> inputs{
-      q, k, v, cos, sin, k_pool, v_pool, spans, table};
+  std::vector<mx::array> inputs{q, k, v, cos, sin, k_pool, v_pool, spans, table};
   if (sinks) {
-    check(
-        sinks->shape() == mx::Shape{H} && sinks->dtype() == mx::float32,
-        "sinks must be float32 [H]",
-        *sinks);
+    check(sinks->shape() == mx::Shape{H} && sinks->dtype() == mx::float32, "sinks must be float32 [H]", *sinks);
     inputs.push_back(*sinks);
   }
-  return mx::array(
-      {T, H, v.shape(2)},
-      q.dtype(),
-      std::make_shared<PagedAttention>(shape),
-      std::move(inputs));
+  return mx::array({T, H, v.shape(2)}, q.dtype(), std::make_shared<PagedAttention>(shape), std::move(inputs));
 }
 
 } // namespace parallm::cpu

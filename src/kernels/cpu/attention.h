@@ -34,8 +34,7 @@ struct AttentionJob {
   /** Where position `p` of a span's sequence lies in the pools, in rows of [G,
    * D]. */
   size_t place(size_t span, size_t p) const {
-    return table[span * table_width + p / block_size] * block_size +
-        p % block_size;
+    return table[span * table_width + p / block_size] * block_size + p % block_size;
   }
 };
 

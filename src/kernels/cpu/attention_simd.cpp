@@ -23,8 +23,7 @@ namespace parallm::cpu {
 namespace HWY_NAMESPACE {
 
 constexpr size_t tile_width = 32; // positions
-constexpr size_t tile_rows =
-    32; // query heads of one kv head that share loads, about
+constexpr size_t tile_rows = 32; // query heads of one kv head that share loads, about
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
 enum Scratch { scratch_head, scratch_item };
@@ -85,13 +84,9 @@ struct State {
     dim = round_up(job.dim, lanes);
     v_dim = round_up(job.v_dim, lanes);
     const size_t padded_rows = round_up(rows, 16); // keeps what follows aligned
-    float* next = thread_scratch(
-        scratch_item,
-        (rows + tile_width) * (dim + v_dim) + rows * tile_width +
-            2 * padded_rows);
-    const auto take = [&](size_t count) {
-      return std::exchange(next, next + count);
-    };
+    float* next =
+        thread_scratch(scratch_item, (rows + tile_width) * (dim + v_dim) + rows * tile_width + 2 * padded_rows);
+    const auto take = [&](size_t count) { return std::exchange(next, next + count); };
     top = take(padded_rows);
     mass = take(padded_rows);
     scores = take(rows * tile_width);
@@ -126,11 +121,7 @@ void load_queries(const AttentionJob& job, const Item& item, State& state) {
     const size_t t = job.spans[item.span * 3] + item.first + row / heads;
     const size_t h = item.kv_head * heads + row % heads;
     float* q = state.q + row * state.dim;
-    widen(
-        static_cast<const T*>(job.q) + (t * job.heads + h) * job.dim,
-        job.dim,
-        q,
-        state.dim);
+    widen(static_cast<const T*>(job.q) + (t * job.heads + h) * job.dim, job.dim, q, state.dim);
     rotate(job, t, q);
     const V scale = hn::Set(F32(), job.scale);
     for (size_t i = 0; i < state.dim; i += lanes) {
@@ -144,25 +135,11 @@ void load_queries(const AttentionJob& job, const Item& item, State& state) {
 }
 
 template <class P>
-void load_tile(
-    const AttentionJob& job,
-    const Item& item,
-    size_t base,
-    Range part,
-    State& state) {
+void load_tile(const AttentionJob& job, const Item& item, size_t base, Range part, State& state) {
   for (size_t j = part.begin; j < part.end; j++) {
-    const size_t head =
-        job.place(item.span, base + j) * job.kv_heads + item.kv_head;
-    widen(
-        static_cast<const P*>(job.k_pool) + head * job.dim,
-        job.dim,
-        state.k + j * state.dim,
-        state.dim);
-    widen(
-        static_cast<const P*>(job.v_pool) + head * job.v_dim,
-        job.v_dim,
-        state.v + j * state.v_dim,
-        state.v_dim);
+    const size_t head = job.place(item.span, base + j) * job.kv_heads + item.kv_head;
+    widen(static_cast<const P*>(job.k_pool) + head * job.dim, job.dim, state.k + j * state.dim, state.dim);
+    widen(static_cast<const P*>(job.v_pool) + head * job.v_dim, job.v_dim, state.v + j * state.v_dim, state.v_dim);
   }
 }
 
@@ -255,11 +232,8 @@ void attend(const AttentionJob& job, const Item& item) {
   const size_t heads = job.heads / job.kv_heads;
   const size_t position = job.spans[item.span * 3 + 2] + item.first;
   const Range all{visible(job, position).begin, position + item.count};
-  const auto part_of = [&](size_t row, size_t base) {
-    return within(visible(job, position + row / heads), base);
-  };
-  for (size_t base = all.begin / tile_width * tile_width; base < all.end;
-       base += tile_width) {
+  const auto part_of = [&](size_t row, size_t base) { return within(visible(job, position + row / heads), base); };
+  for (size_t base = all.begin / tile_width * tile_width; base < all.end; base += tile_width) {
     const Range part = within(all, base);
     load_tile<P>(job, item, base, part, state);
     std::memset(state.scores, 0, state.rows * tile_width * sizeof(float));
@@ -280,8 +254,7 @@ void attend(const AttentionJob& job, const Item& item) {
     }
     for (size_t row = 0; row < state.rows;) {
       const Range seen = part_of(row, base);
-      const Range fourth =
-          row + 4 <= state.rows ? part_of(row + 3, base) : Range{1, 0};
+      const Range fourth = row + 4 <= state.rows ? part_of(row + 3, base) : Range{1, 0};
       if (seen.begin == fourth.begin && seen.end == fourth.end) {
         add_values<4>(state, row, seen);
         row += 4;
@@ -298,10 +271,7 @@ void attend(const AttentionJob& job, const Item& item) {
     for (size_t i = 0; i < state.v_dim; i += lanes) {
       store(hn::Div(load(out + i), hn::Set(F32(), state.mass[row])), out + i);
     }
-    narrow(
-        out,
-        job.v_dim,
-        static_cast<T*>(job.out) + (t * job.heads + h) * job.v_dim);
+    narrow(out, job.v_dim, static_cast<T*>(job.out) + (t * job.heads + h) * job.v_dim);
   }
 }
 
@@ -358,23 +328,17 @@ void check_job(const AttentionJob& job) {
     }
   };
   for (size_t r = 0; r < job.span_count; r++) {
-    const int64_t first = job.spans[r * 3], count = job.spans[r * 3 + 1],
-                  offset = job.spans[r * 3 + 2];
+    const int64_t first = job.spans[r * 3], count = job.spans[r * 3 + 1], offset = job.spans[r * 3 + 2];
     holds(
-        first >= 0 && count >= 0 && offset >= 0 &&
-            first + count <= static_cast<int64_t>(job.tokens),
+        first >= 0 && count >= 0 && offset >= 0 && first + count <= static_cast<int64_t>(job.tokens),
         "a span lies outside the step");
     const size_t used = (offset + count + job.block_size - 1) / job.block_size;
     holds(used <= job.table_width, "a span is longer than its table row");
     // Blocks that only positions before every window use may be gone.
-    const size_t seen = job.window > 0 && offset + 1 > int64_t(job.window)
-        ? offset + 1 - job.window
-        : 0;
+    const size_t seen = job.window > 0 && offset + 1 > int64_t(job.window) ? offset + 1 - job.window : 0;
     for (size_t b = seen / job.block_size; count > 0 && b < used; b++) {
       const int64_t id = job.table[r * job.table_width + b];
-      holds(
-          id >= 0 && id < static_cast<int64_t>(job.blocks),
-          "a table row names a block outside the pool");
+      holds(id >= 0 && id < static_cast<int64_t>(job.blocks), "a table row names a block outside the pool");
     }
   }
 }

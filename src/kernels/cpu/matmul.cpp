@@ -17,9 +17,7 @@ class Matmul : public CpuPrimitive {
     return group_size_ == same.group_size_ && bits_ == same.bits_;
   }
 
-  void eval_cpu(
-      const std::vector<mx::array>& inputs,
-      std::vector<mx::array>& outputs) override {
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     auto& encoder = mx::cpu::get_command_encoder(stream());
     std::vector<mx::array> in;
     for (const auto& input : inputs) {
@@ -59,8 +57,7 @@ class Matmul : public CpuPrimitive {
 
 void check_rows(const char* op, const mx::array& x) {
   if (x.ndim() != 2 || !is_float(x.dtype())) {
-    fail_op(
-        op, "x must be [M,K] of a float type; got ", x.shape(), " ", x.dtype());
+    fail_op(op, "x must be [M,K] of a float type; got ", x.shape(), " ", x.dtype());
   }
 }
 
@@ -73,41 +70,20 @@ mx::array node(
     int bits) {
   if (bias) {
     if (bias->shape() != mx::Shape{columns} || !is_float(bias->dtype())) {
-      fail_op(
-          op,
-          "bias must be [",
-          columns,
-          "] of a float type; got ",
-          bias->shape(),
-          " ",
-          bias->dtype());
+      fail_op(op, "bias must be [", columns, "] of a float type; got ", bias->shape(), " ", bias->dtype());
     }
     inputs.push_back(*bias);
   }
   const auto& x = inputs[0];
-  return mx::array(
-      {x.shape(0), columns},
-      x.dtype(),
-      std::make_shared<Matmul>(group_size, bits),
-      std::move(inputs));
+  return mx::array({x.shape(0), columns}, x.dtype(), std::make_shared<Matmul>(group_size, bits), std::move(inputs));
 }
 
 } // namespace
 
-mx::array matmul(
-    const mx::array& x,
-    const mx::array& w,
-    const std::optional<mx::array>& bias) {
+mx::array matmul(const mx::array& x, const mx::array& w, const std::optional<mx::array>& bias) {
   check_rows("matmul", x);
   if (w.ndim() != 2 || w.shape(1) != x.shape(1) || !is_float(w.dtype())) {
-    fail_op(
-        "matmul",
-        "w must be [N,",
-        x.shape(1),
-        "] of a float type; got ",
-        w.shape(),
-        " ",
-        w.dtype());
+    fail_op("matmul", "w must be [N,", x.shape(1), "] of a float type; got ", w.shape(), " ", w.dtype());
   }
   return node("matmul", {x, w}, w.shape(0), bias, 0, 0);
 }
@@ -124,18 +100,11 @@ mx::array quantized_matmul(
   check_rows(op, x);
   const int inner = x.shape(1);
   const bool known_bits = bits >= 2 && bits <= 8 && bits != 7;
-  const bool known_group = group_size == 16 || group_size == 32 ||
-      group_size == 64 || group_size == 128;
+  const bool known_group = group_size == 16 || group_size == 32 || group_size == 64 || group_size == 128;
   if (!known_bits || !known_group) {
-    fail_op(
-        op,
-        "bits must be 2, 3, 4, 5, 6 or 8 and group_size 16, 32, 64 or 128; got ",
-        bits,
-        " and ",
-        group_size);
+    fail_op(op, "bits must be 2, 3, 4, 5, 6 or 8 and group_size 16, 32, 64 or 128; got ", bits, " and ", group_size);
   }
-  if (w.ndim() != 2 || w.dtype() != mx::uint32 || inner % group_size != 0 ||
-      w.shape(1) * 32 != inner * bits) {
+  if (w.ndim() != 2 || w.dtype() != mx::uint32 || inner % group_size != 0 || w.shape(1) * 32 != inner * bits) {
     fail_op(
         op,
         "w must be uint32 [N,K*bits/32] with K = ",
@@ -148,8 +117,8 @@ mx::array quantized_matmul(
         w.dtype());
   }
   const mx::Shape groups{w.shape(0), inner / group_size};
-  if (scales.shape() != groups || biases.shape() != groups ||
-      !is_float(scales.dtype()) || scales.dtype() != biases.dtype()) {
+  if (scales.shape() != groups || biases.shape() != groups || !is_float(scales.dtype()) ||
+      scales.dtype() != biases.dtype()) {
     fail_op(
         op,
         "scales and biases must be ",

@@ -22,13 +22,7 @@ constexpr size_t few_rows = 8;
 // Distance of a stretch's columns in scratch: not a power of two, as columns
 // that far apart would all fall into the same few sets of the L1 cache.
 constexpr size_t spacing = stretch + 16;
-enum Scratch {
-  scratch_x,
-  scratch_sums,
-  scratch_wide,
-  scratch_scales,
-  scratch_bytes
-};
+enum Scratch { scratch_x, scratch_sums, scratch_wide, scratch_scales, scratch_bytes };
 
 /** Scales and biases of columns' groups in one stretch, as floats. */
 struct Groups {
@@ -84,8 +78,7 @@ struct Nibbles {
       if constexpr (lanes <= 8) {
         return hn::Set(du, *at);
       } else {
-        return hn::IfThenElse(
-            hn::FirstN(du, 8), hn::Set(du, at[0]), hn::Set(du, at[1]));
+        return hn::IfThenElse(hn::FirstN(du, 8), hn::Set(du, at[0]), hn::Set(du, at[1]));
       }
     }
   };
@@ -118,8 +111,7 @@ struct Bytes {
 
     HWY_INLINE V at(size_t k) const {
       const hn::RebindToSigned<U32> di;
-      const auto q =
-          hn::PromoteTo(di, hn::LoadU(hn::Rebind<uint8_t, F32>(), bytes + k));
+      const auto q = hn::PromoteTo(di, hn::LoadU(hn::Rebind<uint8_t, F32>(), bytes + k));
       return hn::MulAdd(hn::ConvertTo(F32(), q), scale, bias);
     }
   };
@@ -177,8 +169,7 @@ void spread(const uint8_t* packed, size_t count, uint8_t* bytes) {
     }
     // Halves, quarters and eighths move apart, each to its own bytes.
     constexpr uint64_t low4 = (uint64_t{1} << (4 * Bits)) - 1;
-    constexpr uint64_t low2 =
-        ((uint64_t{1} << (2 * Bits)) - 1) * 0x0000000100000001;
+    constexpr uint64_t low2 = ((uint64_t{1} << (2 * Bits)) - 1) * 0x0000000100000001;
     v = (v & low4) | (v >> (4 * Bits) << 32);
     v = (v & low2) | ((v >> (2 * Bits) & low2) << 16);
     constexpr uint64_t low1 = mask * 0x0001000100010001;
@@ -205,10 +196,7 @@ struct Opened<Nibbles> {
   static Nibbles of(const MatmulJob& job, const Part& part) {
     const auto* words = static_cast<const uint32_t*>(job.w);
     const size_t stride = job.inner / 8;
-    return {
-        words + part.first * stride + part.k / 8,
-        stride,
-        open_groups(job, part)};
+    return {words + part.first * stride + part.k / 8, stride, open_groups(job, part)};
   }
 };
 
@@ -216,13 +204,11 @@ template <>
 struct Opened<Bytes> {
   static Bytes of(const MatmulJob& job, const Part& part) {
     const size_t stride = job.inner / 8 * job.bits;
-    const auto* packed = static_cast<const uint8_t*>(job.w) +
-        part.first * stride + part.k / 8 * job.bits;
+    const auto* packed = static_cast<const uint8_t*>(job.w) + part.first * stride + part.k / 8 * job.bits;
     if (job.bits == 8) {
       return {packed, stride, open_groups(job, part)};
     }
-    auto* bytes = reinterpret_cast<uint8_t*>(
-        thread_scratch(scratch_bytes, part.count * spacing / sizeof(float)));
+    auto* bytes = reinterpret_cast<uint8_t*>(thread_scratch(scratch_bytes, part.count * spacing / sizeof(float)));
     const auto spread_bits = job.bits == 2 ? &spread<2>
         : job.bits == 3                    ? &spread<3>
         : job.bits == 5                    ? &spread<5>
@@ -236,12 +222,7 @@ struct Opened<Bytes> {
 
 /** A part's weights as floats, columns `spacing` apart; past `used` zeros. */
 template <class Weights>
-void unpack(
-    const Weights& weights,
-    const Part& part,
-    size_t group,
-    size_t,
-    float* to) {
+void unpack(const Weights& weights, const Part& part, size_t group, size_t, float* to) {
   for (size_t n = 0; n < part.count; n++, to += spacing) {
     auto column = weights.column(n);
     for (size_t k = 0, g = 0; k < part.length; g++) {
@@ -254,12 +235,7 @@ void unpack(
 }
 
 template <class T>
-void unpack(
-    const Dense<T>& weights,
-    const Part& part,
-    size_t,
-    size_t used,
-    float* to) {
+void unpack(const Dense<T>& weights, const Part& part, size_t, size_t used, float* to) {
   for (size_t n = 0; n < part.count; n++, to += spacing) {
     widen(weights.w + n * weights.stride, used, to, part.length);
   }
@@ -286,9 +262,7 @@ Rows float_rows(const MatmulJob& job) {
 void write(const MatmulJob& job, float* sums, size_t first, size_t count) {
   float bias[max_columns + lanes];
   if (job.bias) {
-    with_type(job.bias_type, job.bias, [&](auto* values) {
-      widen(values + first, count, bias, 0);
-    });
+    with_type(job.bias_type, job.bias, [&](auto* values) { widen(values + first, count, bias, 0); });
   }
   with_type(job.x_type, job.out, [&](auto* out) {
     for (size_t m = 0; m < job.rows; m++) {
@@ -320,15 +294,7 @@ void run_columns(const MatmulJob& job, Rows x, size_t first, size_t count) {
     }
     float* wide = thread_scratch(scratch_wide, count * spacing);
     unpack(weights, part, group, std::min(part.length, job.inner - k), wide);
-    multiply(
-        rows,
-        job.rows,
-        Dense<float>{wide, spacing},
-        count,
-        part.length,
-        part.length,
-        sums,
-        count);
+    multiply(rows, job.rows, Dense<float>{wide, spacing}, count, part.length, part.length, sums, count);
   }
   write(job, sums, first, count);
 }
@@ -336,10 +302,8 @@ void run_columns(const MatmulJob& job, Rows x, size_t first, size_t count) {
 template <class Weights>
 void run(const MatmulJob& job) {
   const Rows x = float_rows(job);
-  const size_t wanted =
-      job.columns / (4 * static_cast<size_t>(threads())); // chunks even out
-  const size_t count = std::clamp(
-      wanted / 4 * 4, size_t{8}, job.rows > few_rows ? 32 : max_columns);
+  const size_t wanted = job.columns / (4 * static_cast<size_t>(threads())); // chunks even out
+  const size_t count = std::clamp(wanted / 4 * 4, size_t{8}, job.rows > few_rows ? 32 : max_columns);
   parallel_for((job.columns + count - 1) / count, [&](size_t chunk) {
     const size_t first = chunk * count;
     run_columns<Weights>(job, x, first, std::min(count, job.columns - first));

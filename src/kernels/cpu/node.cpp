@@ -32,12 +32,7 @@ mx::array row_contiguous(const mx::array& a, mx::cpu::CommandEncoder& encoder) {
     return a;
   }
   mx::array copy(a.shape(), a.dtype(), nullptr, {});
-  Copy task{
-      a.data<char>(),
-      allocate<char>(copy),
-      a.itemsize(),
-      a.shape(),
-      a.strides()};
+  Copy task{a.data<char>(), allocate<char>(copy), a.itemsize(), a.shape(), a.strides()};
   encoder.dispatch([task]() mutable { task.run(0, 0); });
   encoder.add_temporary(copy);
   return copy;
@@ -48,9 +43,7 @@ bool is_float(mx::Dtype type) {
 }
 
 Type element_type(const mx::array& a) {
-  return a.dtype() == mx::float32 ? Type::f32
-      : a.dtype() == mx::float16  ? Type::f16
-                                  : Type::bf16;
+  return a.dtype() == mx::float32 ? Type::f32 : a.dtype() == mx::float16 ? Type::f16 : Type::bf16;
 }
 
 } // namespace parallm::cpu

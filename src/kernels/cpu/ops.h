@@ -16,10 +16,7 @@ namespace parallm::cpu {
 namespace mx = mlx::core;
 
 /** x [M,K], w [N,K] (float32, float16 or bfloat16) -> x wᵀ (+ bias [N]) [M,N]. */
-mx::array matmul(
-    const mx::array& x,
-    const mx::array& w,
-    const std::optional<mx::array>& bias = {});
+mx::array matmul(const mx::array& x, const mx::array& w, const std::optional<mx::array>& bias = {});
 
 /** As matmul, with w in MLX's affine quantization: w uint32 [N, K*bits/32], scales and biases [N, K/group_size]
  *  (float32, float16 or bfloat16); bits 2, 3, 4, 5, 6, 8, group_size 32, 64, 128 (mlx/ops.h, `quantize`). */
@@ -41,9 +38,9 @@ mx::array swiglu(const mx::array& gate, const mx::array& up);
 struct PagedAttentionShape {
   int block_size;
   float scale;
-  int window;          // 0: none
-  float softcap;       // 0: none
-  int rope_dims;       // 0: no rotation
+  int window; // 0: none
+  float softcap; // 0: none
+  int rope_dims; // 0: no rotation
   bool rope_traditional;
   float rope_magnitude;
 };

@@ -15,9 +15,7 @@ class RmsNorm : public CpuPrimitive {
     return eps_ == static_cast<const RmsNorm&>(other).eps_;
   }
 
-  void eval_cpu(
-      const std::vector<mx::array>& inputs,
-      std::vector<mx::array>& outputs) override {
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     auto& encoder = mx::cpu::get_command_encoder(stream());
     const auto x = row_contiguous(inputs[0], encoder);
     const auto weight = row_contiguous(inputs[1], encoder);
@@ -42,9 +40,7 @@ class Swiglu : public CpuPrimitive {
   DEFINE_NAME(parallm_swiglu)
   DEFINE_DEFAULT_IS_EQUIVALENT()
 
-  void eval_cpu(
-      const std::vector<mx::array>& inputs,
-      std::vector<mx::array>& outputs) override {
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     auto& encoder = mx::cpu::get_command_encoder(stream());
     const auto gate = row_contiguous(inputs[0], encoder);
     const auto up = row_contiguous(inputs[1], encoder);
@@ -64,9 +60,7 @@ class Sample : public CpuPrimitive {
   DEFINE_NAME(parallm_sample)
   DEFINE_DEFAULT_IS_EQUIVALENT()
 
-  void eval_cpu(
-      const std::vector<mx::array>& inputs,
-      std::vector<mx::array>& outputs) override {
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     auto& encoder = mx::cpu::get_command_encoder(stream());
     std::vector<mx::array> in;
     for (const auto& input : inputs) {
@@ -89,8 +83,7 @@ class Sample : public CpuPrimitive {
 } // namespace
 
 mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps) {
-  if (x.ndim() != 2 || !is_float(x.dtype()) ||
-      weight.shape() != mx::Shape{x.shape(1)} || !is_float(weight.dtype())) {
+  if (x.ndim() != 2 || !is_float(x.dtype()) || weight.shape() != mx::Shape{x.shape(1)} || !is_float(weight.dtype())) {
     fail_op(
         "rms_norm",
         "x must be [M,D] and weight [D] of float types; got ",
@@ -102,13 +95,11 @@ mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps) {
         " ",
         weight.dtype());
   }
-  return mx::array(
-      x.shape(), x.dtype(), std::make_shared<RmsNorm>(eps), {x, weight});
+  return mx::array(x.shape(), x.dtype(), std::make_shared<RmsNorm>(eps), {x, weight});
 }
 
 mx::array swiglu(const mx::array& gate, const mx::array& up) {
-  if (!is_float(gate.dtype()) || gate.shape() != up.shape() ||
-      gate.dtype() != up.dtype()) {
+  if (!is_float(gate.dtype()) || gate.shape() != up.shape() || gate.dtype() != up.dtype()) {
     fail_op(
         "swiglu",
         "gate and up must have one shape and float type; got ",
@@ -120,8 +111,7 @@ mx::array swiglu(const mx::array& gate, const mx::array& up) {
         " ",
         up.dtype());
   }
-  return mx::array(
-      gate.shape(), gate.dtype(), std::make_shared<Swiglu>(), {gate, up});
+  return mx::array(gate.shape(), gate.dtype(), std::make_shared<Swiglu>(), {gate, up});
 }
 
 mx::array sample(
@@ -131,29 +121,13 @@ mx::array sample(
     const mx::array& top_p,
     const mx::array& min_p,
     const mx::array& draw) {
-  if (logits.ndim() != 2 || logits.dtype() != mx::float32 ||
-      logits.shape(1) < 1) {
-    fail_op(
-        "sample",
-        "logits must be float32 [R,V]; got ",
-        logits.shape(),
-        " ",
-        logits.dtype());
+  if (logits.ndim() != 2 || logits.dtype() != mx::float32 || logits.shape(1) < 1) {
+    fail_op("sample", "logits must be float32 [R,V]; got ", logits.shape(), " ", logits.dtype());
   }
   const mx::Shape rows{logits.shape(0)};
   const auto check = [&](const mx::array& a, mx::Dtype type, const char* what) {
     if (a.shape() != rows || a.dtype() != type) {
-      fail_op(
-          "sample",
-          what,
-          " must be ",
-          type,
-          " ",
-          rows,
-          "; got ",
-          a.shape(),
-          " ",
-          a.dtype());
+      fail_op("sample", what, " must be ", type, " ", rows, "; got ", a.shape(), " ", a.dtype());
     }
   };
   check(temperature, mx::float32, "temperature");
@@ -161,11 +135,7 @@ mx::array sample(
   check(top_p, mx::float32, "top_p");
   check(min_p, mx::float32, "min_p");
   check(draw, mx::float32, "draw");
-  return mx::array(
-      rows,
-      mx::int32,
-      std::make_shared<Sample>(),
-      {logits, temperature, top_k, top_p, min_p, draw});
+  return mx::array(rows, mx::int32, std::make_shared<Sample>(), {logits, temperature, top_k, top_p, min_p, draw});
 }
 
 } // namespace parallm::cpu

@@ -22,14 +22,10 @@ constexpr size_t chunk_elements = 8192;
 void Norm(const NormJob& job) {
   const size_t padded = round_up(job.width, lanes);
   float* weight = thread_scratch(0, padded);
-  with_type(job.weight_type, job.weight, [&](auto* w) {
-    widen(w, job.width, weight, padded);
-  });
+  with_type(job.weight_type, job.weight, [&](auto* w) { widen(w, job.width, weight, padded); });
   const auto norm = [&](size_t row) {
     float* x = thread_scratch(1, padded);
-    with_type(job.type, job.x, [&](auto* from) {
-      widen(from + row * job.width, job.width, x, padded);
-    });
+    with_type(job.type, job.x, [&](auto* from) { widen(from + row * job.width, job.width, x, padded); });
     V squares = hn::Zero(F32());
     for (size_t i = 0; i < padded; i += lanes) {
       squares = hn::MulAdd(load(x + i), load(x + i), squares);
@@ -39,9 +35,7 @@ void Norm(const NormJob& job) {
     for (size_t i = 0; i < padded; i += lanes) {
       store(hn::Mul(hn::Mul(load(x + i), scale), load(weight + i)), x + i);
     }
-    with_type(job.type, job.out, [&](auto* to) {
-      narrow(x, job.width, to + row * job.width);
-    });
+    with_type(job.type, job.out, [&](auto* to) { narrow(x, job.width, to + row * job.width); });
   };
   const size_t step = std::max<size_t>(1, chunk_elements / padded);
   parallel_for((job.rows + step - 1) / step, [&](size_t chunk) {
@@ -74,18 +68,13 @@ void swiglu(const T* gate, const T* up, size_t count, T* out) {
 }
 
 void Swiglu(const SwigluJob& job) {
-  parallel_for(
-      (job.size + chunk_elements - 1) / chunk_elements, [&](size_t chunk) {
-        const size_t first = chunk * chunk_elements;
-        const size_t count = std::min(chunk_elements, job.size - first);
-        with_type(job.type, job.gate, [&]<class T>(const T* gate) {
-          swiglu(
-              gate + first,
-              static_cast<const T*>(job.up) + first,
-              count,
-              static_cast<T*>(job.out) + first);
-        });
-      });
+  parallel_for((job.size + chunk_elements - 1) / chunk_elements, [&](size_t chunk) {
+    const size_t first = chunk * chunk_elements;
+    const size_t count = std::min(chunk_elements, job.size - first);
+    with_type(job.type, job.gate, [&]<class T>(const T* gate) {
+      swiglu(gate + first, static_cast<const T*>(job.up) + first, count, static_cast<T*>(job.out) + first);
+    });
+  });
 }
 
 } // namespace HWY_NAMESPACE

@@ -45,9 +45,7 @@ HWY_INLINE void over(const float* row, size_t width, float filler, F&& run) {
 
 float greatest(const float* logits, size_t width) {
   V top = hn::Set(F32(), minus_infinity);
-  over(logits, width, minus_infinity, [&](V v, size_t) {
-    top = hn::Max(top, clean(v));
-  });
+  over(logits, width, minus_infinity, [&](V v, size_t) { top = hn::Max(top, clean(v)); });
   return hn::GetLane(hn::MaxOfLanes(F32(), top));
 }
 
@@ -210,14 +208,12 @@ int pick_row(const SampleJob& job, size_t row) {
   }
   const Weights weights(logits, job.width, top, temperature);
   // The greatest weight is 1: a min_p above it would leave nothing.
-  const float border = std::min(
-      1.0f, weights.border(job.top_k[row], job.top_p[row], job.min_p[row]));
+  const float border = std::min(1.0f, weights.border(job.top_k[row], job.top_p[row], job.min_p[row]));
   return weights.pick(border, job.draw[row]);
 }
 
 void Sample(const SampleJob& job) {
-  parallel_for(
-      job.rows, [&](size_t row) { job.out[row] = pick_row(job, row); });
+  parallel_for(job.rows, [&](size_t row) { job.out[row] = pick_row(job, row); });
 }
 
 } // namespace HWY_NAMESPACE

@@ -52,10 +52,8 @@ HWY_INLINE void store(V v, hwy::bfloat16_t* p) {
   const auto bits = hn::BitCast(du, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
   const auto rounded = hn::Add(hn::Add(bits, hn::Set(du, 0x7FFF)), odd);
-  const auto kept = hn::IfThenElse(
-      hn::RebindMask(du, hn::IsNaN(v)), hn::Set(du, 0x7FC00000), rounded);
-  const auto high =
-      hn::BitCast(hn::RebindToSigned<U32>(), hn::ShiftRight<16>(kept));
+  const auto kept = hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(v)), hn::Set(du, 0x7FC00000), rounded);
+  const auto high = hn::BitCast(hn::RebindToSigned<U32>(), hn::ShiftRight<16>(kept));
   hn::StoreU(hn::DemoteTo(d16, high), d16, reinterpret_cast<uint16_t*>(p));
 }
 
@@ -112,8 +110,7 @@ HWY_INLINE hn::Vec<hn::Full128<float>> fold(hn::Vec<hn::Full128<float>> v) {
 template <class Wide>
 HWY_INLINE hn::Vec<hn::Full128<float>> fold(Wide v) {
   const hn::DFromV<Wide> d;
-  return fold(
-      hn::Add(hn::LowerHalf(v), hn::UpperHalf(hn::Half<decltype(d)>(), v)));
+  return fold(hn::Add(hn::LowerHalf(v), hn::UpperHalf(hn::Half<decltype(d)>(), v)));
 }
 
 /** out[i] = the sum of the i-th vector's lanes: (l0 + l2) + (l1 + l3), once
@@ -121,15 +118,9 @@ HWY_INLINE hn::Vec<hn::Full128<float>> fold(Wide v) {
 HWY_INLINE void sum_four(V a, V b, V c, V d, float* out) {
   const hn::Full128<float> d4;
   const auto a4 = fold(a), b4 = fold(b), c4 = fold(c), e4 = fold(d);
-  const auto ab =
-      hn::Add(hn::InterleaveLower(d4, a4, b4), hn::InterleaveUpper(d4, a4, b4));
-  const auto cd =
-      hn::Add(hn::InterleaveLower(d4, c4, e4), hn::InterleaveUpper(d4, c4, e4));
-  hn::StoreU(
-      hn::Add(
-          hn::ConcatLowerLower(d4, cd, ab), hn::ConcatUpperUpper(d4, cd, ab)),
-      d4,
-      out);
+  const auto ab = hn::Add(hn::InterleaveLower(d4, a4, b4), hn::InterleaveUpper(d4, a4, b4));
+  const auto cd = hn::Add(hn::InterleaveLower(d4, c4, e4), hn::InterleaveUpper(d4, c4, e4));
+  hn::StoreU(hn::Add(hn::ConcatLowerLower(d4, cd, ab), hn::ConcatUpperUpper(d4, cd, ab)), d4, out);
 }
 #endif
 
@@ -166,12 +157,8 @@ struct Rows {
  * Every element is summed in one order, whatever MR and NR are: this is what
  * keeps rows independent, bit for bit. */
 template <int MR, int NR, class Column>
-HWY_INLINE void tile(
-    const float* const (&x)[MR],
-    Column (&columns)[NR],
-    size_t length,
-    size_t group,
-    float (&out)[MR][NR]) {
+HWY_INLINE void
+tile(const float* const (&x)[MR], Column (&columns)[NR], size_t length, size_t group, float (&out)[MR][NR]) {
   V acc[MR][NR];
   for (int m = 0; m < MR; m++) {
     for (int n = 0; n < NR; n++) {
@@ -204,13 +191,9 @@ HWY_INLINE void tile(
 
 // Columns that share a tile: as many as the registers hold. AVX2 has 16 of
 // them, AVX-512 and NEON 32.
-constexpr bool many_registers =
-    HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON;
+constexpr bool many_registers = HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON;
 constexpr int columns_of(int rows) {
-  return rows <= 2     ? 4
-      : rows <= 4      ? (many_registers ? 4 : 2)
-      : many_registers ? 2
-                       : 1;
+  return rows <= 2 ? 4 : rows <= 4 ? (many_registers ? 4 : 2) : many_registers ? 2 : 1;
 }
 
 /** multiply() for up to MR rows. Places of the tile past the last row or column
@@ -265,14 +248,7 @@ void multiply(
         : used == 2            ? &strip<2, Weights>
         : used <= 4            ? &strip<4, Weights>
                                : &strip<most, Weights>;
-    run(part,
-        used,
-        weights,
-        count,
-        length,
-        group,
-        sums + m * sums_stride,
-        sums_stride);
+    run(part, used, weights, count, length, group, sums + m * sums_stride, sums_stride);
   }
 }
 

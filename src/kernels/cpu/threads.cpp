@@ -52,9 +52,7 @@ class Pool {
 
   void set_threads(int count) {
     if (count < 1 || count > max_threads) {
-      throw std::invalid_argument(
-          "[set_threads] the count must be from 1 to 1024; got " +
-          std::to_string(count));
+      throw std::invalid_argument("[set_threads] the count must be from 1 to 1024; got " + std::to_string(count));
     }
     threads_ = count;
   }
@@ -90,9 +88,7 @@ class Pool {
       const long count = std::strtol(text, &end, 10);
       if (end == text || *end || count < 1 || count > max_threads) {
         throw std::invalid_argument(
-            std::string(
-                "[threads] PARALLM_THREADS must be a whole number from 1 to 1024; got ") +
-            text);
+            std::string("[threads] PARALLM_THREADS must be a whole number from 1 to 1024; got ") + text);
       }
       return static_cast<int>(count);
     }
@@ -113,8 +109,7 @@ class Pool {
   void work() {
     auto left = left_.load(std::memory_order_acquire);
     while (left > 0) {
-      if (left_.compare_exchange_weak(
-              left, left - 1, std::memory_order_acq_rel)) {
+      if (left_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel)) {
         const uint32_t count = count_;
         run_(context_, count - left);
         if (finished_.fetch_add(1) + 1 == count) {
@@ -149,8 +144,7 @@ class Pool {
 
   alignas(64) std::atomic<uint64_t> left_{0}; // chunks that nobody has claimed
   alignas(64) std::atomic<uint32_t> finished_{0};
-  alignas(64) std::atomic<uint32_t> job_{
-      0}; // counts jobs; what sleepers wait on
+  alignas(64) std::atomic<uint32_t> job_{0}; // counts jobs; what sleepers wait on
 };
 
 Pool& pool() {

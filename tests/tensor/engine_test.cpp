@@ -1,0 +1,261 @@
+// The engine over tiny real models: a row's tokens are the reference's, and the same alone, in company, in chunks, on a
+// prefix hit and after a preemption.
+#include "golden.h"
+
+#include "engine/engine.h"
+#include "engine/runner.h"
+
+#include <random>
+
+namespace parallm::test {
+
+namespace {
+
+EngineOptions small_engine() {
+  EngineOptions options;
+  options.max_rows = 8;
+  options.max_waiting = 64;
+  options.block_size = 4;
+  options.blocks = 256;
+  options.prefill_tokens = 512;
+  options.mixed_tokens = 512;
+  options.max_context = 256;
+  return options;
+}
+
+std::unique_ptr<Engine> engine_of(const std::string& name, const EngineOptions& options) {
+  return std::make_unique<Engine>(options, [&](EngineOptions& completed) {
+    auto file = golden_folder / name / "model.gguf";
+    auto path = std::filesystem::exists(file) ? file : golden_folder / name;
+    Checkpoint checkpoint = open_checkpoint(path.string(), {.dtype = mx::float32});
+    auto model = make_model(checkpoint.config, checkpoint.weights);
+    completed.vocabulary = model->vocabulary();
+    completed.own_kv_past = model->own_kv_past();
+    auto caches = make_paged_caches(
+        model->cache_specs(),
+        {.block_size = completed.block_size, .blocks = completed.blocks, .dtype = checkpoint.kv_dtype});
+    return std::make_unique<ModelRunner>(std::move(model), std::move(caches), completed.max_rows);
+  });
+}
+
+Request greedy(std::vector<int32_t> prompt, int max_tokens) {
+  Request request;
+  request.prompt = std::move(prompt);
+  request.max_tokens = max_tokens;
+  request.sampling.temperature = 0;
+  return request;
+}
+
+struct Made {
+  std::vector<int32_t> ids;
+  int cached = 0;
+};
+
+Made read(Stream& stream) {
+  Made made;
+  while (true) {
+    Event event = stream.next();
+    if (event.error) {
+      FAIL(event.error->what());
+    }
+    if (event.token) {
+      made.ids.push_back(event.token->token.id);
+    }
+    made.cached = event.cached_tokens;
+    if (event.finish != Finish::none) {
+      return made;
+    }
+  }
+}
+
+/** Prompts of different lengths; some begin alike. */
+std::vector<std::vector<int32_t>> prompts(int vocabulary) {
+  std::mt19937 random(11);
+  std::vector<int32_t> beginning(21);
+  for (int32_t& id : beginning) {
+    id = static_cast<int32_t>(random() % vocabulary);
+  }
+  std::vector<std::vector<int32_t>> all;
+  for (int length : {1, 3, 40, 17, 5, 64, 29, 2, 33, 12}) {
+    std::vector<int32_t> prompt;
+    if (all.size() % 3 == 2) {
+      prompt = beginning;
+    }
+    while (static_cast<int>(prompt.size()) < length) {
+      prompt.push_back(static_cast<int32_t>(random() % vocabulary));
+    }
+    all.push_back(prompt);
+  }
+  return all;
+}
+
+constexpr int wanted_tokens = 24;
+
+std::vector<std::vector<int32_t>> one_by_one(const std::string& name, const std::vector<std::vector<int32_t>>& all) {
+  auto options = small_engine();
+  options.prefix_cache = false;
+  auto engine = engine_of(name, options);
+  std::vector<std::vector<int32_t>> made;
+  for (const auto& prompt : all) {
+    auto stream = engine->generate(greedy(prompt, wanted_tokens));
+    made.push_back(read(stream).ids);
+    REQUIRE(made.back().size() == wanted_tokens);
+  }
+  return made;
+}
+
+void together(
+    const std::string& name,
+    const EngineOptions& options,
+    const std::vector<std::vector<int32_t>>& all,
+    const std::vector<std::vector<int32_t>>& expected,
+    bool preempts) {
+  auto engine = engine_of(name, options);
+  std::vector<Stream> streams;
+  for (const auto& prompt : all) {
+    streams.push_back(engine->generate(greedy(prompt, wanted_tokens)));
+  }
+  for (size_t i = 0; i < all.size(); ++i) {
+    CAPTURE(i);
+    CHECK(read(streams[i]).ids == expected[i]);
+  }
+  CHECK((engine->stats().preemptions > 0) == preempts);
+}
+
+const std::vector<std::string> models = {"mha", "gqa_untied", "window", "rope_yarn", "rope_dynamic", "quantized_4"};
+
+} // namespace
+
+TEST_CASE("engine: the first tokens are the reference's most likely ones") {
+  for (const auto& name : models) {
+    CAPTURE(name);
+    auto engine = engine_of(name, small_engine());
+    for (const auto& sequence : references(name)) {
+      // The recorded continuation is given as prompt, one token more each
+      // time; "dynamic" RoPE would turn a longer prompt by another base.
+      auto logits = floats(sequence.logits);
+      const size_t width = logits.size() / sequence.logits.shape(0);
+      const int longest = name == "rope_dynamic" ? 1 : sequence.logits.shape(0);
+      for (int i = 0; i < longest; ++i) {
+        std::vector<int32_t> prompt(sequence.tokens.begin(), sequence.tokens.begin() + sequence.prompt + i);
+        auto stream = engine->generate(greedy(prompt, 1));
+        const auto row = logits.begin() + i * width;
+        const int32_t best = static_cast<int32_t>(std::max_element(row, row + width) - row);
+        CHECK(read(stream).ids == std::vector<int32_t>{best});
+      }
+    }
+  }
+}
+
+TEST_CASE("engine: tokens don't depend on company, chunks or preemption") {
+  for (const auto& name : models) {
+    CAPTURE(name);
+    const auto all = prompts(90);
+    const auto expected = one_by_one(name, all);
+    auto options = small_engine();
+    together(name, options, all, expected, false);
+    options.prefill_tokens = 5;
+    options.mixed_tokens = 3;
+    together(name, options, all, expected, false);
+    options.max_rows = 2;
+    together(name, options, all, expected, false);
+    options.max_rows = 8;
+    options.blocks = 26; // the longest row alone takes 22
+    together(name, options, all, expected, true);
+  }
+}
+
+TEST_CASE("engine: a prefix hit changes no token") {
+  for (const auto& name : models) {
+    CAPTURE(name);
+    const auto all = prompts(90);
+    const auto expected = one_by_one(name, all);
+    auto engine = engine_of(name, small_engine());
+    for (int round = 0; round < 2; ++round) {
+      for (size_t i = 0; i < all.size(); ++i) {
+        auto stream = engine->generate(greedy(all[i], wanted_tokens));
+        const Made made = read(stream);
+        CHECK(made.ids == expected[i]);
+        if (round == 1) {
+          // All whole blocks but the one with the last token.
+          CHECK(made.cached == (static_cast<int>(all[i].size()) - 1) / 4 * 4);
+        }
+      }
+    }
+    // Equal prompts at once share the first one's blocks while it is read.
+    auto fresh = engine_of(name, small_engine());
+    std::vector<Stream> streams;
+    for (int i = 0; i < 4; ++i) {
+      streams.push_back(fresh->generate(greedy(all[5], wanted_tokens)));
+    }
+    for (auto& stream : streams) {
+      CHECK(read(stream).ids == expected[5]);
+    }
+    CHECK(fresh->stats().cached_tokens == 3 * 60);
+  }
+}
+
+TEST_CASE("engine: a seed gives the same tokens in any company") {
+  const auto all = prompts(90);
+  const auto ask = [](const std::vector<int32_t>& prompt, uint64_t seed) {
+    Request request = greedy(prompt, wanted_tokens);
+    request.sampling.temperature = 1.3f;
+    request.sampling.top_p = 0.9f;
+    request.sampling.seed = seed;
+    request.sampling.frequency_penalty = seed % 2 ? 0.5f : 0.0f;
+    return request;
+  };
+  auto engine = engine_of("gqa_untied", small_engine());
+  std::vector<std::vector<int32_t>> expected;
+  for (size_t i = 0; i < all.size(); ++i) {
+    auto stream = engine->generate(ask(all[i], i));
+    expected.push_back(read(stream).ids);
+  }
+  auto options = small_engine();
+  options.blocks = 26;
+  auto crowded = engine_of("gqa_untied", options);
+  std::vector<Stream> streams;
+  for (size_t i = 0; i < all.size(); ++i) {
+    streams.push_back(crowded->generate(ask(all[i], i)));
+  }
+  for (size_t i = 0; i < all.size(); ++i) {
+    CAPTURE(i);
+    CHECK(read(streams[i]).ids == expected[i]);
+  }
+  CHECK(crowded->stats().preemptions > 0);
+  auto other = engine->generate(ask(all[5], 1000));
+  CHECK(read(other).ids != expected[5]);
+}
+
+TEST_CASE("engine: prompt_logprobs are the reference's") {
+  for (const auto& name : models) {
+    if (name == "rope_dynamic") {
+      continue; // the reference's continuation was no prompt
+    }
+    CAPTURE(name);
+    auto options = small_engine();
+    options.prefill_tokens = 7;
+    auto engine = engine_of(name, options);
+    for (const auto& sequence : references(name)) {
+      Request request = greedy({sequence.tokens.begin(), sequence.tokens.end()}, 0);
+      request.sampling.prompt_logprobs = true;
+      auto stream = engine->generate(request);
+      Event event = stream.next();
+      REQUIRE(event.prompt.size() == sequence.tokens.size() - 1);
+      auto logits = floats(sequence.logits);
+      const size_t width = logits.size() / sequence.logits.shape(0);
+      for (size_t i = sequence.prompt; i < sequence.tokens.size(); ++i) {
+        const float* row = &logits[(i - sequence.prompt) * width];
+        double sum = 0;
+        for (size_t v = 0; v < width; ++v) {
+          sum += std::exp(double(row[v]));
+        }
+        CHECK(
+            event.prompt[i - 1].token.logprob ==
+            doctest::Approx(row[sequence.tokens[i]] - std::log(sum)).epsilon(1e-3));
+      }
+    }
+  }
+}
+
+} // namespace parallm::test
