@@ -9,7 +9,7 @@
 
 namespace parallm {
 
-size_t parse_size(const std::string& text) {
+size_t parse_size(const std::string& flag, const std::string& text) {
   size_t end = 0;
   double number = 0;
   const bool digit = !text.empty() && std::isdigit(static_cast<unsigned char>(text[0]));
@@ -35,7 +35,7 @@ size_t parse_size(const std::string& text) {
       {"tib", 0x1p40}};
   const auto found = units.find(unit);
   if (!digit || found == units.end() || number * found->second > 0x1p60) {
-    throw CLI::ValidationError("a size is a number with KB, MB, GB or TB, such as 512MB; got " + text);
+    throw CLI::ValidationError(flag, "a size is a number with KB, MB, GB or TB, such as 512MB; got " + text);
   }
   return static_cast<size_t>(number * found->second);
 }
@@ -49,7 +49,7 @@ void add_load_flags(CLI::App& app, LoadOptions& options) {
       ->check(CLI::IsMember({"float32", "float16", "bfloat16"}));
   app.add_option_function<std::string>(
       "--kv-cache-memory",
-      [&](const std::string& text) { options.kv_cache_bytes = parse_size(text); },
+      [&](const std::string& text) { options.kv_cache_bytes = parse_size("--kv-cache-memory", text); },
       "the KV cache's capacity, such as 2GB; default: half of the free "
       "memory, and no more than max-batch-size contexts take");
   app.add_option("--max-batch-size", options.max_rows, "sequences that are computed at once")

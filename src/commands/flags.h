@@ -14,9 +14,8 @@ namespace parallm {
  * --prefix-cache, --chat-template, --threads ... */
 void add_load_flags(CLI::App& app, LoadOptions& options);
 
-/** Bytes of "1073741824", "64MB", "2GiB"; powers of 1024 either way. Throws
- * CLI::ValidationError. */
-size_t parse_size(const std::string& text);
+/** Bytes of "1073741824", "64MB", "2GiB"; powers of 1024 either way. Throws CLI::ValidationError, naming the flag. */
+size_t parse_size(const std::string& flag, const std::string& text);
 
 /** CLI11 reads the arguments in reverse order. */
 void parse(CLI::App& app, std::vector<std::string> arguments);

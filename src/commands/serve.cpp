@@ -87,7 +87,7 @@ void add_http_flags(CLI::App& app, ServeFlags& flags) {
       ->capture_default_str();
   app.add_option_function<std::string>(
       "--max-body",
-      [&](const std::string& text) { flags.server.body_limit = parse_size(text); },
+      [&](const std::string& text) { flags.server.body_limit = parse_size("--max-body", text); },
       "greatest request body, such as 16MB; a greater one is answered 413");
   app.add_option("--api-key", flags.server.api_key, "clients must send it as a Bearer token")
       ->envname("MLX_PARALLM_API_KEY");

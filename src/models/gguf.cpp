@@ -92,7 +92,9 @@ mx::array unpermute(const mx::array& x, int heads) {
   auto shape = x.shape();
   int head_dim = shape[0] / heads;
   mx::Shape split{heads, head_dim / 2, 2};
-  split.insert(split.end(), shape.begin() + 1, shape.end());
+  for (size_t i = 1; i < shape.size(); ++i) {
+    split.push_back(shape[i]);
+  }
   return mx::reshape(mx::swapaxes(mx::reshape(x, split), 1, 2), shape);
 }
 

@@ -26,7 +26,7 @@ BOTH = [
     ("stop", [1]), ("stop", 5), ("stop", {}),
     ("stop_token_ids", [VOCABULARY]), ("stop_token_ids", [-1]), ("stop_token_ids", "x"),
     ("stream", "yes"), ("stream", 1),
-    ("logit_bias", {str(VOCABULARY): 1}), ("logit_bias", {"-1": 1}), ("logit_bias", {"x": 1}),
+    ("logit_bias", {str(VOCABULARY): 1}), ("logit_bias", {"-1": 1}), ("logit_bias", {"no such token": 1}),
     ("logit_bias", {"5": "x"}), ("logit_bias", {"5": 101}), ("logit_bias", [1]),
     ("ignore_eos", "yes"),
     ("model", 5), ("model", None),

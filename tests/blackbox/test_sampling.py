@@ -73,11 +73,18 @@ def test_logit_bias_forbids_and_forces(client):
 
 def test_penalties(client):
     loop = recorded("emoji")["ids"]  # greedily, this repeats one picture to the end
-    count = lambda text: max(text.count(c) for c in set(text) - {" "})
-    repeated = count(plain(client, loop, max_tokens=40))
-    assert count(plain(client, loop, max_tokens=40, frequency_penalty=2)) < repeated
-    assert count(plain(client, loop, max_tokens=40, repetition_penalty=1.5)) < repeated
-    assert plain(client, loop, max_tokens=40, presence_penalty=-2) != plain(client, loop, max_tokens=40, presence_penalty=2)
+
+    def repeats(**fields):
+        choice = client.completions.create(
+            model=NAME, prompt=loop, temperature=0, max_tokens=40, extra_body={"return_token_ids": True, "ignore_eos": True, **fields}
+        ).choices[0]
+        ids = choice.token_ids
+        return max(ids.count(i) for i in set(ids))
+
+    repeated = repeats()
+    assert repeats(frequency_penalty=2) < repeated
+    assert repeats(repetition_penalty=1.5) < repeated
+    assert repeats(presence_penalty=-2) > repeats(presence_penalty=2)
 
 
 @pytest.mark.parametrize("stream", [False, True])
