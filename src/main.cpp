@@ -36,6 +36,10 @@ int run(std::vector<std::string> arguments) {
   if (verb == "generate") {
     return parallm::generate(std::move(arguments));
   }
+  if (verb == "--version") {
+    fmt::print("{}\n", PARALLM_VERSION);
+    return 0;
+  }
   const bool asked = verb == "--help" || verb == "-h" || verb == "help";
   fmt::print(asked ? stdout : stderr, "{}", usage);
   return asked ? 0 : 2;

@@ -27,7 +27,8 @@ Ready at $url. In another terminal:
 
   curl $url/v1/chat/completions -H 'Content-Type: application/json' -d '{
     "model": "$model",
-    "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
+    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "temperature": 0}'
 
 Ctrl-C stops the server.
 TEXT

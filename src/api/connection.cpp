@@ -129,6 +129,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
         co_return error;
       }
     }
+    // What follows a request without a body is the next request.
+    if (parser.is_done()) {
+      co_return beast::error_code();
+    }
     auto [error, bytes] = co_await http::async_read(stream_, buffer_, parser, as_value);
     co_return error;
   }

@@ -57,13 +57,15 @@ void add_load_flags(CLI::App& app, LoadOptions& options) {
       ->capture_default_str();
   app.add_option("--max-context-length", options.max_context, "prompt and output in tokens; default: the model's own")
       ->check(CLI::Range(1, 1 << 30));
-  app.add_option("--prefill-tokens", options.prefill_tokens, "prompt tokens in a step while no sequence is decoding")
+  app.add_option(
+         "--prefill-tokens",
+         options.prefill_tokens,
+         "prompt tokens in a step while no sequence is decoding; default: 256 on a CPU, 2048 on a GPU")
       ->check(CLI::Range(1, 1 << 20));
   app.add_option(
          "--mixed-prefill-tokens",
          options.mixed_tokens,
-         "prompt tokens in a step beside decoding sequences: what a long "
-         "prompt may cost them")
+         "prompt tokens in a step beside decoding sequences: what a long prompt may cost them; default: 32 on a CPU, 512 on a GPU")
       ->check(CLI::Range(1, 1 << 20));
   app.add_option("--prefix-cache", options.prefix_cache, "true|false: reuse the KV of equal beginnings")
       ->capture_default_str();

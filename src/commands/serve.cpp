@@ -88,7 +88,7 @@ void add_http_flags(CLI::App& app, ServeFlags& flags) {
   app.add_option_function<std::string>(
       "--max-body",
       [&](const std::string& text) { flags.server.body_limit = parse_size("--max-body", text); },
-      "greatest request body, such as 16MB; a greater one is answered 413");
+      "greatest request body, such as 16MB; a greater one is answered 413; default: 32MB");
   app.add_option("--api-key", flags.server.api_key, "clients must send it as a Bearer token")
       ->envname("MLX_PARALLM_API_KEY");
   app.add_option("--allowed-origins", flags.server.allowed_origins, "origins that browsers may call from; * is any");

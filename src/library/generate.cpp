@@ -65,11 +65,10 @@ struct TextPieces::State {
     request.sampling.seed += index;
     Generation done;
     done.prompt_tokens = static_cast<int>(request.prompt.size());
-    rows[index].emplace(
-        Row{index,
-            model->engine().generate(std::move(request)),
-            TextStream(model->tokenizer(), options.stop),
-            std::move(done)});
+    // In this order: what throws is made before there is a row.
+    Stream stream = model->engine().generate(std::move(request));
+    TextStream text(model->tokenizer(), options.stop);
+    rows[index].emplace(Row{index, std::move(stream), std::move(text), std::move(done)});
     rows[index]->stream.on_ready([ready = ready, index] {
       std::lock_guard lock(ready->mutex);
       ready->indices.push_back(index);

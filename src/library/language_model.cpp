@@ -90,7 +90,6 @@ load(const LoadOptions& options, ModelInfo& info, EngineOptions& engine, std::op
 
   const int own = checkpoint.config.count("max_position_embeddings", 2048);
   engine.max_context = options.max_context > 0 ? options.max_context : own;
-  info.max_context = engine.max_context;
   engine.vocabulary = info.vocabulary;
   engine.end_ids = info.end_ids;
   engine.own_kv_past = model->own_kv_past();
@@ -105,6 +104,16 @@ load(const LoadOptions& options, ModelInfo& info, EngineOptions& engine, std::op
   engine.blocks = kv.blocks = capacity(options, engine, block_bytes);
   info.kv_bytes = block_bytes * engine.blocks;
   info.kv_tokens = engine.blocks * engine.block_size;
+  if (options.max_context > info.kv_tokens) {
+    fail(
+        Kind::invalid,
+        "[load] the KV cache must hold one whole context of {} tokens; {} bytes hold {}",
+        options.max_context,
+        info.kv_bytes,
+        info.kv_tokens);
+  }
+  // What can't be held can't be asked for; the log and /v1/models show it.
+  info.max_context = engine.max_context = std::min(engine.max_context, info.kv_tokens);
   auto runner = std::make_unique<ModelRunner>(std::move(model), make_paged_caches(specs, kv), engine.max_rows);
   info.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return runner;
