@@ -104,6 +104,10 @@ Reading Step::decoding(const std::vector<const Span*>& spans, int window) const 
     keys = std::max(keys, seen);
     tokens.push_back(span->first);
   }
+  if (padded) {
+    // MLX's buffer cache keeps every size it meets: few sizes, not one more each step.
+    keys = (keys + 63) / 64 * 64;
+  }
   // Padding reads the row's own first key again: never another row's values,
   // nor what was never written.
   std::vector<int> slots(size_t(rows) * keys);

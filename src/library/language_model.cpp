@@ -76,6 +76,10 @@ load(const LoadOptions& options, ModelInfo& info, EngineOptions& engine, std::op
   text = text_files(info.path, checkpoint);
   auto model = make_model(checkpoint.config, checkpoint.weights);
   const bool cpu = mx::default_device() == mx::Device::cpu;
+  if (!cpu) {
+    // By default MLX keeps up to all of the GPU's memory in freed buffers.
+    mx::set_cache_limit(free_memory() / 16);
+  }
   info.model_type = checkpoint.config.text("model_type");
   info.device = cpu ? "cpu" : "gpu";
   info.dtype = name(checkpoint.dtype);
