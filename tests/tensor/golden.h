@@ -17,7 +17,8 @@
 
 namespace parallm::test {
 
-inline const auto golden_folder = std::filesystem::path(__FILE__).parent_path().parent_path() / "golden";
+// The tests run in the source folder.
+inline const std::filesystem::path golden_folder = "tests/golden";
 
 /** MLX's own ops instead of our kernels, while it lives. */
 struct MlxOps {
