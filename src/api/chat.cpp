@@ -13,9 +13,10 @@ namespace parallm {
 
 namespace {
 
-class ChatCompletion : public Generation {
+class ChatCompletion : public LiveGeneration {
  public:
-  ChatCompletion(Service& service, Ask ask, bool logprobs) : Generation(service, std::move(ask)), logprobs_(logprobs) {}
+  ChatCompletion(Service& service, Ask ask, bool logprobs)
+      : LiveGeneration(service, std::move(ask)), logprobs_(logprobs) {}
 
  protected:
   // The role alone first, then text as it comes, then the finish reason alone:

@@ -96,9 +96,9 @@ class Choices {
 
 /** A completion or chat completion on its way: sums up or streams its parts,
  * and writes usage and the end. */
-class Generation : public Live {
+class LiveGeneration : public Live {
  public:
-  Generation(Service& service, Ask ask);
+  LiveGeneration(Service& service, Ask ask);
 
   void on_ready(std::function<void()> wake) override;
   Progress advance() override;

@@ -93,10 +93,10 @@ struct Shape {
   std::optional<int> prompt_logprobs;
 };
 
-class Completion : public Generation {
+class Completion : public LiveGeneration {
  public:
   Completion(Service& service, Ask ask, Shape shape, std::vector<std::string> texts)
-      : Generation(service, std::move(ask)),
+      : LiveGeneration(service, std::move(ask)),
         shape_(shape),
         texts_(std::move(texts)),
         logprobs_(

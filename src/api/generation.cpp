@@ -4,7 +4,8 @@
 
 namespace parallm {
 
-Generation::Generation(Service& service, Ask ask) : choices_(service, std::move(ask)), created_(std::time(nullptr)) {
+LiveGeneration::LiveGeneration(Service& service, Ask ask)
+    : choices_(service, std::move(ask)), created_(std::time(nullptr)) {
   streaming = choices_.ask().stream;
   if (!streaming) {
     whole_.resize(choices_.ask().prompts.size() * choices_.ask().n);
@@ -14,11 +15,11 @@ Generation::Generation(Service& service, Ask ask) : choices_(service, std::move(
   }
 }
 
-void Generation::on_ready(std::function<void()> wake) {
+void LiveGeneration::on_ready(std::function<void()> wake) {
   choices_.on_ready(wake);
 }
 
-Live::Progress Generation::advance() {
+Live::Progress LiveGeneration::advance() {
   Progress out;
   for (Part& part : choices_.take()) {
     if (streaming) {
@@ -50,13 +51,13 @@ Live::Progress Generation::advance() {
   return out;
 }
 
-std::string Generation::chunk(json::object choice) const {
+std::string LiveGeneration::chunk(json::object choice) const {
   json::array choices;
   choices.push_back(std::move(choice));
   return sse(envelope(chunk_object(), std::move(choices)));
 }
 
-json::object Generation::envelope(const char* object, json::array choices) const {
+json::object LiveGeneration::envelope(const char* object, json::array choices) const {
   json::object out{
       {"id", ask().id},
       {"object", object},
@@ -70,11 +71,11 @@ json::object Generation::envelope(const char* object, json::array choices) const
   return out;
 }
 
-const Ask& Generation::ask() const {
+const Ask& LiveGeneration::ask() const {
   return choices_.ask();
 }
 
-const Tokenizer& Generation::tokenizer() const {
+const Tokenizer& LiveGeneration::tokenizer() const {
   return choices_.tokenizer();
 }
 
