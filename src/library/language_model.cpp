@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "engine/runner.h"
+#include "engine/warm_up.h"
 #include "library/memory.h"
 #include "library/text_files.h"
 #include "models/checkpoint.h"
@@ -119,6 +120,10 @@ load(const LoadOptions& options, ModelInfo& info, EngineOptions& engine, std::op
   // What can't be held can't be asked for; the log and /v1/models show it.
   info.max_context = engine.max_context = std::min(engine.max_context, info.kv_tokens);
   auto runner = std::make_unique<ModelRunner>(std::move(model), make_paged_caches(specs, kv), engine.max_rows);
+  if (!cpu) {
+    spdlog::info("warming up: on a machine where MLX has not run this model yet, compiling takes about a minute");
+    warm_up(*runner, engine);
+  }
   info.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return runner;
 }

@@ -4,6 +4,7 @@
 
 #include "engine/engine.h"
 #include "engine/runner.h"
+#include "engine/warm_up.h"
 
 #include <random>
 
@@ -23,7 +24,7 @@ EngineOptions small_engine() {
   return options;
 }
 
-std::unique_ptr<Engine> engine_of(const std::string& name, const EngineOptions& options) {
+std::unique_ptr<Engine> engine_of(const std::string& name, const EngineOptions& options, bool warm = false) {
   return std::make_unique<Engine>(options, [&](EngineOptions& completed) {
     auto file = golden_folder / name / "model.gguf";
     auto path = std::filesystem::exists(file) ? file : golden_folder / name;
@@ -34,7 +35,11 @@ std::unique_ptr<Engine> engine_of(const std::string& name, const EngineOptions& 
     auto caches = make_paged_caches(
         model->cache_specs(),
         {.block_size = completed.block_size, .blocks = completed.blocks, .dtype = checkpoint.kv_dtype});
-    return std::make_unique<ModelRunner>(std::move(model), std::move(caches), completed.max_rows);
+    auto runner = std::make_unique<ModelRunner>(std::move(model), std::move(caches), completed.max_rows);
+    if (warm) {
+      warm_up(*runner, completed);
+    }
+    return runner;
   });
 }
 
@@ -163,6 +168,16 @@ TEST_CASE("engine: tokens don't depend on company, chunks or preemption") {
     options.blocks = 26; // the longest row alone takes 22
     together(name, options, all, expected, true);
   }
+}
+
+TEST_CASE("engine: warming up changes no token") {
+  auto request = greedy(prompts(90)[2], wanted_tokens);
+  request.sampling.repetition_penalty = 1.3f; // a slot's counts are its own request's
+  auto cold = engine_of("mha", small_engine());
+  auto warm = engine_of("mha", small_engine(), true);
+  auto expected = cold->generate(request);
+  auto got = warm->generate(request);
+  CHECK(read(got).ids == read(expected).ids);
 }
 
 TEST_CASE("engine: a prefix hit changes no token") {
