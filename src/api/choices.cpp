@@ -152,7 +152,7 @@ Choices::Choices(Service& service, Ask ask)
     request.cache_salt = ask_.cache_salt;
     rows_.push_back(
         {engine_->generate(std::move(request)),
-         TextStream(*tokenizer_, ask_.stops, ask_.skip_special, ask_.keep_stop)});
+         TextStream(*tokenizer_, ask_.stops, ask_.skip_special, ask_.keep_stop, ask_.sampling.min_tokens)});
   }
   if (ask_.stream) {
     metrics_.streamed();

@@ -67,7 +67,7 @@ struct TextPieces::State {
     done.prompt_tokens = static_cast<int>(request.prompt.size());
     // In this order: what throws is made before there is a row.
     Stream stream = model->engine().generate(std::move(request));
-    TextStream text(model->tokenizer(), options.stop);
+    TextStream text(model->tokenizer(), options.stop, true, false, options.sampling.min_tokens);
     rows[index].emplace(Row{index, std::move(stream), std::move(text), std::move(done)});
     rows[index]->stream.on_ready([ready = ready, index] {
       std::lock_guard lock(ready->mutex);

@@ -13,6 +13,7 @@ struct TextStream::Parts {
   Decoder decoder;
   std::vector<std::string> stops;
   bool keep_stop;
+  int free; // tokens to come in whose text nothing stops
   std::string held{}; // text that may belong to a stop string
   bool stopped = false;
   std::string stop{}; // the one that was found
@@ -66,8 +67,13 @@ std::string TextStream::Parts::certain(bool end) {
   return out;
 }
 
-TextStream::TextStream(const Tokenizer& tokenizer, std::vector<std::string> stops, bool skip_special, bool keep_stop)
-    : parts_(std::make_unique<Parts>(Parts{{tokenizer, skip_special}, std::move(stops), keep_stop})) {
+TextStream::TextStream(
+    const Tokenizer& tokenizer,
+    std::vector<std::string> stops,
+    bool skip_special,
+    bool keep_stop,
+    int min_tokens)
+    : parts_(std::make_unique<Parts>(Parts{{tokenizer, skip_special}, std::move(stops), keep_stop, min_tokens})) {
   for (const std::string& stop : parts_->stops) {
     if (stop.empty()) {
       fail_field("stop", "[stop] a stop string is empty");
@@ -81,6 +87,10 @@ TextStream::TextStream(TextStream&&) noexcept = default;
 std::string TextStream::push(int32_t id) {
   if (parts_->stopped) {
     return {};
+  }
+  if (parts_->free > 0) {
+    --parts_->free;
+    return parts_->decoder.push(id);
   }
   parts_->held += parts_->decoder.push(id);
   return parts_->certain(false);

@@ -14,12 +14,14 @@ namespace parallm {
 class TextStream {
  public:
   /** `stops`: the stream ends before the first place where one of them stands
-   * (`keep_stop`: right after it). */
+   * (`keep_stop`: right after it). The text of the first `min_tokens` tokens is
+   * given as it is: no stop string is looked for in it. */
   TextStream(
       const Tokenizer& tokenizer,
       std::vector<std::string> stops,
       bool skip_special = true,
-      bool keep_stop = false);
+      bool keep_stop = false,
+      int min_tokens = 0);
   ~TextStream();
   TextStream(TextStream&&) noexcept;
 

@@ -203,6 +203,21 @@ TEST_CASE("text_stream: stop strings across token borders") {
   CHECK(all(own_prefix, {'a', 'a', 'a', 'b', 'c'}) == "a");
 }
 
+TEST_CASE("text_stream: no stop string in the text of the first min_tokens tokens") {
+  Tokenizer t(test::byte_level());
+  const Ids ids = {'a', 'b', 'c', 'a', 'b', 'c', 'a', 'b', 'c'};
+  const auto until = [&](int min_tokens) {
+    TextStream s(t, {"bc"}, true, false, min_tokens);
+    return all(s, ids);
+  };
+  CHECK(until(0) == "a");
+  CHECK(until(1) == "a");
+  // "b" is among the free text, so that "bc" does not end there.
+  CHECK(until(2) == "abca");
+  CHECK(until(3) == "abca");
+  CHECK(until(9) == "abcabcabc");
+}
+
 TEST_CASE("text_stream: of two stop strings the one that begins first") {
   Tokenizer t(test::byte_level());
   TextStream both(t, {"bc", "abcd"});
