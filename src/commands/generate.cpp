@@ -44,27 +44,6 @@ void add_sampling_flags(CLI::App& app, Sampling& sampling) {
   }
 }
 
-/** The table's ranges, which CLI11's own checks can't say (open at one end). */
-void check_sampling(const Sampling& sampling) {
-  for (const SamplingField& field : sampling_fields()) {
-    std::visit(
-        [&](auto member) {
-          const double value = sampling.*member;
-          if (!(value >= field.min && value <= field.max) || (field.min_open && value == field.min)) {
-            fail_field(
-                std::string(field.name),
-                "[generate] {} must be in {}{}, {}]; got {}",
-                field.name,
-                field.min_open ? '(' : '[',
-                field.min,
-                field.max,
-                value);
-          }
-        },
-        field.member);
-  }
-}
-
 /** One prompt of a JSON line: a string, or an object with "prompt". */
 std::string json_prompt(const std::string& line, size_t number) {
   boost::system::error_code error;
@@ -266,7 +245,8 @@ int generate(std::vector<std::string> arguments) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error);
   }
-  check_sampling(flags.options.sampling);
+  // CLI11's own checks can't say a range that is open at one end.
+  check_ranges(flags.options.sampling);
   flags.options.sampling.seed =
       flags.seed ? *flags.seed : (uint64_t{std::random_device{}()} << 32 | std::random_device{}());
   spdlog::set_level(spdlog::level::warn);

@@ -43,23 +43,6 @@ void check_id(const char* field, int32_t id, int vocabulary) {
   }
 }
 
-void check_numbers(const Sampling& sampling) {
-  for (const SamplingField& field : sampling_fields()) {
-    const double value = std::visit([&](auto member) { return static_cast<double>(sampling.*member); }, field.member);
-    // Written so that NaN fails it.
-    if (!(value >= field.min && value <= field.max) || (field.min_open && value == field.min)) {
-      fail_field(
-          std::string(field.name),
-          "[generate] {} must be {} {} and at most {}; got {}",
-          field.name,
-          field.min_open ? "over" : "at least",
-          field.min,
-          field.max,
-          value);
-    }
-  }
-}
-
 void check_request(const Request& request, const EngineOptions& options) {
   if (request.prompt.empty()) {
     fail_field("prompt", "[generate] prompt must hold a token; got none");
@@ -71,7 +54,7 @@ void check_request(const Request& request, const EngineOptions& options) {
     check_id("prompt", id, options.vocabulary);
   }
   const Sampling& sampling = request.sampling;
-  check_numbers(sampling);
+  check_ranges(sampling);
   for (const auto& [id, bias] : sampling.logit_bias) {
     check_id("logit_bias", id, options.vocabulary);
     if (!std::isfinite(bias)) {

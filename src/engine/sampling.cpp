@@ -1,5 +1,7 @@
 #include "engine/sampling.h"
 
+#include "base/error.h"
+
 #include <array>
 #include <limits>
 
@@ -37,6 +39,23 @@ std::span<const SamplingField> sampling_fields() {
       SamplingField{"min_tokens", &Sampling::min_tokens, 0, many, false, "no end token before this many tokens"},
   };
   return fields;
+}
+
+void check_ranges(const Sampling& sampling) {
+  for (const SamplingField& field : sampling_fields()) {
+    const double value = std::visit([&](auto member) { return static_cast<double>(sampling.*member); }, field.member);
+    // Written so that NaN fails it.
+    if (!(value >= field.min && value <= field.max) || (field.min_open && value == field.min)) {
+      fail_field(
+          std::string(field.name),
+          "[generate] {} must be {} {} and at most {}; got {}",
+          field.name,
+          field.min_open ? "over" : "at least",
+          field.min,
+          field.max,
+          value);
+    }
+  }
 }
 
 float draw(uint64_t seed, uint64_t index) {

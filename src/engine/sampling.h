@@ -45,6 +45,9 @@ struct SamplingField {
 
 std::span<const SamplingField> sampling_fields();
 
+/** Every field of the table against its range. Errors: invalid, naming the field. */
+void check_ranges(const Sampling& sampling);
+
 /** Uniform number in [0, 1) for a row's `index`-th token: Philox4x32-10 (Salmon et al., SC'11) of (seed, index), so
  *  that a seed gives the same text whatever else runs. */
 float draw(uint64_t seed, uint64_t index);

@@ -53,8 +53,7 @@ class KernelLayer : public Cache {
          .window = how.window,
          .softcap = how.softcap,
          .rope_dims = rope ? rope->dims : 0,
-         .rope_traditional = rope && rope->traditional,
-         .rope_magnitude = 1}); // the tables hold it already
+         .rope_traditional = rope && rope->traditional});
   }
 
  private:

@@ -1,13 +1,14 @@
 #include "nn/pick.h"
 
 #include "kernels/cpu/ops.h"
+#include "nn/device.h"
 
 #include <limits>
 
 namespace parallm {
 
 mx::array pick(const mx::array& logits, const PickValues& v) {
-  if (mx::default_device() == mx::Device::cpu) {
+  if (on_cpu()) {
     return cpu::sample(logits, v.temperature, v.top_k, v.top_p, v.min_p, v.draw);
   }
   return pick_by_sorting(logits, v);

@@ -20,7 +20,7 @@ namespace {
 
 struct Case {
   int heads = 6, kv_heads = 2, dim = 64, v_dim = 64;
-  cpu::PagedAttentionShape shape{16, 0.125f, 0, 0, 64, false, 1};
+  cpu::PagedAttentionShape shape{16, 0.125f, 0, 0, 64, false};
   mx::Dtype type = mx::float32, pool_type = mx::float32;
   bool sinks = false;
 };
@@ -168,8 +168,8 @@ class World {
         double& first = y[row * c_.dim + (pairs ? 2 * i : i)];
         double& second = y[row * c_.dim + (pairs ? 2 * i + 1 : i + dims / 2)];
         const double angle = this->angle(static_cast<int>(row) / heads, i);
-        const double c = std::cos(angle) * c_.shape.rope_magnitude;
-        const double s = std::sin(angle) * c_.shape.rope_magnitude;
+        const double c = std::cos(angle);
+        const double s = std::sin(angle);
         const double u = first, w = second;
         first = u * c - w * s;
         second = u * s + w * c;
@@ -189,10 +189,10 @@ class World {
 std::vector<Case> cases() {
   std::vector<Case> all;
   all.emplace_back();
-  all.push_back({.heads = 4, .kv_heads = 4, .dim = 80, .v_dim = 48, .shape = {8, 0.1f, 0, 0, 40, true, 1.3f}});
-  all.push_back({.shape = {16, 0.125f, 20, 0, 64, false, 1}, .sinks = true});
+  all.push_back({.heads = 4, .kv_heads = 4, .dim = 80, .v_dim = 48, .shape = {8, 0.1f, 0, 0, 40, true}});
+  all.push_back({.shape = {16, 0.125f, 20, 0, 64, false}, .sinks = true});
   all.push_back(
-      {.heads = 8, .kv_heads = 1, .dim = 36, .v_dim = 36, .shape = {5, 0.2f, 0, 3.0f, 0, false, 1}, .sinks = true});
+      {.heads = 8, .kv_heads = 1, .dim = 36, .v_dim = 36, .shape = {5, 0.2f, 0, 3.0f, 0, false}, .sinks = true});
   for (auto type : {mx::float16, mx::bfloat16}) {
     Case c;
     c.pool_type = type;
@@ -272,7 +272,7 @@ TEST_CASE("paged attention refuses a table that points outside the pool") {
         mx::array({0, 1, offset}, {1, 3}),
         mx::array({block}, {1, 1}),
         {},
-        {4, 1.0f, 0, 0, 0, false, 1});
+        {4, 1.0f, 0, 0, 0, false});
     mx::eval(out);
   };
   run(1, 3);

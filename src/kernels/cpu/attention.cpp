@@ -50,7 +50,6 @@ class PagedAttention : public CpuPrimitive {
     job.softcap = shape_.softcap;
     job.rope_dims = shape_.rope_dims;
     job.rope_traditional = shape_.rope_traditional;
-    job.rope_magnitude = shape_.rope_magnitude;
     job.out = allocate(outputs[0]);
     encoder.dispatch([job] { run_attention(job); });
   }

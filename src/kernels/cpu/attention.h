@@ -28,7 +28,6 @@ struct AttentionJob {
   float softcap; // 0: none
   size_t rope_dims;
   bool rope_traditional;
-  float rope_magnitude;
   void* out; // [T,H,Dv]
 
   /** Where position `p` of a span's sequence lies in the pools, in rows of [G,

@@ -36,8 +36,8 @@ HWY_NOINLINE void rotate(const AttentionJob& job, size_t t, float* x) {
   const size_t pair = job.rope_traditional ? 1 : half;
   const size_t step = job.rope_traditional ? 2 : 1;
   for (size_t i = 0; i < half; i++) {
-    const float c = cos[i] * job.rope_magnitude;
-    const float s = sin[i] * job.rope_magnitude;
+    const float c = cos[i];
+    const float s = sin[i];
     float& first = x[i * step];
     float& second = x[i * step + pair];
     const float a = first, b = second;

@@ -42,7 +42,6 @@ struct PagedAttentionShape {
   float softcap; // 0: none
   int rope_dims; // 0: no rotation
   bool rope_traditional;
-  float rope_magnitude;
 };
 
 /** RoPE, cache write and attention of one layer for a flat step (kv/cache.h has the words).
