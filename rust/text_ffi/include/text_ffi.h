@@ -45,11 +45,11 @@ enum { TEXT_PIECES_JOIN = 0, TEXT_PIECES_OPAQUE = 1 };
 enum { TEXT_TOKEN_KNOWN = 1, TEXT_TOKEN_SPECIAL = 2 };
 
 typedef struct {
-  text_bytes bytes;    /* the pieces of all ids, one after another */
-  text_ids ends;       /* id i's piece ends before bytes.data[ends.data[i]] and begins where the one before it ends */
-  text_bytes flags;    /* one for each id: TEXT_TOKEN_* */
-  uint32_t joining;    /* TEXT_PIECES_* */
-  uint32_t strip;      /* so many spaces at most are dropped from the beginning of a decoded text */
+  text_bytes bytes; /* the pieces of all ids, one after another */
+  text_ids ends; /* id i's piece ends before bytes.data[ends.data[i]] and begins where the one before it ends */
+  text_bytes flags; /* one for each id: TEXT_TOKEN_* */
+  uint32_t joining; /* TEXT_PIECES_* */
+  uint32_t strip; /* so many spaces at most are dropped from the beginning of a decoded text */
   uint32_t bare_first; /* 1: a decoded text's first piece loses all its spaces */
 } text_pieces;
 
@@ -58,10 +58,19 @@ int text_tokenizer_open(const char* json, size_t size, text_tokenizer** out, tex
 void text_tokenizer_close(text_tokenizer* tokenizer);
 /* text: valid UTF-8. special: 1 adds what the post-processor adds. */
 int text_tokenizer_encode(
-    const text_tokenizer* tokenizer, const char* text, size_t size, int special, text_ids* out, text_bytes* error);
+    const text_tokenizer* tokenizer,
+    const char* text,
+    size_t size,
+    int special,
+    text_ids* out,
+    text_bytes* error);
 /* Ids that the tokenizer lacks give nothing. */
 int text_tokenizer_decode(
-    const text_tokenizer* tokenizer, const uint32_t* ids, size_t size, int skip_special, text_bytes* out,
+    const text_tokenizer* tokenizer,
+    const uint32_t* ids,
+    size_t size,
+    int skip_special,
+    text_bytes* out,
     text_bytes* error);
 int text_tokenizer_pieces(const text_tokenizer* tokenizer, text_pieces* out, text_bytes* error);
 void text_pieces_free(text_pieces pieces);
@@ -72,12 +81,20 @@ int64_t text_tokenizer_id(const text_tokenizer* tokenizer, const char* token, si
 
 /* special_tokens: a JSON object of names that the template may use. */
 int text_template_open(
-    const char* source, size_t size, const char* special_tokens, size_t special_tokens_size, text_template** out,
+    const char* source,
+    size_t size,
+    const char* special_tokens,
+    size_t special_tokens_size,
+    text_template** out,
     text_bytes* error);
 void text_template_close(text_template* tmpl);
 /* variables: a JSON object; it goes before special_tokens. What raise_exception() raised is the error's whole text. */
 int text_template_render(
-    const text_template* tmpl, const char* variables, size_t size, text_bytes* out, text_bytes* error);
+    const text_template* tmpl,
+    const char* variables,
+    size_t size,
+    text_bytes* out,
+    text_bytes* error);
 
 /* --- grammars --- */
 
@@ -85,11 +102,19 @@ enum { TEXT_GRAMMAR_JSON_SCHEMA = 0, TEXT_GRAMMAR_JSON_OBJECT = 1, TEXT_GRAMMAR_
 
 /* vocabulary: the logits' width, at least the tokenizer's size. end_ids: at least one. */
 int text_grammars_open(
-    const text_tokenizer* tokenizer, size_t vocabulary, const uint32_t* end_ids, size_t n_end_ids, text_grammars** out,
+    const text_tokenizer* tokenizer,
+    size_t vocabulary,
+    const uint32_t* end_ids,
+    size_t n_end_ids,
+    text_grammars** out,
     text_bytes* error);
 void text_grammars_close(text_grammars* grammars);
 int text_grammar_compile(
-    const text_grammars* grammars, uint32_t kind, const char* source, size_t size, text_grammar** out,
+    const text_grammars* grammars,
+    uint32_t kind,
+    const char* source,
+    size_t size,
+    text_grammar** out,
     text_bytes* error);
 void text_grammar_close(text_grammar* grammar);
 /* words: (vocabulary + 31) / 32 of them; bit t % 32 of word t / 32 is set where token t may come next. */
