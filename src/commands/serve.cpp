@@ -7,6 +7,8 @@
 
 #include <spdlog/spdlog.h>
 
+#include <atomic>
+#include <cstdlib>
 #include <thread>
 
 namespace parallm {
@@ -160,7 +162,8 @@ int serve(std::vector<std::string> arguments) {
 
   Service service(flags.service);
   Server server(flags.server, service);
-  int code = 0;
+  std::atomic<int> code = 0;
+  std::atomic<bool> loaded = false;
   std::thread loading([&] {
     try {
       auto model = std::make_shared<LanguageModel>(flags.model_path, flags.load);
@@ -173,8 +176,15 @@ int serve(std::vector<std::string> arguments) {
       code = 1;
       server.stop();
     }
+    loaded = true;
   });
   server.run();
+  if (!loaded && code == 0) {
+    // A signal: nobody waits for what loads, which may take minutes and can't be stopped in the middle.
+    spdlog::info("stopped while loading");
+    spdlog::shutdown();
+    std::_Exit(0);
+  }
   loading.join();
   return code;
 }

@@ -121,7 +121,7 @@ load(const LoadOptions& options, ModelInfo& info, EngineOptions& engine, std::op
   info.max_context = engine.max_context = std::min(engine.max_context, info.kv_tokens);
   auto runner = std::make_unique<ModelRunner>(std::move(model), make_paged_caches(specs, kv), engine.max_rows);
   if (!cpu) {
-    spdlog::info("warming up: on a machine where MLX has not run this model yet, compiling takes about a minute");
+    spdlog::info("warming up: on a machine where MLX has not run this model yet, compiling takes some minutes");
     warm_up(*runner, engine);
   }
   info.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -1,4 +1,5 @@
 """The process: starting, flags, loading, signals."""
+import os
 import signal
 import subprocess
 import threading
@@ -74,6 +75,16 @@ def test_health_is_503_while_loading():
         seen.add(server.health())
     status = server.stop()
     assert seen <= {0, 503, 200} and 503 in seen and status == 0
+
+
+def test_sigterm_while_loading_ends_at_once(tmp_path):
+    os.mkfifo(tmp_path / "model.gguf")  # opening it waits for a writer, who never comes
+    server = Server(model_path=str(tmp_path / "model.gguf"), ready=False)
+    while server.health() != 503:
+        assert server.process.poll() is None, server.log
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(10) == 0
+    assert "stopped while loading" in server.log
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "/dev/null", "no-such-user/no-such-model.gguf"])
