@@ -56,8 +56,9 @@ mx::array Matrix::multiply(const mx::array& x, const std::optional<mx::array>& b
   if (on_cpu() && !quantization) {
     return cpu::matmul(x, weight, bias);
   }
-  if (on_cpu() && biases) {
-    return cpu::quantized_matmul(x, weight, *scales, *biases, quantization->group_size, quantization->bits, bias);
+  if (on_cpu()) {
+    auto& how = *quantization;
+    return cpu::quantized_matmul(x, weight, *scales, biases, how.group_size, how.bits, bias, how.mode);
   }
   auto y = quantization
       ? mx::quantized_matmul(
