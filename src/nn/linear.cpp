@@ -35,7 +35,7 @@ mx::array take_codes(Weights& weights, const std::string& name, int outputs, int
 } // namespace
 
 Matrix::Matrix(Weights& weights, const std::string& name, int outputs, int inputs)
-    : weight(mx::array(0)), quantization(weights.quantization(name)) {
+    : weight(mx::array(0)), quantization(weights.quantization(name, inputs)) {
   if (!quantization) {
     weight = take_dense(weights, name, outputs, inputs);
     return;
