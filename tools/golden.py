@@ -21,6 +21,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import llama
 from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.utils import load_model
 
 OUT = Path(__file__).resolve().parent.parent / "tests" / "golden"
 BASE = dict(
@@ -85,6 +86,28 @@ MODELS = {
     ),
     "sharded": ({}, dict(shards=2)),
     "gguf": (dict(tie_word_embeddings=False), dict(gguf=True)),
+    "quantized_mxfp4": ({}, dict(bits=4, group_size=32, mode="mxfp4")),
+    "quantized_nvfp4": (dict(tie_word_embeddings=False), dict(bits=4, group_size=16, mode="nvfp4")),
+    "quantized_mxfp8": (
+        dict(attention_bias=True),
+        # An override without a mode is affine.
+        dict(bits=8, group_size=32, mode="mxfp8", layers={"model.layers.0.mlp.up_proj": dict(bits=6, group_size=64)}),
+    ),
+    "quantized_bits": (
+        {},
+        dict(
+            bits=2,
+            group_size=32,
+            layers={
+                "model.embed_tokens": dict(bits=6, group_size=64),
+                "model.layers.0.self_attn.q_proj": dict(bits=3, group_size=32),
+                "model.layers.0.self_attn.v_proj": dict(bits=5, group_size=64),
+                "model.layers.1.mlp.gate_proj": dict(bits=6, group_size=32),
+            },
+            unnamed=["model.layers.0.self_attn.v_proj"],  # a loader must infer it from the tensors
+        ),
+    ),
+    "awq": (dict(tie_word_embeddings=False), dict(awq=True, group_size=32)),
 }
 
 
@@ -121,10 +144,12 @@ def quantize(model, config, how):
             return False
         return layers.get(path, True)
 
-    nn.quantize(model, how["group_size"], how["bits"], class_predicate=kind)
-    config["quantization"] = dict(
-        group_size=how["group_size"], bits=how["bits"], **layers
-    )
+    mode = how.get("mode", "affine")
+    nn.quantize(model, how["group_size"], how["bits"], mode=mode, class_predicate=kind)
+    named = {k: v for k, v in layers.items() if k not in how.get("unnamed", [])}
+    config["quantization"] = dict(group_size=how["group_size"], bits=how["bits"], **named)
+    if mode != "affine":
+        config["quantization"]["mode"] = mode
 
 
 class FixedRope(nn.Module):
@@ -248,6 +273,35 @@ def save_gguf(folder, weights, config):
     mx.save_gguf(str(folder / "model.gguf"), arrays, metadata)
 
 
+def awq_words(codes):
+    """[A,8B] numbers below 16 -> int32 [A,B], in AutoAWQ's order."""
+    order = np.array([0, 2, 4, 6, 1, 3, 5, 7])
+    eights = codes.reshape(codes.shape[0], -1, 8)[:, :, order].astype(np.uint32)
+    words = (eights << (4 * np.arange(8, dtype=np.uint32))).sum(axis=2, dtype=np.uint32)
+    return mx.array(words.view(np.int32))
+
+
+def save_awq(folder, model, config, group, seed):
+    """The model's linear layers but the head as AutoAWQ packs them; every second one has no zeros."""
+    rng = np.random.default_rng(seed)
+    weights = dict(tree_flatten(model.parameters()))
+    for i, name in enumerate(sorted(k for k in weights if k.endswith("_proj.weight"))):
+        layer, w = name.removesuffix(".weight"), weights.pop(name)
+        outputs, inputs = w.shape
+        groups = np.array(w.astype(mx.float32)).reshape(outputs, inputs // group, group)
+        scales = np.abs(groups).max(axis=2) / 7
+        zeros = np.full(scales.shape, 8) if i % 2 else rng.integers(6, 10, scales.shape)
+        codes = np.clip(np.round(groups / scales[..., None]) + zeros[..., None], 0, 15).astype(np.uint32)
+        weights[f"{layer}.qweight"] = awq_words(codes.reshape(outputs, inputs).T)
+        weights[f"{layer}.scales"] = mx.array(scales.T.astype(np.float16))
+        if i % 2 == 0:
+            weights[f"{layer}.qzeros"] = awq_words(zeros.T)
+    method = dict(quant_method="awq", bits=4, group_size=group, version="gemm", zero_point=True)
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": method}, indent=1) + "\n")
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "pt"})
+    return load_model(folder)[0]
+
+
 def build(name, seed):
     changes, how = MODELS[name]
     config = {**BASE, **changes}
@@ -260,7 +314,9 @@ def build(name, seed):
     if "bits" in how:
         quantize(model, config, how)
     weights = dict(tree_flatten(model.parameters()))
-    if how.get("gguf"):
+    if how.get("awq"):
+        model = save_awq(folder, model, config, how["group_size"], seed)
+    elif how.get("gguf"):
         save_gguf(folder, weights, config)
     else:
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")

@@ -18,6 +18,11 @@ const std::vector<std::string> names = {
     "quantized_4",
     "quantized_8",
     "quantized_mixed",
+    "quantized_mxfp4",
+    "quantized_nvfp4",
+    "quantized_mxfp8",
+    "quantized_bits",
+    "awq",
     "sharded",
     "gguf"};
 constexpr double tolerance = 1e-4;
