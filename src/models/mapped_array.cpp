@@ -2,7 +2,6 @@
 
 #include "base/error.h"
 
-#include <array>
 #include <cstdint>
 #include <cstring>
 
@@ -10,21 +9,25 @@ namespace parallm {
 
 namespace {
 
-/** MLX's CPU builds keep a buffer's size in the word before its data and offer no public way to wrap foreign memory
- * (make_buffer gives null, so array's constructor copies). True where a buffer made of a pointer is read so. */
-bool buffers_start_before_data() {
-#ifdef __APPLE__
-  return false; // a buffer is a Metal object there
-#else
-  static const bool so = [] {
+/** MLX's CPU allocator (backend/no_gpu/allocator.cpp) has no make_buffer, so that array's constructor from a pointer
+ * copies. Its buffers begin with their size, and raw_ptr steps over it; where the library at hand does that, a buffer
+ * that points this far before foreign bytes stands for them. 0: it doesn't. */
+size_t bytes_before_data() {
+  static const size_t bytes = [] {
     if (mx::is_available(mx::Device::gpu)) {
-      return false;
+      return size_t(0);
     }
-    std::array<uint64_t, 64> words{}; // more than any kind of buffer object reads
-    return mx::allocator::Buffer(words.data()).raw_ptr() == words.data() + 1;
+    const auto probe = mx::allocator::malloc(64);
+    auto buffer = probe.buffer();
+    const auto* start = static_cast<const char*>(buffer.ptr());
+    size_t size = 0;
+    if (static_cast<const char*>(buffer.raw_ptr()) - start != sizeof(size)) {
+      return size_t(0);
+    }
+    std::memcpy(&size, start, sizeof(size));
+    return size == 64 ? sizeof(size) : size_t(0);
   }();
-  return so;
-#endif
+  return bytes;
 }
 
 size_t bytes(const mx::Shape& shape, mx::Dtype dtype) {
@@ -42,18 +45,15 @@ mx::array mapped_array(std::shared_ptr<const MappedFile> file, size_t offset, mx
   check(offset <= file->size() && size <= file->size() - offset, "mapped_array: within the file");
   auto* data = const_cast<std::byte*>(file->data()) + offset;
   const bool aligned = reinterpret_cast<uintptr_t>(data) % mx::size_of(dtype) == 0;
-  const auto done = [file, offset, size](auto&&) { file->drop(offset, size); };
-  if (!aligned || size == 0) {
-    mx::allocator::Data copy = mx::allocator::malloc(size);
+  const size_t before = bytes_before_data();
+  if (!aligned || before == 0 || offset < before) {
+    auto copy = mx::allocator::malloc(size);
     std::memcpy(copy.buffer().raw_ptr(), data, size);
-    done(data);
+    file->drop(offset, size);
     return mx::array(std::move(copy), std::move(shape), dtype);
   }
-  if (!buffers_start_before_data() || offset < sizeof(uint64_t)) {
-    return mx::array(data, std::move(shape), dtype, done); // copies where it must
-  }
-  mx::allocator::Buffer buffer(data - sizeof(uint64_t));
-  return mx::array(mx::allocator::Data(buffer, done), std::move(shape), dtype);
+  const auto done = [file, offset, size](mx::allocator::Buffer) { file->drop(offset, size); };
+  return mx::array(mx::allocator::Data(mx::allocator::Buffer(data - before), done), std::move(shape), dtype);
 }
 
 } // namespace parallm

@@ -89,6 +89,71 @@ void Weights::record(Recording& to) {
   recording_ = &to;
 }
 
+void Weights::rename(const std::string& from, const std::string& to) {
+  std::vector<std::string> names;
+  for (auto& [name, array] : arrays_) {
+    if (name.starts_with(from)) {
+      names.push_back(name);
+    }
+  }
+  for (auto& name : names) {
+    put(to + name.substr(from.size()), *pull(name));
+  }
+  std::map<std::string, std::optional<Quantization>> layers;
+  for (auto& [layer, kind] : quantizations_.layers) {
+    layers.emplace(layer.starts_with(from) ? to + layer.substr(from.size()) : layer, kind);
+  }
+  quantizations_.layers = std::move(layers);
+}
+
+void Weights::stack(const std::string& pattern, int count, const std::string& to) {
+  const auto layer = [&](int i) { return fmt::format(fmt::runtime(pattern), i); };
+  for (auto* part : {".weight", ".scales", ".biases", ".bias"}) {
+    if (!has(layer(0) + part)) {
+      continue;
+    }
+    std::vector<mx::array> all;
+    for (int i = 0; i < count; ++i) {
+      auto array = pull(layer(i) + part);
+      if (!array || (i > 0 && array->shape() != all[0].shape())) {
+        fail(Kind::invalid, "[weights] {}{} is missing or unlike {}{}", layer(i), part, layer(0), part);
+      }
+      all.push_back(*array);
+    }
+    put(to + part, mx::stack(all));
+  }
+  if (auto kind = quantizations_.layers.find(layer(0)); kind != quantizations_.layers.end()) {
+    quantizations_.layers.insert_or_assign(to, kind->second);
+  }
+}
+
+std::optional<mx::array> Weights::pull(const std::string& name) {
+  auto found = arrays_.find(name);
+  if (found == arrays_.end()) {
+    return {};
+  }
+  auto array = std::move(found->second);
+  arrays_.erase(found);
+  return array;
+}
+
+void Weights::put(const std::string& name, mx::array array) {
+  if (!arrays_.emplace(name, std::move(array)).second) {
+    doubled_.push_back(name);
+  }
+}
+
+std::vector<std::string> Weights::names_ending(std::string_view suffix) const {
+  std::vector<std::string> names;
+  for (auto& [name, array] : arrays_) {
+    if (name.ends_with(suffix)) {
+      names.push_back(name);
+    }
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
 void Weights::finish() {
   std::vector<std::string> extra;
   for (auto& [name, array] : arrays_) {
@@ -99,6 +164,7 @@ void Weights::finish() {
   }
   std::string text;
   append(text, "missing", missing_);
+  append(text, "that stand there twice", doubled_);
   append(text, "of a wrong shape", misshaped_);
   append(text, "that the model doesn't know", extra);
   if (!text.empty()) {

@@ -45,6 +45,21 @@ class Weights {
   mx::array take(const std::string& name, mx::Shape shape, std::optional<mx::Dtype> as = {});
   /** Tensors whose names begin so are no error when nobody takes them. */
   void ignore(std::string prefix);
+
+  // A checkpoint's own layout to the one that a model's layers ask for, before
+  // they do. Nothing happens where there is nothing of that name.
+
+  /** Names that begin with `from` begin with `to`. Where both exist, that is an
+   * error of `finish`. */
+  void rename(const std::string& from, const std::string& to);
+  /** Layers `<pattern>`, whose "{}" counts from 0 to count - 1, to one layer `to`
+   * whose tensors (weight, scales, biases, bias) are theirs, stacked. */
+  void stack(const std::string& pattern, int count, const std::string& to);
+  /** Takes a tensor out, for `put` to give it back in another form. */
+  std::optional<mx::array> pull(const std::string& name);
+  void put(const std::string& name, mx::array array);
+  /** The names that end so, in order. */
+  std::vector<std::string> names_ending(std::string_view suffix) const;
   /** From now on `to` is told what is taken, and `finish` reads nothing into
    * memory. */
   void record(Recording& to);
@@ -68,6 +83,7 @@ class Weights {
   std::vector<std::string> ignored_;
   std::vector<std::string> missing_;
   std::vector<std::string> misshaped_;
+  std::vector<std::string> doubled_;
 };
 
 } // namespace parallm

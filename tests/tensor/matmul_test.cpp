@@ -254,6 +254,25 @@ TEST_CASE("small floats: a matmul's rows are independent, bit for bit") {
   }
 }
 
+TEST_CASE("small floats: grouped rows are what each has alone with its own matrix") {
+  const int groups = 3, k = 96, n = 21;
+  const std::vector<int> which{0, 0, 2, 2, 2};
+  const auto x = normal({5, k}, mx::float32, 1);
+  for (const auto& how : small_floats) {
+    CAPTURE(how.mode);
+    const auto q = mx::quantize(normal({groups, n, k}, mx::float32, 2), how.group, how.bits, how.mode);
+    const auto bias = normal({groups, n}, mx::float32, 3);
+    const mx::array ids(which.data(), {5}, mx::int32);
+    const auto all = cpu::grouped_quantized_matmul(x, q[0], q[1], {}, how.group, how.bits, ids, bias, how.mode);
+    for (int i = 0; i < 5; i++) {
+      const auto own = [&](const mx::array& a) { return mx::take(a, which[i], 0); };
+      const auto row = mx::slice(x, {i, 0}, {i + 1, k});
+      const auto alone = cpu::quantized_matmul(row, own(q[0]), own(q[1]), {}, how.group, how.bits, own(bias), how.mode);
+      CHECK(same_bits(alone, mx::slice(all, {i, 0}, {i + 1, n})));
+    }
+  }
+}
+
 TEST_CASE("small floats: a code that is no number stays none, and wrong operands are refused") {
   const auto q = mx::quantize(normal({8, 64}, mx::float32, 2), 32, 8, "mxfp8");
   const auto x = normal({2, 64}, mx::float32, 1);

@@ -206,7 +206,7 @@ TEST_CASE("peak memory: loading takes at most 1.15 times the weights") {
   Folder folder("large");
   const auto weights = write_large(folder);
   REQUIRE(weights > 200 << 20);
-  const auto small = peaks_of((golden_folder / "head_dim").string());
+  const auto small = peaks_of((golden_folder / "llama_head_dim").string());
   const auto large = peaks_of(folder.path.string());
   const auto loading = double(large.first - small.first) / weights;
   const auto running = double(large.second - small.second) / weights;

@@ -1,17 +1,9 @@
-#include "kernels/cpu/matmul.h"
 #include "kernels/cpu/node.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/quantized.h"
 
 namespace parallm::cpu {
 namespace {
-
-struct Quantized {
-  Mode mode = Mode::affine;
-  int group_size = 0;
-  int bits = 0; // 0: dense
-
-  bool operator==(const Quantized&) const = default;
-};
 
 /** Inputs: x, w, then scales where bits > 0 and affine biases, then maybe bias. */
 class Matmul : public CpuPrimitive {
@@ -83,47 +75,6 @@ node(const char* op, std::vector<mx::array> inputs, int columns, const std::opti
   return mx::array({x.shape(0), columns}, x.dtype(), std::make_shared<Matmul>(how), std::move(inputs));
 }
 
-constexpr struct {
-  const char* name;
-  Mode mode;
-  int group_size;
-  int bits;
-} small_floats[] = {
-    {"mxfp4", Mode::mxfp4, 32, 4},
-    {"nvfp4", Mode::nvfp4, 16, 4},
-    {"mxfp8", Mode::mxfp8, 32, 8},
-};
-
-Mode known_mode(const char* op, const std::string& mode, int group_size, int bits) {
-  if (mode == "affine") {
-    const bool known_bits = bits >= 2 && bits <= 8 && bits != 7;
-    const bool known_group = group_size == 16 || group_size == 32 || group_size == 64 || group_size == 128;
-    if (!known_bits || !known_group) {
-      fail_op(op, "bits must be 2, 3, 4, 5, 6 or 8 and group_size 16, 32, 64 or 128; got ", bits, " and ", group_size);
-    }
-    return Mode::affine;
-  }
-  for (const auto& known : small_floats) {
-    if (mode == known.name) {
-      if (group_size != known.group_size || bits != known.bits) {
-        fail_op(
-            op,
-            mode,
-            " has ",
-            known.bits,
-            " bits in groups of ",
-            known.group_size,
-            "; got ",
-            bits,
-            " and ",
-            group_size);
-      }
-      return known.mode;
-    }
-  }
-  fail_op(op, "mode must be affine, mxfp4, nvfp4 or mxfp8; got ", mode);
-}
-
 } // namespace
 
 mx::array matmul(const mx::array& x, const mx::array& w, const std::optional<mx::array>& bias) {
@@ -146,7 +97,7 @@ mx::array quantized_matmul(
   const char* op = "quantized_matmul";
   check_rows(op, x);
   const int inner = x.shape(1);
-  const Quantized how{known_mode(op, mode, group_size, bits), group_size, bits};
+  const auto how = quantized(op, mode, group_size, bits);
   if (w.ndim() != 2 || w.dtype() != mx::uint32 || inner % group_size != 0 || w.shape(1) * 32 != inner * bits) {
     fail_op(
         op,
@@ -159,35 +110,9 @@ mx::array quantized_matmul(
         " ",
         w.dtype());
   }
-  const mx::Shape groups{w.shape(0), inner / group_size};
-  const bool affine = how.mode == Mode::affine;
-  if (scales.shape() != groups || !(affine ? is_float(scales.dtype()) : scales.dtype() == mx::uint8)) {
-    fail_op(
-        op,
-        "scales must be ",
-        groups,
-        affine ? " of a float type; got " : " uint8; got ",
-        scales.shape(),
-        " ",
-        scales.dtype());
-  }
-  if (affine != biases.has_value()) {
-    fail_op(op, "affine codes have biases and no others do; got mode ", mode);
-  }
-  if (affine && (biases->shape() != groups || biases->dtype() != scales.dtype())) {
-    fail_op(
-        op,
-        "biases must be ",
-        groups,
-        " ",
-        scales.dtype(),
-        ", as scales are; got ",
-        biases->shape(),
-        " ",
-        biases->dtype());
-  }
+  check_scales(op, {w.shape(0), inner / group_size}, how, scales, biases);
   std::vector<mx::array> inputs{x, w, scales};
-  if (affine) {
+  if (biases) {
     inputs.push_back(*biases);
   }
   return node(op, std::move(inputs), w.shape(0), bias, how);
