@@ -204,8 +204,21 @@ GgufTokenizer tokenizer_of(const Fields& fields) {
   out.bos = fields.integer(key("bos_token_id"), -1);
   out.eos = fields.integer(key("eos_token_id"), -1);
   out.eot = fields.integer(key("eot_token_id"), -1);
-  out.add_bos = fields.integer(key("add_bos_token"), 0) != 0;
+  out.eom = fields.integer(key("eom_token_id"), -1);
+  out.unk = fields.integer(key("unknown_token_id"), -1);
+  auto flag = [&](const char* name) -> std::optional<bool> {
+    return fields.has(key(name)) ? std::optional(fields.integer(key(name)) != 0) : std::nullopt;
+  };
+  out.add_bos = flag("add_bos_token");
+  out.add_eos = flag("add_eos_token");
+  out.add_space_prefix = flag("add_space_prefix");
+  out.remove_extra_whitespaces = flag("remove_extra_whitespaces");
   out.chat_template = fields.text("tokenizer.chat_template", "");
+  if (fields.has("tokenizer.chat_templates")) {
+    for (auto& name : fields.texts("tokenizer.chat_templates")) {
+      out.named_templates[name] = fields.text("tokenizer.chat_template." + name, "");
+    }
+  }
   return out;
 }
 

@@ -8,6 +8,9 @@
 #include "models/config.h"
 #include "nn/weights.h"
 
+#include <map>
+#include <optional>
+
 namespace parallm {
 
 /** The "tokenizer.*" metadata as it stands in the file; -1 where an id is
@@ -22,8 +25,15 @@ struct GgufTokenizer {
   int32_t bos = -1;
   int32_t eos = -1;
   int32_t eot = -1;
-  bool add_bos = false;
+  int32_t eom = -1;
+  int32_t unk = -1;
+  // Absent: what the kind of tokenizer does by itself.
+  std::optional<bool> add_bos;
+  std::optional<bool> add_eos;
+  std::optional<bool> add_space_prefix;
+  std::optional<bool> remove_extra_whitespaces;
   std::string chat_template;
+  std::map<std::string, std::string> named_templates; // "tokenizer.chat_template.<name>"
 };
 
 struct GgufFile {
