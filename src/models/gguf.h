@@ -1,8 +1,6 @@
-// A GGUF file (ggml's gguf.md) of architecture "llama" as what a checkpoint
-// folder holds: config.json's fields, tensors under Hugging Face's names,
-// quantization, and the tokenizer's metadata. mx::load_gguf reads the tensors:
-// Q4_0, Q4_1 and Q8_0 as affine codes in groups of 32, exactly; other quantized
-// kinds it makes float16. Any thread.
+// A GGUF file as what a checkpoint folder holds: config.json's fields, tensors under Hugging Face's names,
+// quantization, and the tokenizer's metadata. gguf_reader.h walks the file, gguf_types.h says what becomes of each
+// tensor kind, gguf_names.h holds the architectures. Engine thread only (it makes MLX arrays).
 #pragma once
 
 #include "models/config.h"
@@ -40,15 +38,14 @@ struct GgufFile {
   Config config;
   std::unordered_map<std::string, mx::array> arrays;
   Quantizations quantizations;
+  /** What activations and KV had best be in: most of the dense weights', where most weights are dense; else float16,
+   * or bfloat16 where the architecture needs its range. */
+  mx::Dtype dtype = mx::float16;
   GgufTokenizer tokenizer;
 };
 
-/** Errors: invalid, for a file that is no GGUF, is cut off or corrupt, or of
- * another architecture. */
+/** Any one part of a file that is split into several stands for all of them. Errors: invalid, for a file that is no
+ * GGUF, is cut off or corrupt, or of an architecture or a tensor kind that can't be opened. */
 GgufFile read_gguf(const std::string& path);
-
-/** Walks a GGUF file's header within the file's bounds, because mx::load_gguf
- * trusts parts of it. Errors: invalid. */
-void check_gguf(const std::string& path);
 
 } // namespace parallm

@@ -31,6 +31,11 @@ class GgufMetadata {
     return values_.emplace(key, std::move(value)).second;
   }
 
+  const GgufValue* find(const std::string& key) const { // null where absent
+    auto found = values_.find(key);
+    return found == values_.end() ? nullptr : &found->second;
+  }
+
   // Without a fallback an absent key is an error. A list of one number is a number.
   std::string text(const std::string& key) const;
   std::string text(const std::string& key, std::string fallback) const;
@@ -42,6 +47,9 @@ class GgufMetadata {
   std::vector<int64_t> integers(const std::string& key) const;
   std::vector<double> numbers(const std::string& key) const;
   std::vector<std::string> texts(const std::string& key) const;
+  const std::map<std::string, GgufValue>& all() const {
+    return values_;
+  }
 
  private:
   [[noreturn]] static void wrong(const std::string& key, const char* wanted);
