@@ -23,6 +23,7 @@ constexpr GgufField shared_fields[] = {
     {"max_position_embeddings", "context_length"},
     {"rope_theta", "rope.freq_base"},
     {"sliding_window", "attention.sliding_window"},
+    {"original_max_position_embeddings", "rope.scaling.original_context_length"}, // phi3 has it here
 };
 constexpr const char* required_keys[] =
     {"embedding_length", "block_count", "feed_forward_length", "attention.head_count", "context_length"};
@@ -168,9 +169,6 @@ json::object gguf_config(const GgufArchitecture& architecture, const GgufContent
     config.erase("sliding_window"); // phi3's "none"
   }
   if (auto scaling = rope_scaling(contents); !scaling.empty()) {
-    if (auto* length = scaling.if_contains("original_max_position_embeddings")) {
-      config["original_max_position_embeddings"] = *length; // phi3 has it here
-    }
     config["rope_scaling"] = std::move(scaling);
   }
   set_rotated_part(metadata, config);
