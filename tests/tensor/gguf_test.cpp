@@ -4,6 +4,7 @@
 #include "models/gguf_names.h"
 #include "models/gguf_tensors.h"
 #include "models/gguf_types.h"
+#include "nn/embedding.h"
 
 #include <boost/json/serialize.hpp>
 #include <unistd.h>
@@ -141,6 +142,29 @@ TEST_CASE("gguf: without groups of 16 the error is within half a step of the new
     }
   }
   CHECK(coarse == 3);
+}
+
+TEST_CASE("gguf: an embedding of each kind gives its rows") {
+  auto contents = open_gguf_contents(types_file);
+  for (auto& [tensor, values] : cases(contents)) {
+    CAPTURE(tensor->name);
+    auto arrays = read_gguf_tensor(*tensor, {.groups_of_16 = on_cpu()});
+    std::unordered_map<std::string, mx::array> named{{"e.weight", arrays.weight}};
+    Quantizations quantizations;
+    if (arrays.quantization) {
+      named.emplace("e.scales", *arrays.scales);
+      quantizations.layers["e"] = arrays.quantization;
+    }
+    if (arrays.biases) {
+      named.emplace("e.biases", *arrays.biases);
+    }
+    Weights weights(named, quantizations, mx::float32);
+    int width = tensor->shape.back();
+    Embedding embedding(weights, "e", 3, width);
+    auto got = floats(embedding(mx::array({2, 0}, mx::int32)));
+    CHECK(std::equal(got.begin(), got.begin() + width, values.begin() + 2 * width));
+    CHECK(std::equal(got.begin() + width, got.end(), values.begin()));
+  }
 }
 
 TEST_CASE("gguf: rows in another order") {
