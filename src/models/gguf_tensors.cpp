@@ -51,17 +51,26 @@ struct Rows {
   std::span<const int> order;
 };
 
-/** work(first, end) over all rows, spread over the machine's cores; small tensors stay on this thread. */
+/** work(first, end) over all rows, spread over the machine's cores and a slab of the file at a time, whose pages are
+ * dropped behind it: a large tensor isn't in memory twice. */
 template <typename Work>
-void for_rows(const Rows& rows, Work work) {
-  size_t threads = std::max(1u, std::thread::hardware_concurrency());
-  threads = std::min(threads, rows.count * rows.width / (size_t(1) << 20) + 1);
-  size_t share = (rows.count + threads - 1) / threads;
-  std::vector<std::jthread> helpers;
-  for (size_t first = share; first < rows.count; first += share) {
-    helpers.emplace_back(work, first, std::min(rows.count, first + share));
+void for_rows(const GgufTensor& tensor, const Rows& rows, Work work) {
+  constexpr size_t slab = size_t(8) << 20; // bytes
+  const size_t height = std::max(size_t(1), slab / rows.bytes);
+  const size_t cores = std::max(1u, std::thread::hardware_concurrency());
+  for (size_t begin = 0; begin < rows.count; begin += height) {
+    const size_t end = std::min(rows.count, begin + height);
+    const size_t threads = std::min(cores, (end - begin) * rows.bytes / (slab / 8) + 1); // few bytes: this thread alone
+    const size_t share = (end - begin + threads - 1) / threads;
+    {
+      std::vector<std::jthread> helpers;
+      for (size_t first = begin + share; first < end; first += share) {
+        helpers.emplace_back(work, first, std::min(end, first + share));
+      }
+      work(begin, std::min(end, begin + share));
+    }
+    tensor.file->drop(tensor.offset + begin * rows.bytes, (end - begin) * rows.bytes);
   }
-  work(0, std::min(rows.count, share));
 }
 
 mx::Shape shape_of(const GgufTensor& tensor, size_t last) {
@@ -88,11 +97,12 @@ constexpr Pack packs[] = {nullptr, nullptr, pack<2>, pack<3>, pack<4>, pack<5>, 
 
 /** The kind's own codes. `Scale` holds its factors exactly; false where one is too large for it. */
 template <typename Scale>
-bool move_codes(const Rows& rows, const GgufType& type, uint8_t* codes, Scale* scales, Scale* biases) {
+bool move_codes(const GgufTensor& tensor, const Rows& rows, uint8_t* codes, Scale* scales, Scale* biases) {
+  auto& type = *tensor.type;
   const size_t groups = rows.width / type.group, row_codes = rows.width * type.bits / 8;
   const int block_groups = type.weights / type.group, block_codes = type.weights * type.bits / 8;
   std::atomic<bool> fits = true;
-  for_rows(rows, [&](size_t first, size_t end) {
+  for_rows(tensor, rows, [&](size_t first, size_t end) {
     GgufBlock block;
     for (size_t row = first; row < end; ++row) {
       const uint8_t* from = rows[row];
@@ -126,7 +136,7 @@ std::optional<GgufArrays> repack(const GgufTensor& tensor, const Rows& rows, mx:
   size_t groups = rows.width / type.group;
   Blank<uint8_t> codes(rows.count * rows.width * type.bits / 8);
   Blank<Scale> scales(rows.count * groups), biases(rows.count * groups);
-  if (!move_codes(rows, type, codes.values, scales.values, biases.values)) {
+  if (!move_codes(tensor, rows, codes.values, scales.values, biases.values)) {
     return {};
   }
   auto shape = shape_of(tensor, groups);
@@ -160,7 +170,7 @@ GgufArrays coarsen(const GgufTensor& tensor, const Rows& rows) {
   const size_t groups = rows.width / coarse_group;
   Blank<uint8_t> codes(rows.count * rows.width * bits / 8);
   Blank<float> scales(rows.count * groups), biases(rows.count * groups);
-  for_rows(rows, [&](size_t first, size_t end) {
+  for_rows(tensor, rows, [&](size_t first, size_t end) {
     GgufBlock block;
     float weights[256];
     for (size_t row = first; row < end; ++row) {
@@ -182,7 +192,7 @@ GgufArrays coarsen(const GgufTensor& tensor, const Rows& rows) {
 GgufArrays repack_mxfp4(const GgufTensor& tensor, const Rows& rows) {
   const size_t groups = rows.width / 32;
   Blank<uint8_t> codes(rows.count * rows.width / 2), scales(rows.count * groups);
-  for_rows(rows, [&](size_t first, size_t end) {
+  for_rows(tensor, rows, [&](size_t first, size_t end) {
     for (size_t row = first; row < end; ++row) {
       const uint8_t* from = rows[row];
       for (size_t g = row * groups; g < (row + 1) * groups; ++g, from += 17) {
