@@ -1,6 +1,6 @@
 # Every command a developer needs; CMakePresets.json holds the builds. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup build model serve test asan tsan lint fmt golden bench examples clean
+.PHONY: help setup build model serve test asan tsan lint fmt golden record bench examples clean
 MAKEFLAGS += --no-print-directory
 SHELL := bash
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
@@ -13,6 +13,7 @@ ARGS ?=
 # Configures a preset once (CMake reruns itself when its files change), then builds. $(1) preset, $(2) what to build.
 folder = build$(if $(filter-out release,$(1)),-$(1))
 cmake = @test -f $(call folder,$(1))/build.ninja || cmake --preset $(1); cmake --build --preset $(1) $(2)
+golden_venv = @. tools/versions.sh && tools/venv.sh .venv-golden mlx-lm==$$MLX_LM_VERSION mlx==$$MLX_VERSION $$(uname | sed -n s/Linux/mlx-cpu==$$MLX_VERSION/p)
 cpp_files = $$(git ls-files '*.h' '*.cpp')
 
 help: ## This list
@@ -31,13 +32,13 @@ model: setup ## Fetch the default model if needed; the last line is its path
 serve: build ## Run the server on the default model, or on MODEL=
 	@model='$(MODEL)'; [ -n "$$model" ] || model=$$(tools/model.sh); exec tools/serve.sh "$$model" $(HOST) $(PORT) $(ARGS)
 
-test: setup ## Build and pass every test: unit, tensor, tree, then real clients over HTTP
+test: golden ## Build and pass every test: unit, tensor, tree, then real clients over HTTP
 	$(call cmake,release)
 	ctest --preset release
 	@tools/venv.sh .venv-test -r tests/requirements.txt
 	PARALLM_SERVER=build/bin/mlx_parallm_serve PARALLM_TEST_MODEL="$$(tools/model.sh)" .venv-test/bin/pytest tests/blackbox
 
-asan: setup ## Unit and tensor tests under AddressSanitizer and UBSan (build-asan)
+asan: golden ## Unit and tensor tests under AddressSanitizer and UBSan (build-asan)
 	$(call cmake,asan)
 	ctest --preset asan
 
@@ -55,8 +56,12 @@ fmt: setup ## Format every C++ file in place
 	@. tools/versions.sh && tools/venv.sh .venv-lint clang-tidy==$$CLANG_TIDY_VERSION clang-format==$$CLANG_FORMAT_VERSION
 	.venv-lint/bin/clang-format -i $(cpp_files)
 
-golden: setup ## Record what mlx-lm says on the real model, tests/golden (many minutes; can be stopped and goes on)
-	@. tools/versions.sh && tools/venv.sh .venv-golden mlx-lm==$$MLX_LM_VERSION mlx==$$MLX_VERSION $$(uname | sed -n s/Linux/mlx-cpu==$$MLX_VERSION/p)
+golden: setup ## Make the tiny models of tests/golden/models and mlx-lm's logits for them, in build/golden
+	$(golden_venv)
+	@.venv-golden/bin/python tools/golden.py build/golden
+
+record: setup ## Record what mlx-lm says on the real model, tests/golden (many minutes; can be stopped and goes on)
+	$(golden_venv)
 	.venv-golden/bin/python tools/golden_text.py "$$(tools/model.sh)" $(ARGS)
 
 bench: build ## Measure this server beside mlx_lm.server on the same weights

@@ -1,108 +1,78 @@
-"""Writes tests/golden/<name>/: tiny random models with the logits that a reference gives for them.
+"""Makes tiny random models and the logits that mlx-lm gives for them, which the golden tests compare with.
 
-usage: golden.py [name ...]      (needs mlx-lm 0.32.2; without names: all of them)
+usage: golden.py OUT [name ...]      (needs mlx-lm; without names: all)
 
-Each folder is a checkpoint (config.json and safetensors, or model.gguf) and reference.safetensors:
+Each tests/golden/models/<name>.json is a config.json; its key "golden" (optional) says how the model is stored:
+  dtype       float16 unless named
+  shards      files of weights
+  gguf        a GGUF file instead of a folder
+  dynamic     mlx-lm's Llama can't do "dynamic" RoPE at a fixed prompt length: the frequencies follow transformers'
+              modeling_rope_utils.py
+  bits, group_size, mode, layers   quantized so (layers: what differs), and no second, 4-bit, model is made
+  unnamed     layers that config.json leaves out, so that a loader must tell their kind from the tensors
+  awq         a group size: as AutoAWQ packs them, and no second model
+  quantized   false: no second model
+  hf          stored under the names and in the layout of Hugging Face's repository: {"stacked": "separate"}, where
+              "{}" of the separate name counts experts
+  scale       factor on the random weights
+
+OUT/<name>/ is then a checkpoint with reference.safetensors:
   prompt.<i>  int32 [L]      three prompts of different lengths
   next.<i>    int32 [4]      tokens fed one at a time after the prompt
   logits.<i>  float32 [5,V]  after the prompt, then after each of `next`
-The reference is mlx-lm's own model on the stored weights cast to float32, one prompt at a time. mlx-lm's Llama can't do
-"dynamic" RoPE at a fixed prompt length, so there the frequencies follow transformers' modeling_rope_utils.py.
+and OUT/<name>-4bit/ the same model quantized by mlx-lm, 4 bits in groups of 32. The reference is mlx-lm's own model on
+the stored weights cast to float32, one prompt at a time. Weights follow from the name alone. What is made already, from
+the same file by the same program, is left as it is.
 """
 
+import hashlib
+import importlib.metadata
 import json
 import shutil
 import sys
+import zlib
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
-from mlx_lm.models import llama
+from mlx_lm import utils
 from mlx_lm.models.cache import make_prompt_cache
 
-OUT = Path(__file__).resolve().parent.parent / "tests" / "golden"
-BASE = dict(
-    model_type="llama",
-    hidden_size=64,
-    num_hidden_layers=2,
-    intermediate_size=96,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    vocab_size=96,
-    rms_norm_eps=1e-5,
-    rope_theta=10000.0,
-    max_position_embeddings=512,
-    tie_word_embeddings=True,
-    bos_token_id=1,
-    eos_token_id=2,
-)
-LLAMA3 = dict(
-    rope_type="llama3",
-    factor=8.0,
-    low_freq_factor=1.0,
-    high_freq_factor=4.0,
-    original_max_position_embeddings=64,
-)
-YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
-DYNAMIC = dict(rope_type="dynamic", factor=2.0)
+CONFIGS = Path(__file__).resolve().parent.parent / "tests" / "golden" / "models"
 LENGTHS = [23, 5, 14]
 
-# name: (config, how it is stored)
-MODELS = {
-    "mha": (dict(num_key_value_heads=4), dict(dtype="float32")),
-    "gqa_untied": (dict(tie_word_embeddings=False, eos_token_id=[2, 5]), {}),
-    "biases": (dict(attention_bias=True, mlp_bias=True), {}),
-    "head_dim": (dict(head_dim=32, num_key_value_heads=1), dict(dtype="bfloat16")),
-    "rope_llama3": (dict(rope_scaling=LLAMA3), {}),
-    "rope_linear": (dict(rope_scaling=dict(type="linear", factor=2.0)), {}),
-    "rope_yarn": (dict(rope_scaling=YARN), {}),
-    "rope_dynamic": (
-        dict(rope_scaling=DYNAMIC, max_position_embeddings=10),
-        dict(dynamic=True),
-    ),
-    "window": (
-        dict(
-            model_type="mistral",
-            layer_types=["sliding_attention", "full_attention"],
-            sliding_window=6,
-        ),
-        {},
-    ),
-    "quantized_4": (dict(tie_word_embeddings=False), dict(bits=4, group_size=32)),
-    "quantized_8": (dict(intermediate_size=128), dict(bits=8, group_size=64)),
-    "quantized_mixed": (
-        dict(attention_bias=True),
-        dict(
-            bits=4,
-            group_size=32,
-            layers={
-                "model.embed_tokens": dict(bits=8, group_size=32),
-                "model.layers.1.mlp.down_proj": False,
-            },
-        ),
-    ),
-    "sharded": ({}, dict(shards=2)),
-    "gguf": (dict(tie_word_embeddings=False), dict(gguf=True)),
-}
+
+def build_model(config):
+    model_class, args_class = utils._get_classes(config)
+    return model_class(args_class.from_dict(config))
 
 
-def random_model(config, seed):
-    """Weights large enough that attention and RoPE change the logits a lot."""
+def draw(rng, path, x, scale):
+    """Weights large enough that attention, positions and gates change the logits a lot."""
+    shape = x.shape
+    last = path.rsplit(".", 1)[-1]
+    if last == "A_log":
+        values = np.log(rng.uniform(1, 8, shape))
+    elif last in ("dt_bias", "D", "sinks", "e_score_correction_bias") or last.endswith("bias"):
+        values = 0.3 * rng.standard_normal(shape)
+    elif len(shape) == 1:  # a norm's
+        values = 1 + 0.2 * rng.standard_normal(shape)
+    elif "conv" in path:  # depthwise: few inputs
+        values = rng.standard_normal(shape) / np.sqrt(shape[1])
+    elif "embed_tokens" in path or path.endswith(("wte.weight", "embeddings.weight", "embed.weight")):
+        values = rng.standard_normal(shape)
+    else:
+        values = scale * rng.standard_normal(shape) / np.sqrt(shape[-1])
+    return mx.array(values.astype(np.float32))
+
+
+def random_model(config, seed, scale):
     rng = np.random.default_rng(seed)
-    model = llama.Model(llama.ModelArgs.from_dict(config))
-
-    def draw(path, x):
-        if path.endswith("norm.weight"):
-            return mx.array(1 + 0.2 * rng.standard_normal(x.shape).astype(np.float32))
-        scale = 0.3 if path.endswith("bias") else 1.6 / np.sqrt(x.shape[-1])
-        if "embed_tokens" in path:
-            scale = 1.0
-        return mx.array(scale * rng.standard_normal(x.shape).astype(np.float32))
-
-    weights = [(k, draw(k, v)) for k, v in tree_flatten(model.parameters())]
-    model.load_weights(weights)
+    model = build_model(config)
+    parameters = sorted(tree_flatten(model.parameters()))
+    model.load_weights([(k, draw(rng, k, v, scale)) for k, v in parameters])
     return model
 
 
@@ -117,14 +87,17 @@ def quantize(model, config, how):
     layers = how.get("layers", {})
 
     def kind(path, module):
-        if not hasattr(module, "to_quantized"):
-            return False
         return layers.get(path, True)
 
-    nn.quantize(model, how["group_size"], how["bits"], class_predicate=kind)
-    config["quantization"] = dict(
-        group_size=how["group_size"], bits=how["bits"], **layers
+    named = kind if layers else None
+    model, config = utils.quantize_model(
+        model, config, how["group_size"], how["bits"], how.get("mode", "affine"), quant_predicate=named
     )
+    for path, value in layers.items():  # mlx-lm leaves out what it does not quantize
+        config["quantization"].setdefault(path, value)
+    for path in how.get("unnamed", []):
+        del config["quantization"][path]
+    return model, config
 
 
 class FixedRope(nn.Module):
@@ -136,13 +109,7 @@ class FixedRope(nn.Module):
 
     def __call__(self, x, offset=0):
         return mx.fast.rope(
-            x,
-            x.shape[-1],
-            traditional=False,
-            base=None,
-            scale=1.0,
-            offset=offset,
-            freqs=self._freqs,
+            x, x.shape[-1], traditional=False, base=None, scale=1.0, offset=offset, freqs=self._freqs
         )
 
 
@@ -151,18 +118,21 @@ def dynamic_frequencies(config, length):
     factor = config["rope_scaling"]["factor"]
     longest = config["max_position_embeddings"]
     length = max(length, longest)
-    base = config["rope_theta"] * (
-        (factor * length / longest) - (factor - 1)
-    ) ** (dim / (dim - 2))
+    base = config["rope_theta"] * ((factor * length / longest) - (factor - 1)) ** (dim / (dim - 2))
     return 1.0 / base ** (np.arange(0, dim, 2) / dim)
+
+
+def vocabulary(config):
+    text = config.get("text_config", config)
+    return text.get("vocab_size", config.get("vocab_size"))
 
 
 def reference(model, config, how, seed):
     rng = np.random.default_rng(seed)
     out = {}
     for i, length in enumerate(LENGTHS):
-        prompt = rng.integers(0, config["vocab_size"], length)
-        after = rng.integers(0, config["vocab_size"], 4)
+        prompt = rng.integers(0, vocabulary(config), length)
+        after = rng.integers(0, vocabulary(config), 4)
         if how.get("dynamic"):
             for layer in model.layers:
                 layer.self_attn.rope = FixedRope(dynamic_frequencies(config, length))
@@ -173,6 +143,26 @@ def reference(model, config, how, seed):
         out[f"prompt.{i}"] = mx.array(prompt.astype(np.int32))
         out[f"next.{i}"] = mx.array(after.astype(np.int32))
         out[f"logits.{i}"] = mx.stack(rows).astype(mx.float32)
+    return out
+
+
+def hf_layout(weights, names, model):
+    """The names of Hugging Face's repository; mlx-lm's own sanitize must lead back."""
+    out = {}
+    for key, value in weights.items():
+        for stacked, separate in names.items():
+            if stacked in key:
+                if "{}" in separate:
+                    for e in range(value.shape[0]):
+                        out[key.replace(stacked, separate.format(e))] = mx.contiguous(value[e])
+                else:
+                    out[key.replace(stacked, separate)] = value
+                break
+        else:
+            out[key] = value
+    back = model.sanitize(dict(out))
+    assert back.keys() == weights.keys(), set(back) ^ set(weights)
+    assert all(mx.array_equal(back[k], weights[k]) for k in weights)
     return out
 
 
@@ -219,12 +209,15 @@ def save_gguf(folder, weights, config):
             stem = f"blk.{layer}.{names[rest]}"
         else:
             stem = names[stem]
-        arrays[f"{stem}.{part}"] = mx.contiguous(
-            x.astype(mx.float32) if x.ndim == 1 else x
-        )
-    u32 = lambda value: mx.array(value, dtype=mx.uint32)
-    f32 = lambda value: mx.array(value, dtype=mx.float32)
-    vocabulary = config["vocab_size"]
+        arrays[f"{stem}.{part}"] = mx.contiguous(x.astype(mx.float32) if x.ndim == 1 else x)
+
+    def u32(value):
+        return mx.array(value, dtype=mx.uint32)
+
+    def f32(value):
+        return mx.array(value, dtype=mx.float32)
+
+    size = config["vocab_size"]
     metadata = {
         "general.architecture": "llama",
         "llama.block_count": u32(config["num_hidden_layers"]),
@@ -237,8 +230,8 @@ def save_gguf(folder, weights, config):
         "llama.rope.freq_base": f32(config["rope_theta"]),
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "smollm",
-        "tokenizer.ggml.tokens": [f"t{i}" for i in range(vocabulary)],
-        "tokenizer.ggml.token_type": mx.ones(vocabulary, dtype=mx.int32),
+        "tokenizer.ggml.tokens": [f"t{i}" for i in range(size)],
+        "tokenizer.ggml.token_type": mx.ones(size, dtype=mx.int32),
         "tokenizer.ggml.merges": ["t 0", "t 1"],
         "tokenizer.ggml.bos_token_id": u32(1),
         "tokenizer.ggml.eos_token_id": u32(2),
@@ -248,36 +241,90 @@ def save_gguf(folder, weights, config):
     mx.save_gguf(str(folder / "model.gguf"), arrays, metadata)
 
 
-def build(name, seed):
-    changes, how = MODELS[name]
-    config = {**BASE, **changes}
-    folder = OUT / name
+def awq_words(codes):
+    """[A,8B] numbers below 16 -> int32 [A,B], in AutoAWQ's order."""
+    order = np.array([0, 2, 4, 6, 1, 3, 5, 7])
+    eights = codes.reshape(codes.shape[0], -1, 8)[:, :, order].astype(np.uint32)
+    words = (eights << (4 * np.arange(8, dtype=np.uint32))).sum(axis=2, dtype=np.uint32)
+    return mx.array(words.view(np.int32))
+
+
+def save_awq(folder, weights, config, group, seed):
+    """The linear layers but the head as AutoAWQ packs them; every second one has no zeros. Gives mlx-lm's model."""
+    rng = np.random.default_rng(seed)
+    for i, name in enumerate(sorted(k for k in weights if k.endswith("_proj.weight"))):
+        layer, w = name.removesuffix(".weight"), weights.pop(name)
+        outputs, inputs = w.shape
+        groups = np.array(w.astype(mx.float32)).reshape(outputs, inputs // group, group)
+        scales = np.abs(groups).max(axis=2) / 7
+        zeros = np.full(scales.shape, 8) if i % 2 else rng.integers(6, 10, scales.shape)
+        codes = np.clip(np.round(groups / scales[..., None]) + zeros[..., None], 0, 15).astype(np.uint32)
+        weights[f"{layer}.qweight"] = awq_words(codes.reshape(outputs, inputs).T)
+        weights[f"{layer}.scales"] = mx.array(scales.T.astype(np.float16))
+        if i % 2 == 0:
+            weights[f"{layer}.qzeros"] = awq_words(zeros.T)
+    method = dict(quant_method="awq", bits=4, group_size=group, version="gemm", zero_point=True)
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": method}, indent=1) + "\n")
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "pt"})
+    return utils.load_model(folder)[0]
+
+
+def save(folder, model, config, how, seed):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    plain = {k: v for k, v in config.items() if not (how.get("dynamic") and k == "rope_scaling")}
-    model = random_model(plain, seed)
-    cast(model, getattr(mx, how.get("dtype", "float16")))
-    if "bits" in how:
-        quantize(model, config, how)
     weights = dict(tree_flatten(model.parameters()))
-    if how.get("gguf"):
+    if "hf" in how:
+        weights = hf_layout(weights, how["hf"], model)
+    if "awq" in how:
+        model = save_awq(folder, weights, config, how["awq"], seed)
+    elif how.get("gguf"):
         save_gguf(folder, weights, config)
     else:
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         if "shards" in how:
             save_sharded(folder, weights, how["shards"])
         else:
-            mx.save_safetensors(
-                str(folder / "model.safetensors"), weights, {"format": "mlx"}
-            )
+            mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
     cast(model, mx.float32)
-    mx.save_safetensors(
-        str(folder / "reference.safetensors"), reference(model, config, how, seed)
-    )
+    mx.save_safetensors(str(folder / "reference.safetensors"), reference(model, config, how, seed))
+
+
+def build(name, config, out):
+    how = config.pop("golden", {})
+    seed = zlib.crc32(name.encode())
+    plain = {k: v for k, v in config.items() if not (how.get("dynamic") and k == "rope_scaling")}
+    model = random_model(plain, seed, how.get("scale", 1.6))
+    cast(model, getattr(mx, how.get("dtype", "float16")))
+    stored = config
+    if "bits" in how:
+        model, stored = quantize(model, config, how)
+    elif how.get("quantized", "awq" not in how):
+        again = random_model(plain, seed, how.get("scale", 1.6))
+        cast(again, getattr(mx, how.get("dtype", "float16")))
+        again, quantized = quantize(again, config, {"bits": 4, "group_size": 32})
+        save(out / f"{name}-4bit", again, quantized, {}, seed)
+    save(out / name, model, stored, how, seed)
+
+
+def main(out, wanted):
+    program = Path(__file__).read_bytes() + importlib.metadata.version("mlx-lm").encode()
+    names = {path.stem: path for path in sorted(CONFIGS.glob("*.json"))}
+    for name in wanted or names:
+        text = names[name].read_bytes()
+        key = hashlib.sha256(program + text).hexdigest()
+        stamp = out / name / "made-from"
+        if stamp.exists() and stamp.read_text() == key:
+            continue
+        build(name, json.loads(text), out)
+        stamp.write_text(key)
+        print(name, flush=True)
+    for folder in out.iterdir():  # of configs that are gone
+        if folder.name.removesuffix("-4bit") not in names:
+            shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
     mx.set_default_device(mx.cpu)
-    for wanted in sys.argv[1:] or MODELS:
-        build(wanted, seed=list(MODELS).index(wanted))
-        print(wanted)
+    target = Path(sys.argv[1])
+    target.mkdir(parents=True, exist_ok=True)
+    main(target, sys.argv[2:])

@@ -49,9 +49,7 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
     fail(Kind::invalid, "[open_file] {} is empty (an incomplete download?)", path);
   }
   size_ = about.st_size;
-  // Writable, as private copies that never reach the file: a tensor library may reuse what nobody reads any more. No
-  // swap space is set aside for such copies, or a file larger than the memory couldn't be mapped.
-  void* at = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, file.number, 0);
+  void* at = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.number, 0);
   if (at == MAP_FAILED) {
     fail(Kind::invalid, "[open_file] cannot map {}: {}", path, std::strerror(errno));
   }

@@ -74,7 +74,7 @@ void ModelRunner::launch(const Plan& plan) {
   int first = 0;
   for (size_t r = 0; r < plan.rows.size(); ++r) {
     const RowStep& row = plan.rows[r];
-    spans.push_back({first, row.count, row.start, row.blocks, row.rope_length});
+    spans.push_back({first, row.count, row.start, row.blocks, row.rope_length, row.slot});
     first += row.count;
     step.tops.push_back(sampler_.sampling(row.slot).logprobs);
     if (row.sample) {

@@ -8,6 +8,7 @@
 
 #include <mlx/mlx.h>
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -20,6 +21,7 @@ struct Attention {
   float scale; // of q.k
   const Rope* rope = nullptr; // null: no rotation
   int window = 0; // a token sees itself and window-1 before it; 0: all
+  int chunk = 0; // a token sees no position before its own chunk's start, a multiple of this; 0: all (Llama 4)
   float softcap = 0; // cap * tanh(score / cap); 0: off (Gemma 2)
   std::optional<mx::array> sinks; // [H] learned logits that take mass but give no value (gpt-oss)
 };
@@ -33,7 +35,13 @@ struct Span {
   int offset;
   std::vector<int32_t> blocks;
   int rope_length = 0; // see RowStep::rope_length
+  int slot = 0; // RowStep::slot: where the sequence's states lie
 };
+
+/** A recurrence over the tokens of sequences of one length: inputs, each
+ * [B,L,...], and the B sequences' states before them, each [B,...]; gives the
+ * outputs [B,L,...] and leaves the states after the last token in `states`. */
+using Recurrence = std::function<mx::array(const std::vector<mx::array>& inputs, std::vector<mx::array>& states)>;
 
 class Cache {
  public:
@@ -42,13 +50,25 @@ class Cache {
    * heads) -> [T,H,Dv]. Writes k and v at their positions first; then token t
    * sees its own sequence's positions up to its own. */
   virtual mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) = 0;
+
+  /** For layers that remember a state instead of keys: runs `f` over the step's
+   * sequences, some together, with inputs [T,...] cut into theirs; a sequence
+   * at its start has states of zeros. -> f's outputs as [T,...]. */
+  virtual mx::array recur(const std::vector<mx::array>& inputs, const Recurrence& f) = 0;
+};
+
+/** An array that a layer keeps of each sequence, whatever its length. */
+struct StateSpec {
+  mx::Shape shape;
+  mx::Dtype dtype = mx::float32;
 };
 
 /** What a layer needs of its cache; a model lists one for each layer. */
 struct CacheSpec {
-  int kv_heads;
-  int head_dim;
-  int v_head_dim;
+  int kv_heads = 0; // 0: keeps no keys
+  int head_dim = 0;
+  int v_head_dim = 0;
+  std::vector<StateSpec> states;
 };
 
 /** All layers' caches and the step that they are in. */
@@ -58,16 +78,21 @@ class Caches {
   virtual Cache& layer(int index) = 0;
   /** Opens a step; every `attend` until the next `begin` belongs to it. */
   virtual void begin(std::vector<Span> spans) = 0;
+  /** int32 [T]: each of the step's tokens' position in its sequence. */
+  virtual const mx::array& positions() = 0;
 };
 
 struct KVOptions {
   int block_size = 16;
   int blocks = 0;
+  int slots = 1; // sequences that may have states at once
   mx::Dtype dtype = mx::float16;
 };
 
 /** Bytes that one block takes over all layers. */
 size_t kv_block_bytes(const std::vector<CacheSpec>& layers, const KVOptions& options);
+/** Bytes that one sequence's states take over all layers. */
+size_t state_bytes(const std::vector<CacheSpec>& layers);
 
 /** kv/paged.cpp: a pool of blocks a layer. On a CPU the attention is
  * kernels/cpu's, elsewhere (or with `mlx_ops`, for tests) it is made of MLX's

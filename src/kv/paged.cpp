@@ -26,11 +26,58 @@ mx::array uninitialised(mx::Shape shape, mx::Dtype dtype) {
   return mx::array(mx::allocator::malloc(bytes), std::move(shape), dtype);
 }
 
-class KernelLayer : public Cache {
+/** The recurrent half of a layer's cache: its states, a slot each, and one more
+ * slot that stays zero. */
+class States : public Cache {
+ public:
+  States(const CacheSpec& spec, const KVOptions& options, Step*& step) : step_(step), slots_(options.slots) {
+    for (auto& state : spec.states) {
+      auto shape = state.shape;
+      shape.insert(shape.begin(), slots_ + 1);
+      states_.push_back(mx::zeros(shape, state.dtype));
+    }
+  }
+
+  mx::array recur(const std::vector<mx::array>& inputs, const Recurrence& f) override {
+    std::vector<mx::array> parts;
+    auto& runs = step_->runs(slots_);
+    for (auto& run : runs) {
+      bool whole = runs.size() == 1 && !step_->order(); // the step's own order
+      std::vector<mx::array> own;
+      for (auto& input : inputs) {
+        auto shape = input.shape();
+        shape[0] = run.length;
+        shape.insert(shape.begin(), run.rows);
+        own.push_back(mx::reshape(whole ? input : mx::take(input, run.tokens, 0), shape));
+      }
+      std::vector<mx::array> states;
+      for (auto& state : states_) {
+        states.push_back(mx::take(state, run.before, 0));
+      }
+      auto out = f(own, states);
+      for (size_t i = 0; i < states_.size(); ++i) {
+        auto updates = mx::expand_dims(mx::astype(states[i], states_[i].dtype()), 1);
+        states_[i] = mx::scatter(states_[i], run.slots, updates, 0);
+      }
+      parts.push_back(mx::flatten(out, 0, 1));
+    }
+    auto out = parts.size() == 1 ? parts[0] : mx::concatenate(parts, 0);
+    return step_->order() ? mx::take(out, *step_->order(), 0) : out;
+  }
+
+ protected:
+  Step*& step_;
+
+ private:
+  int slots_;
+  std::vector<mx::array> states_; // [slots+1, ...] each
+};
+
+class KernelLayer : public States {
  public:
   KernelLayer(const CacheSpec& spec, const KVOptions& options, Step*& step)
-      : block_size_(options.block_size),
-        step_(step),
+      : States(spec, options, step),
+        block_size_(options.block_size),
         k_pool_(uninitialised({options.blocks, block_size_, spec.kv_heads, spec.head_dim}, options.dtype)),
         v_pool_(uninitialised({options.blocks, block_size_, spec.kv_heads, spec.v_head_dim}, options.dtype)) {}
 
@@ -51,6 +98,7 @@ class KernelLayer : public Cache {
         {.block_size = block_size_,
          .scale = how.scale,
          .window = how.window,
+         .chunk = how.chunk,
          .softcap = how.softcap,
          .rope_dims = rope ? rope->dims : 0,
          .rope_traditional = rope && rope->traditional});
@@ -58,7 +106,6 @@ class KernelLayer : public Cache {
 
  private:
   int block_size_;
-  Step*& step_;
   mx::array k_pool_; // [blocks, block_size, G, D]
   mx::array v_pool_;
 };
@@ -99,11 +146,11 @@ mx::array causal_mask(int queries, int keys) {
   return mx::reshape(mx::greater_equal(rows, columns), {1, 1, queries, keys});
 }
 
-class OpsLayer : public Cache {
+class OpsLayer : public States {
  public:
   OpsLayer(const CacheSpec& spec, const KVOptions& options, Step*& step)
-      : options_(options),
-        step_(step),
+      : States(spec, options, step),
+        options_(options),
         k_pool_(mx::zeros({0, spec.kv_heads, spec.head_dim}, options.dtype)),
         v_pool_(mx::zeros({0, spec.kv_heads, spec.v_head_dim}, options.dtype)) {}
 
@@ -119,11 +166,11 @@ class OpsLayer : public Cache {
     write(v_pool_, v);
     auto rotated = rotate(q);
     std::vector<mx::array> parts;
-    for (auto& reading : step_->readings(how.window)) {
+    for (auto& reading : step_->readings({how.window, how.chunk})) {
       parts.push_back(attend(rotated, reading, how));
     }
     auto out = parts.size() == 1 ? parts[0] : mx::concatenate(parts, 0);
-    if (auto& order = step_->order(how.window)) {
+    if (auto& order = step_->order()) {
       out = mx::take(out, *order, 0);
     }
     return mx::astype(out, q.dtype());
@@ -178,7 +225,6 @@ class OpsLayer : public Cache {
   }
 
   KVOptions options_;
-  Step*& step_;
   mx::array k_pool_; // [blocks*block_size, G, D]
   mx::array v_pool_;
 };
@@ -205,6 +251,11 @@ class PagedCaches : public Caches {
     now_ = &*step_;
   }
 
+  const mx::array& positions() override {
+    check(now_, "kv: a step is open");
+    return now_->positions();
+  }
+
  private:
   KVOptions options_;
   std::vector<std::unique_ptr<Cache>> layers_;
@@ -218,6 +269,20 @@ size_t kv_block_bytes(const std::vector<CacheSpec>& layers, const KVOptions& opt
   size_t bytes = 0;
   for (const CacheSpec& spec : layers) {
     bytes += size_t(options.block_size) * spec.kv_heads * (spec.head_dim + spec.v_head_dim) * options.dtype.size();
+  }
+  return bytes;
+}
+
+size_t state_bytes(const std::vector<CacheSpec>& layers) {
+  size_t bytes = 0;
+  for (const CacheSpec& spec : layers) {
+    for (const StateSpec& state : spec.states) {
+      size_t size = state.dtype.size();
+      for (auto dim : state.shape) {
+        size *= dim;
+      }
+      bytes += size;
+    }
   }
   return bytes;
 }

@@ -12,12 +12,12 @@ mx::array int_array(const std::vector<int>& values, mx::Shape shape) {
   return mx::array(values.data(), std::move(shape), mx::int32);
 }
 
-/** The first position that a query at `position` sees. */
-int first_seen(int position, int window) {
-  return window > 0 ? std::max(position - window + 1, 0) : 0;
-}
-
 } // namespace
+
+int View::first_seen(int position) const {
+  int first = window > 0 ? std::max(position - window + 1, 0) : 0;
+  return chunk > 0 ? std::max(first, position / chunk * chunk) : first;
+}
 
 Step::Step(std::vector<Span> spans, int block_size, int blocks) : spans_(std::move(spans)), block_size_(block_size) {
   for (auto& span : spans_) {
@@ -52,6 +52,19 @@ const std::pair<mx::array, mx::array>& Step::rotation(const Rope& rope) {
     found = rotations_.emplace(&rope, rope.tables(positions, lengths)).first;
   }
   return found->second;
+}
+
+const mx::array& Step::positions() {
+  if (!positions_) {
+    std::vector<int> positions;
+    for (auto& span : spans_) {
+      for (int i = 0; i < span.count; ++i) {
+        positions.push_back(span.offset + i);
+      }
+    }
+    positions_ = int_array(positions, {tokens_});
+  }
+  return *positions_;
 }
 
 const mx::array& Step::spans() {
@@ -93,13 +106,13 @@ const mx::array& Step::write_slots() {
   return *write_slots_;
 }
 
-Reading Step::decoding(const std::vector<const Span*>& spans, int window) const {
+Reading Step::decoding(const std::vector<const Span*>& spans, View view) const {
   int rows = spans.size();
   int keys = 0;
   bool padded = false;
   std::vector<int> tokens;
   for (auto* span : spans) {
-    int seen = span->offset + 1 - first_seen(span->offset, window);
+    int seen = span->offset + 1 - view.first_seen(span->offset);
     padded = padded || (keys != 0 && seen != keys);
     keys = std::max(keys, seen);
     tokens.push_back(span->first);
@@ -114,7 +127,7 @@ Reading Step::decoding(const std::vector<const Span*>& spans, int window) const 
   std::unique_ptr<bool[]> mask(new bool[slots.size()]);
   for (int r = 0; r < rows; ++r) {
     int position = spans[r]->offset;
-    int first = first_seen(position, window);
+    int first = view.first_seen(position);
     for (int i = 0; i < keys; ++i) {
       bool seen = first + i <= position;
       slots[size_t(r) * keys + i] = slot(*spans[r], seen ? first + i : first);
@@ -128,8 +141,8 @@ Reading Step::decoding(const std::vector<const Span*>& spans, int window) const 
   return out;
 }
 
-Reading Step::prefilling(const Span& span, int window) const {
-  int first = first_seen(span.offset, window);
+Reading Step::prefilling(const Span& span, View view) const {
+  int first = view.first_seen(span.offset);
   int keys = span.offset + span.count - first;
   std::vector<int> tokens(span.count);
   for (int i = 0; i < span.count; ++i) {
@@ -140,12 +153,13 @@ Reading Step::prefilling(const Span& span, int window) const {
     slots[i] = slot(span, first + i);
   }
   Reading out{1, span.count, keys, tokens, int_array(slots, {keys}), true, {}};
-  if (window > 0 && keys > window) {
+  bool all = view.first_seen(span.offset + span.count - 1) == first;
+  if (!all) {
     std::unique_ptr<bool[]> mask(new bool[size_t(span.count) * keys]);
     for (int q = 0; q < span.count; ++q) {
       int position = span.offset + q;
       for (int i = 0; i < keys; ++i) {
-        mask[size_t(q) * keys + i] = first + i <= position && first + i >= first_seen(position, window);
+        mask[size_t(q) * keys + i] = first + i <= position && first + i >= view.first_seen(position);
       }
     }
     out.causal = false;
@@ -154,47 +168,76 @@ Reading Step::prefilling(const Span& span, int window) const {
   return out;
 }
 
-const Step::Plan& Step::plan(int window) {
-  auto found = plans_.find(window);
-  if (found != plans_.end()) {
-    return found->second;
-  }
-  Plan plan;
-  std::vector<const Span*> decoding_spans;
+std::vector<std::vector<const Span*>> Step::groups() const {
+  std::vector<std::vector<const Span*>> out;
+  std::vector<const Span*> decoding;
   for (auto& span : spans_) {
     if (span.count == 1) {
-      decoding_spans.push_back(&span);
+      decoding.push_back(&span);
     }
   }
-  if (!decoding_spans.empty()) {
-    plan.readings.push_back(decoding(decoding_spans, window));
+  if (!decoding.empty()) {
+    out.push_back(std::move(decoding));
   }
   for (auto& span : spans_) {
     if (span.count > 1) {
-      plan.readings.push_back(prefilling(span, window));
+      out.push_back({&span});
     }
   }
-  std::vector<int> order(tokens_);
-  int place = 0;
-  bool moved = false;
-  for (auto& reading : plan.readings) {
-    for (int token : reading.tokens) {
-      moved = moved || token != place;
-      order[token] = place++;
+  return out;
+}
+
+const std::vector<Reading>& Step::readings(View view) {
+  auto [found, fresh] = readings_.try_emplace(view);
+  if (fresh) {
+    for (auto& group : groups()) {
+      bool prefill = group[0]->count > 1;
+      found->second.push_back(prefill ? prefilling(*group[0], view) : decoding(group, view));
     }
   }
-  if (moved) {
-    plan.order = int_array(order, {tokens_});
+  return found->second;
+}
+
+const std::optional<mx::array>& Step::order() {
+  if (!order_) {
+    std::vector<int> order(tokens_);
+    int place = 0;
+    bool moved = false;
+    for (auto& group : groups()) {
+      for (auto* span : group) {
+        for (int token = span->first; token < span->first + span->count; ++token) {
+          moved = moved || token != place;
+          order[token] = place++;
+        }
+      }
+    }
+    order_.emplace(moved ? std::optional(int_array(order, {tokens_})) : std::nullopt);
   }
-  return plans_.emplace(window, std::move(plan)).first->second;
+  return *order_;
 }
 
-const std::vector<Reading>& Step::readings(int window) {
-  return plan(window).readings;
-}
-
-const std::optional<mx::array>& Step::order(int window) {
-  return plan(window).order;
+const std::vector<Run>& Step::runs(int slots) {
+  if (runs_.empty()) {
+    for (auto& group : groups()) {
+      std::vector<int> tokens, at, before;
+      for (auto* span : group) {
+        check(span->slot >= 0 && span->slot < slots, "kv: a sequence's states have a slot");
+        at.push_back(span->slot);
+        before.push_back(span->offset == 0 ? slots : span->slot);
+        for (int i = 0; i < span->count; ++i) {
+          tokens.push_back(span->first + i);
+        }
+      }
+      int rows = group.size();
+      runs_.push_back(
+          {rows,
+           group[0]->count,
+           int_array(tokens, {int(tokens.size())}),
+           int_array(at, {rows}),
+           int_array(before, {rows})});
+    }
+  }
+  return runs_;
 }
 
 } // namespace parallm

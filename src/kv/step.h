@@ -1,10 +1,12 @@
 // What all layers of a flat step share: where its tokens are written, which
-// keys each query reads, and RoPE's tables. Made once a step, on the host; the
-// device arrays are made when a layer first asks. Engine thread only.
+// keys each query reads, which sequences a recurrence runs together, and RoPE's
+// tables. Made once a step, on the host; the device arrays are made when a layer
+// first asks. Engine thread only.
 #pragma once
 
 #include "kv/cache.h"
 
+#include <compare>
 #include <map>
 #include <utility>
 
@@ -24,6 +26,25 @@ struct Reading {
   std::optional<mx::array> mask; // bool [rows,1,queries,keys]
 };
 
+/** Which of a sequence's positions up to its own a query sees. */
+struct View {
+  int window = 0; // see Attention::window
+  int chunk = 0; // see Attention::chunk
+
+  int first_seen(int position) const;
+  auto operator<=>(const View&) const = default;
+};
+
+/** Sequences whose recurrence runs in one call: all that have one token, or one
+ * prefill. */
+struct Run {
+  int rows; // sequences
+  int length; // tokens of each
+  mx::array tokens; // int32 [rows*length] their places in the step
+  mx::array slots; // int32 [rows] where their states lie
+  mx::array before; // int32 [rows] the same, but the slot past the last, which holds zeros, for a sequence at its start
+};
+
 class Step {
  public:
   Step(std::vector<Span> spans, int block_size, int blocks);
@@ -36,6 +57,8 @@ class Step {
     return blocks_used_;
   }
 
+  /** int32 [T] in the sequences. */
+  const mx::array& positions();
   /** cos and sin [T, dims/2] of the step's tokens. */
   const std::pair<mx::array, mx::array>& rotation(const Rope& rope);
 
@@ -45,28 +68,30 @@ class Step {
 
   // For MLX's ops.
   const mx::array& write_slots(); // int32 [T]
-  const std::vector<Reading>& readings(int window);
-  /** The place of each of the step's tokens in the readings' outputs laid one
-   * after another; nothing where they are in the step's own order. */
-  const std::optional<mx::array>& order(int window);
+  const std::vector<Reading>& readings(View view);
+  /** The place of each of the step's tokens in the readings' (or runs') outputs
+   * laid one after another; nothing where they are in the step's own order. */
+  const std::optional<mx::array>& order();
+
+  // For recurrent layers.
+  const std::vector<Run>& runs(int slots);
 
  private:
-  struct Plan {
-    std::vector<Reading> readings;
-    std::optional<mx::array> order;
-  };
-
+  /** Decoding spans together, then each prefill. */
+  std::vector<std::vector<const Span*>> groups() const;
   int slot(const Span& span, int position) const;
-  const Plan& plan(int window);
-  Reading decoding(const std::vector<const Span*>& spans, int window) const;
-  Reading prefilling(const Span& span, int window) const;
+  Reading decoding(const std::vector<const Span*>& spans, View view) const;
+  Reading prefilling(const Span& span, View view) const;
 
   std::vector<Span> spans_;
   int block_size_;
   int tokens_ = 0;
   int blocks_used_ = 0;
   std::map<const Rope*, std::pair<mx::array, mx::array>> rotations_;
-  std::map<int, Plan> plans_; // by window
+  std::map<View, std::vector<Reading>> readings_;
+  std::vector<Run> runs_;
+  std::optional<std::optional<mx::array>> order_;
+  std::optional<mx::array> positions_;
   std::optional<mx::array> spans_array_;
   std::optional<mx::array> table_;
   std::optional<mx::array> write_slots_;

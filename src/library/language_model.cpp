@@ -103,11 +103,13 @@ load(const LoadOptions& options, ModelInfo& info, EngineOptions& engine, std::op
   engine.prefill_tokens = options.prefill_tokens > 0 ? options.prefill_tokens : cpu ? 256 : 2048;
   engine.mixed_tokens = options.mixed_tokens > 0 ? options.mixed_tokens : cpu ? 32 : 512;
 
-  KVOptions kv{.block_size = engine.block_size, .dtype = checkpoint.kv_dtype};
+  KVOptions kv{.block_size = engine.block_size, .slots = engine.max_rows, .dtype = checkpoint.kv_dtype};
   const auto specs = model->cache_specs();
   const size_t block_bytes = kv_block_bytes(specs, kv);
-  engine.blocks = kv.blocks = capacity(options, engine, block_bytes);
-  info.kv_bytes = block_bytes * engine.blocks;
+  engine.blocks = kv.blocks = capacity(options, engine, std::max<size_t>(block_bytes, 1));
+  info.kv_bytes = block_bytes * engine.blocks + state_bytes(specs) * engine.max_rows;
+  // A recurrent layer's state stands for all tokens before it: it has no beginning that others could share.
+  engine.prefix_cache = engine.prefix_cache && state_bytes(specs) == 0;
   info.kv_tokens = engine.blocks * engine.block_size;
   if (options.max_context > info.kv_tokens) {
     fail(

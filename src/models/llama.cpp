@@ -1,10 +1,13 @@
-#include "models/llama.h"
-
+// Llama (arXiv 2302.13971, 2307.09288, 2407.21783) and models of its shape:
+// Mistral (arXiv 2310.06825), SmolLM.
 #include "base/error.h"
+#include "models/config.h"
+#include "models/head.h"
+#include "models/model.h"
 #include "models/rope_scaling.h"
-#include "nn/activation.h"
 #include "nn/embedding.h"
 #include "nn/linear.h"
+#include "nn/mlp.h"
 #include "nn/norm.h"
 
 #include <cmath>
@@ -117,28 +120,11 @@ class SelfAttention {
   Linear o_proj;
 };
 
-class MLP {
- public:
-  MLP(const LlamaArgs& args, Weights& weights, const std::string& name)
-      : gate_proj(weights, name + ".gate_proj", args.intermediate_size, args.hidden_size, args.mlp_bias),
-        up_proj(weights, name + ".up_proj", args.intermediate_size, args.hidden_size, args.mlp_bias),
-        down_proj(weights, name + ".down_proj", args.hidden_size, args.intermediate_size, args.mlp_bias) {}
-
-  mx::array operator()(const mx::array& x) const {
-    return down_proj(swiglu(gate_proj(x), up_proj(x)));
-  }
-
- private:
-  Linear gate_proj;
-  Linear up_proj;
-  Linear down_proj;
-};
-
 class Block {
  public:
   Block(const LlamaArgs& args, Weights& weights, const std::string& name, const Rope& rope, int window)
       : self_attn(args, weights, name + ".self_attn", rope, window),
-        mlp(args, weights, name + ".mlp"),
+        mlp(weights, name + ".mlp", args.hidden_size, args.intermediate_size, silu, args.mlp_bias),
         input_layernorm(weights, name + ".input_layernorm", args.hidden_size, args.rms_norm_eps),
         post_attention_layernorm(weights, name + ".post_attention_layernorm", args.hidden_size, args.rms_norm_eps) {}
 
@@ -149,7 +135,7 @@ class Block {
 
  private:
   SelfAttention self_attn;
-  MLP mlp;
+  GatedMLP mlp;
   RMSNorm input_layernorm;
   RMSNorm post_attention_layernorm;
 };
@@ -165,14 +151,7 @@ class Llama : public Model {
       auto name = fmt::format("model.layers.{}", i);
       layers.emplace_back(args, weights, name, rope_, args.windows[i]);
     }
-    // Where config.json is silent (HF's and mlx-lm's defaults differ), the
-    // file's own tensors tell.
-    bool has_head = weights.has("lm_head.weight");
-    if (config.boolean("tie_word_embeddings", !has_head)) {
-      weights.ignore("lm_head.");
-    } else {
-      lm_head.emplace(weights, "lm_head", args.vocab_size, args.hidden_size);
-    }
+    lm_head = untied_head(config, weights, args.vocab_size, args.hidden_size);
   }
 
   mx::array hidden(const mx::array& ids, Caches& caches) override {

@@ -2,9 +2,7 @@
 
 #include "base/error.h"
 
-#include <mlx/backend/cuda/cuda.h>
-#include <mlx/backend/metal/metal.h>
-
+#include <cstdint>
 #include <cstring>
 
 namespace parallm {
@@ -16,43 +14,46 @@ namespace {
  * that points this far before foreign bytes stands for them. 0: it doesn't. */
 size_t bytes_before_data() {
   static const size_t bytes = [] {
-    if (mx::metal::is_available() || mx::cu::is_available()) {
+    if (mx::is_available(mx::Device::gpu)) {
       return size_t(0);
     }
-    auto probe = mx::allocator::malloc(64);
+    const auto probe = mx::allocator::malloc(64);
     auto buffer = probe.buffer();
-    auto* raw = static_cast<char*>(buffer.raw_ptr());
-    auto* start = static_cast<char*>(buffer.ptr());
+    const auto* start = static_cast<const char*>(buffer.ptr());
     size_t size = 0;
-    if (raw - start != sizeof(size_t)) {
+    if (static_cast<const char*>(buffer.raw_ptr()) - start != sizeof(size)) {
       return size_t(0);
     }
     std::memcpy(&size, start, sizeof(size));
-    return size == 64 ? sizeof(size_t) : size_t(0);
+    return size == 64 ? sizeof(size) : size_t(0);
   }();
   return bytes;
+}
+
+size_t bytes(const mx::Shape& shape, mx::Dtype dtype) {
+  size_t size = mx::size_of(dtype);
+  for (auto n : shape) {
+    size *= n;
+  }
+  return size;
 }
 
 } // namespace
 
 mx::array mapped_array(std::shared_ptr<const MappedFile> file, size_t offset, mx::Shape shape, mx::Dtype dtype) {
-  size_t bytes = size_of(dtype);
-  for (auto dim : shape) {
-    bytes *= dim;
+  const size_t size = bytes(shape, dtype);
+  check(offset <= file->size() && size <= file->size() - offset, "mapped_array: within the file");
+  auto* data = const_cast<std::byte*>(file->data()) + offset;
+  const bool aligned = reinterpret_cast<uintptr_t>(data) % mx::size_of(dtype) == 0;
+  const size_t before = bytes_before_data();
+  if (!aligned || before == 0 || offset < before) {
+    auto copy = mx::allocator::malloc(size);
+    std::memcpy(copy.buffer().raw_ptr(), data, size);
+    file->drop(offset, size);
+    return mx::array(std::move(copy), std::move(shape), dtype);
   }
-  check(bytes <= file->size() && offset <= file->size() - bytes, "mapped_array: the tensor lies in the file");
-  auto* from = const_cast<std::byte*>(file->data()) + offset;
-  size_t before = bytes_before_data();
-  if (before > 0 && offset >= before && reinterpret_cast<uintptr_t>(from) % size_of(dtype) == 0) {
-    mx::allocator::Buffer buffer(from - before);
-    // The allocator's size of it is whatever stands before it in the file, so MLX may think that it could reuse the
-    // bytes for an op's output: MappedFile's pages are private copies when written.
-    return mx::array(mx::allocator::Data(buffer, [file](mx::allocator::Buffer) {}), std::move(shape), dtype);
-  }
-  auto data = mx::allocator::malloc(bytes);
-  std::memcpy(data.buffer().raw_ptr(), from, bytes);
-  file->drop(offset, bytes);
-  return mx::array(std::move(data), std::move(shape), dtype);
+  const auto done = [file, offset, size](mx::allocator::Buffer) { file->drop(offset, size); };
+  return mx::array(mx::allocator::Data(mx::allocator::Buffer(data - before), done), std::move(shape), dtype);
 }
 
 } // namespace parallm

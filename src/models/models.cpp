@@ -1,17 +1,23 @@
 // The table of architectures: config.json's model_type to the function that
 // builds it.
 #include "base/error.h"
-#include "models/llama.h"
+#include "models/config.h"
+#include "models/model.h"
+#include "nn/weights.h"
 
 #include <algorithm>
 
 namespace parallm {
 
+// Each is defined in the file of its name.
+using Maker = std::unique_ptr<Model>(const Config&, Weights&);
+Maker make_llama;
+
 namespace {
 
 constexpr struct {
   const char* model_type;
-  std::unique_ptr<Model> (*make)(const Config&, Weights&);
+  Maker* make;
 } architectures[] = {
     {"llama", make_llama},
     {"mistral", make_llama},

@@ -1,11 +1,32 @@
-// Gated activations of feed-forward blocks. Engine thread only.
+// Activations of feed-forward blocks. Engine thread only.
 #pragma once
 
 #include <mlx/mlx.h>
+
+#include <string>
 
 namespace parallm {
 
 /** silu(gate) * up, both [T,N] (Shazeer, arXiv 2002.05202). */
 mlx::core::array swiglu(const mlx::core::array& gate, const mlx::core::array& up);
+
+mlx::core::array silu(const mlx::core::array& x);
+/** x * Phi(x), by erf (Hendrycks and Gimpel, arXiv 1606.08415). */
+mlx::core::array gelu(const mlx::core::array& x);
+/** Its approximation by tanh. */
+mlx::core::array gelu_tanh(const mlx::core::array& x);
+/** max(x, 0) squared (So et al., arXiv 2109.08668). */
+mlx::core::array relu_squared(const mlx::core::array& x);
+/** log(1 + exp(x)). */
+mlx::core::array softplus(const mlx::core::array& x);
+
+using Activation = mlx::core::array (*)(const mlx::core::array& x);
+
+/** By config.json's name (transformers' activations.py): silu, gelu, gelu_new,
+ * gelu_pytorch_tanh, relu2, ... Errors: invalid, listing the known ones. */
+Activation activation(const std::string& name);
+
+/** act(gate) * up. */
+mlx::core::array gated(Activation act, const mlx::core::array& gate, const mlx::core::array& up);
 
 } // namespace parallm

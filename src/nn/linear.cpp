@@ -14,11 +14,7 @@ std::optional<mx::Dtype> stored_dtype(const Weights& weights) {
   return on_cpu() ? std::nullopt : std::optional(weights.dtype());
 }
 
-mx::array take_dense(Weights& weights, const std::string& name, int outputs, int inputs) {
-  return weights.take(name + ".weight", {outputs, inputs}, stored_dtype(weights));
-}
-
-mx::array take_codes(Weights& weights, const std::string& name, int outputs, int inputs, const Quantization& how) {
+void check_groups(const std::string& name, int inputs, const Quantization& how) {
   if (how.group_size <= 0 || how.bits <= 0 || inputs % how.group_size != 0) {
     fail(
         Kind::invalid,
@@ -29,19 +25,22 @@ mx::array take_codes(Weights& weights, const std::string& name, int outputs, int
         how.group_size,
         how.bits);
   }
-  return weights.take(name + ".weight", {outputs, inputs * how.bits / 32});
 }
 
 } // namespace
 
-Matrix::Matrix(Weights& weights, const std::string& name, int outputs, int inputs)
-    : weight(mx::array(0)), quantization(weights.quantization(name)) {
+Matrix::Matrix(Weights& weights, const std::string& name, int outputs, int inputs, int count)
+    : weight(mx::array(0)), quantization(weights.quantization(name, inputs)) {
+  const auto shape = [&](int columns) {
+    return count > 0 ? mx::Shape{count, outputs, columns} : mx::Shape{outputs, columns};
+  };
   if (!quantization) {
-    weight = take_dense(weights, name, outputs, inputs);
+    weight = weights.take(name + ".weight", shape(inputs), stored_dtype(weights));
     return;
   }
-  weight = take_codes(weights, name, outputs, inputs, *quantization);
-  mx::Shape groups{outputs, inputs / quantization->group_size};
+  check_groups(name, inputs, *quantization);
+  weight = weights.take(name + ".weight", shape(inputs * quantization->bits / 32));
+  auto groups = shape(inputs / quantization->group_size);
   bool affine = quantization->mode == "affine";
   scales = weights.take(
       name + ".scales",
@@ -56,14 +55,43 @@ mx::array Matrix::multiply(const mx::array& x, const std::optional<mx::array>& b
   if (on_cpu() && !quantization) {
     return cpu::matmul(x, weight, bias);
   }
-  if (on_cpu() && biases) {
-    return cpu::quantized_matmul(x, weight, *scales, *biases, quantization->group_size, quantization->bits, bias);
+  if (on_cpu()) {
+    auto& how = *quantization;
+    return cpu::quantized_matmul(x, weight, *scales, biases, how.group_size, how.bits, bias, how.mode);
   }
   auto y = quantization
       ? mx::quantized_matmul(
             x, weight, *scales, biases, true, quantization->group_size, quantization->bits, quantization->mode)
       : mx::matmul(x, mx::transpose(weight));
   return bias ? mx::add(y, *bias) : y;
+}
+
+mx::array Matrix::multiply_by_group(const mx::array& x, const mx::array& which, const std::optional<mx::array>& bias)
+    const {
+  if (on_cpu() && !quantization) {
+    return cpu::grouped_matmul(x, weight, which, bias);
+  }
+  if (on_cpu()) {
+    auto& how = *quantization;
+    return cpu::grouped_quantized_matmul(x, weight, *scales, biases, how.group_size, how.bits, which, bias, how.mode);
+  }
+  auto rows = mx::expand_dims(x, 1);
+  auto y = quantization ? mx::gather_qmm(
+                              rows,
+                              weight,
+                              *scales,
+                              biases,
+                              {},
+                              which,
+                              true,
+                              quantization->group_size,
+                              quantization->bits,
+                              quantization->mode,
+                              {},
+                              true)
+                        : mx::gather_mm(rows, mx::swapaxes(weight, 1, 2), {}, which, true);
+  y = mx::squeeze(y, 1);
+  return bias ? y + mx::take(*bias, which, 0) : y;
 }
 
 Linear::Linear(Weights& weights, const std::string& name, int outputs, int inputs, bool bias)

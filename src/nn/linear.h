@@ -7,9 +7,10 @@
 namespace parallm {
 
 /** A [outputs, inputs] matrix as the checkpoint holds it, under
- * `<name>.weight`. Linear and Embedding share it. */
+ * `<name>.weight`, or `count` of them stacked, [count, outputs, inputs].
+ * Linear, Embedding and Experts share it. */
 struct Matrix {
-  Matrix(Weights& weights, const std::string& name, int outputs, int inputs);
+  Matrix(Weights& weights, const std::string& name, int outputs, int inputs, int count = 0);
 
   mx::array weight; // dense, or packed codes
   std::optional<mx::array> scales;
@@ -18,6 +19,9 @@ struct Matrix {
 
   /** x [T,inputs] -> [T,outputs]. */
   mx::array multiply(const mx::array& x, const std::optional<mx::array>& bias) const;
+  /** Row t of x [T,inputs] by matrix which[t] (int32, rising) -> [T,outputs];
+   * bias [count,outputs]. */
+  mx::array multiply_by_group(const mx::array& x, const mx::array& which, const std::optional<mx::array>& bias) const;
 };
 
 class Linear {

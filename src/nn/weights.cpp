@@ -33,14 +33,29 @@ bool Weights::has(const std::string& name) const {
   return arrays_.contains(name);
 }
 
-std::optional<Quantization> Weights::quantization(const std::string& layer) {
-  if (!has(layer + ".scales")) {
+std::optional<Quantization> Weights::stored_quantization(const std::string& layer, int inputs) const {
+  auto scales = arrays_.find(layer + ".scales");
+  if (scales == arrays_.end()) {
     return {};
   }
   if (auto found = quantizations_.layers.find(layer); found != quantizations_.layers.end()) {
     return found->second;
   }
-  return quantizations_.all;
+  auto codes = arrays_.find(layer + ".weight");
+  if (!quantizations_.all || codes == arrays_.end() || codes->second.ndim() == 0 || scales->second.ndim() == 0) {
+    return quantizations_.all;
+  }
+  bool byte_scales = scales->second.dtype() == mx::uint8;
+  auto told = infer_quantization(codes->second.shape(-1), scales->second.shape(-1), inputs, byte_scales);
+  return told ? told : quantizations_.all; // what then doesn't fit, `take` says
+}
+
+std::optional<Quantization> Weights::quantization(const std::string& layer, int inputs) {
+  auto how = stored_quantization(layer, inputs);
+  if (recording_) {
+    recording_->layers.insert_or_assign(layer, how);
+  }
+  return how;
 }
 
 mx::array Weights::take(const std::string& name, mx::Shape shape, std::optional<mx::Dtype> as) {
@@ -56,6 +71,9 @@ mx::array Weights::take(const std::string& name, mx::Shape shape, std::optional<
         fmt::format("{} wants [{}], got [{}]", name, fmt::join(shape, ", "), fmt::join(array.shape(), ", ")));
     return mx::zeros(shape, as.value_or(dtype_));
   }
+  if (recording_) {
+    recording_->tensors.push_back({name, array});
+  }
   if (as) {
     array = mx::astype(array, *as);
   }
@@ -65,6 +83,75 @@ mx::array Weights::take(const std::string& name, mx::Shape shape, std::optional<
 
 void Weights::ignore(std::string prefix) {
   ignored_.push_back(std::move(prefix));
+}
+
+void Weights::record(Recording& to) {
+  recording_ = &to;
+}
+
+void Weights::rename(const std::string& from, const std::string& to) {
+  std::vector<std::string> names;
+  for (auto& [name, array] : arrays_) {
+    if (name.starts_with(from)) {
+      names.push_back(name);
+    }
+  }
+  for (auto& name : names) {
+    put(to + name.substr(from.size()), *pull(name));
+  }
+  std::map<std::string, std::optional<Quantization>> layers;
+  for (auto& [layer, kind] : quantizations_.layers) {
+    layers.emplace(layer.starts_with(from) ? to + layer.substr(from.size()) : layer, kind);
+  }
+  quantizations_.layers = std::move(layers);
+}
+
+void Weights::stack(const std::string& pattern, int count, const std::string& to) {
+  const auto layer = [&](int i) { return fmt::format(fmt::runtime(pattern), i); };
+  for (auto* part : {".weight", ".scales", ".biases", ".bias"}) {
+    if (!has(layer(0) + part)) {
+      continue;
+    }
+    std::vector<mx::array> all;
+    for (int i = 0; i < count; ++i) {
+      auto array = pull(layer(i) + part);
+      if (!array || (i > 0 && array->shape() != all[0].shape())) {
+        fail(Kind::invalid, "[weights] {}{} is missing or unlike {}{}", layer(i), part, layer(0), part);
+      }
+      all.push_back(*array);
+    }
+    put(to + part, mx::stack(all));
+  }
+  if (auto kind = quantizations_.layers.find(layer(0)); kind != quantizations_.layers.end()) {
+    quantizations_.layers.insert_or_assign(to, kind->second);
+  }
+}
+
+std::optional<mx::array> Weights::pull(const std::string& name) {
+  auto found = arrays_.find(name);
+  if (found == arrays_.end()) {
+    return {};
+  }
+  auto array = std::move(found->second);
+  arrays_.erase(found);
+  return array;
+}
+
+void Weights::put(const std::string& name, mx::array array) {
+  if (!arrays_.emplace(name, std::move(array)).second) {
+    doubled_.push_back(name);
+  }
+}
+
+std::vector<std::string> Weights::names_ending(std::string_view suffix) const {
+  std::vector<std::string> names;
+  for (auto& [name, array] : arrays_) {
+    if (name.ends_with(suffix)) {
+      names.push_back(name);
+    }
+  }
+  std::sort(names.begin(), names.end());
+  return names;
 }
 
 void Weights::finish() {
@@ -77,14 +164,19 @@ void Weights::finish() {
   }
   std::string text;
   append(text, "missing", missing_);
+  append(text, "that stand there twice", doubled_);
   append(text, "of a wrong shape", misshaped_);
   append(text, "that the model doesn't know", extra);
   if (!text.empty()) {
     fail(Kind::invalid, "[weights] tensors don't fit config.json: {}", text);
   }
-  mx::eval(taken_);
-  taken_.clear();
   arrays_.clear();
+  for (auto& array : taken_) {
+    if (!recording_) {
+      mx::eval(array);
+    }
+  }
+  taken_.clear();
 }
 
 } // namespace parallm

@@ -20,7 +20,7 @@ namespace {
 
 struct Case {
   int heads = 6, kv_heads = 2, dim = 64, v_dim = 64;
-  cpu::PagedAttentionShape shape{16, 0.125f, 0, 0, 64, false};
+  cpu::PagedAttentionShape shape{.block_size = 16, .scale = 0.125f, .rope_dims = 64};
   mx::Dtype type = mx::float32, pool_type = mx::float32;
   bool sinks = false;
 };
@@ -120,7 +120,8 @@ class World {
     for (int t = 0; t < n; t++) {
       for (int h = 0; h < H; h++) {
         const int g = h / (H / G);
-        const int from = c_.shape.window ? std::max(0, t - c_.shape.window + 1) : 0;
+        const int own = c_.shape.chunk ? t / c_.shape.chunk * c_.shape.chunk : 0;
+        const int from = std::max(own, c_.shape.window ? t - c_.shape.window + 1 : 0);
         double mass = c_.sinks ? std::exp(double(sinks[h])) : 0;
         double* o = &out[(t * H + h) * c_.v_dim];
         for (int p = from; p <= t; p++) {
@@ -189,10 +190,21 @@ class World {
 std::vector<Case> cases() {
   std::vector<Case> all;
   all.emplace_back();
-  all.push_back({.heads = 4, .kv_heads = 4, .dim = 80, .v_dim = 48, .shape = {8, 0.1f, 0, 0, 40, true}});
-  all.push_back({.shape = {16, 0.125f, 20, 0, 64, false}, .sinks = true});
   all.push_back(
-      {.heads = 8, .kv_heads = 1, .dim = 36, .v_dim = 36, .shape = {5, 0.2f, 0, 3.0f, 0, false}, .sinks = true});
+      {.heads = 4,
+       .kv_heads = 4,
+       .dim = 80,
+       .v_dim = 48,
+       .shape = {.block_size = 8, .scale = 0.1f, .rope_dims = 40, .rope_traditional = true}});
+  all.push_back({.shape = {.block_size = 16, .scale = 0.125f, .window = 20, .rope_dims = 64}, .sinks = true});
+  all.push_back({.shape = {.block_size = 16, .scale = 0.125f, .chunk = 24, .rope_dims = 64}});
+  all.push_back(
+      {.heads = 8,
+       .kv_heads = 1,
+       .dim = 36,
+       .v_dim = 36,
+       .shape = {.block_size = 5, .scale = 0.2f, .softcap = 3.0f},
+       .sinks = true});
   for (auto type : {mx::float16, mx::bfloat16}) {
     Case c;
     c.pool_type = type;

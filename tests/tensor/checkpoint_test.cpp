@@ -60,7 +60,7 @@ std::string message(const std::string& path) {
 } // namespace
 
 TEST_CASE("checkpoint: end ids come from generation_config.json first") {
-  Copy copy("gqa_untied");
+  Copy copy("llama");
   CHECK(open_checkpoint(copy.path()).eos_ids == std::vector<int>{2, 5});
   CHECK(open_checkpoint(copy.path()).bos_id == 1);
   copy.write("generation_config.json", R"({"eos_token_id": 7, "temperature": 0.6, "top_p": 0.9, "top_k": 20})");
@@ -73,19 +73,19 @@ TEST_CASE("checkpoint: end ids come from generation_config.json first") {
 }
 
 TEST_CASE("checkpoint: dtypes") {
-  auto checkpoint = open_checkpoint((golden_folder / "head_dim").string());
+  auto checkpoint = open_checkpoint((golden_folder / "llama_head_dim").string());
   CHECK(checkpoint.stored_dtype == mx::bfloat16);
   CHECK(checkpoint.kv_dtype == mx::bfloat16);
   if (mx::default_device() == mx::Device::cpu) {
     CHECK(checkpoint.dtype == mx::float32);
   }
-  auto forced = open_checkpoint((golden_folder / "head_dim").string(), {.dtype = mx::float16});
+  auto forced = open_checkpoint((golden_folder / "llama_head_dim").string(), {.dtype = mx::float16});
   CHECK(forced.dtype == mx::float16);
   CHECK(forced.kv_dtype == mx::float16);
 }
 
 TEST_CASE("checkpoint: a GGUF file brings its tokenizer") {
-  auto checkpoint = open_checkpoint((golden_folder / "gguf" / "model.gguf").string());
+  auto checkpoint = open_checkpoint((golden_folder / "llama_gguf" / "model.gguf").string());
   REQUIRE(checkpoint.gguf);
   CHECK(checkpoint.gguf->model == "gpt2");
   CHECK(checkpoint.gguf->pre == "smollm");
@@ -101,34 +101,34 @@ TEST_CASE("checkpoint: a GGUF file brings its tokenizer") {
 TEST_CASE("checkpoint: errors say what is wrong with which file") {
   CHECK_HAS(message("/no/such/model"), "no such file or folder");
   {
-    Copy copy("mha");
+    Copy copy("llama_mha");
     copy.edit("\"llama\"", "\"lama\"");
     CHECK_HAS(message(copy.path()), "one of llama, mistral; got 'lama'");
   }
   {
-    Copy copy("mha");
+    Copy copy("llama_mha");
     copy.edit("\"hidden_size\": 64", "\"hidden_size\": \"64\"");
     CHECK_HAS(message(copy.path()), "'hidden_size' must be a 32-bit integer");
   }
   {
-    Copy copy("mha");
+    Copy copy("llama_mha");
     copy.write("config.json", "{\"model_type\": ");
     CHECK_HAS(message(copy.path()), "config.json is not JSON");
     fs::remove(copy.folder / "config.json");
     CHECK_HAS(message(copy.path()), "no config.json in");
   }
   {
-    Copy copy("mha");
+    Copy copy("llama_mha");
     fs::remove(copy.folder / "model.safetensors");
     CHECK_HAS(message(copy.path()), "no model*.safetensors");
   }
   {
-    Copy copy("sharded");
+    Copy copy("llama_sharded");
     fs::remove(copy.folder / "model-00002-of-00002.safetensors");
     CHECK_HAS(message(copy.path()), "00002-of-00002.safetensors is missing");
   }
   {
-    Copy copy("rope_linear");
+    Copy copy("llama_rope_linear");
     copy.edit("\"linear\"", "\"curved\"");
     CHECK_HAS(
         message(copy.path()),
@@ -138,10 +138,10 @@ TEST_CASE("checkpoint: errors say what is wrong with which file") {
 }
 
 TEST_CASE("checkpoint: a cut or damaged file is an error, never a crash") {
-  for (std::string name : {"mha", "gguf"}) {
+  for (std::string name : {"llama_mha", "llama_gguf"}) {
     Copy copy(name);
-    auto file = name == "gguf" ? "model.gguf" : "model.safetensors";
-    auto path = name == "gguf" ? copy.path(file) : copy.path();
+    auto file = name == "llama_gguf" ? "model.gguf" : "model.safetensors";
+    auto path = name == "llama_gguf" ? copy.path(file) : copy.path();
     std::ifstream in(copy.path(file), std::ios::binary);
     std::string whole{std::istreambuf_iterator<char>(in), {}};
     for (size_t size :
@@ -166,7 +166,7 @@ TEST_CASE("checkpoint: a cut or damaged file is an error, never a crash") {
 }
 
 TEST_CASE("weights: everything that doesn't fit is listed at once") {
-  Copy copy("biases"); // has tensors that a model without the biases' flags uses too
+  Copy copy("llama_biases"); // has tensors that a model without the biases' flags uses too
   auto arrays = mx::load_safetensors(copy.path("model.safetensors")).first;
   arrays.erase("model.norm.weight");
   arrays.insert_or_assign("model.surplus", mx::zeros({2}));
@@ -183,7 +183,7 @@ TEST_CASE("weights: everything that doesn't fit is listed at once") {
 }
 
 TEST_CASE("weights: quantized tensors without a quantization are an error") {
-  Copy copy("quantized_8");
+  Copy copy("llama_quantized_8");
   copy.edit("\"quantization\"", "\"quantisation\"");
   CHECK_HAS(message(copy.path()), "that the model doesn't know");
 }

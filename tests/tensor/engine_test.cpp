@@ -127,7 +127,8 @@ void together(
   CHECK((engine->stats().preemptions > 0) == preempts);
 }
 
-const std::vector<std::string> models = {"mha", "gqa_untied", "window", "rope_yarn", "rope_dynamic", "quantized_4"};
+const std::vector<std::string> models =
+    {"llama_mha", "llama", "mistral", "llama_rope_yarn", "llama_rope_dynamic", "llama_quantized_4"};
 
 } // namespace
 
@@ -140,7 +141,7 @@ TEST_CASE("engine: the first tokens are the reference's most likely ones") {
       // time; "dynamic" RoPE would turn a longer prompt by another base.
       auto logits = floats(sequence.logits);
       const size_t width = logits.size() / sequence.logits.shape(0);
-      const int longest = name == "rope_dynamic" ? 1 : sequence.logits.shape(0);
+      const int longest = name == "llama_rope_dynamic" ? 1 : sequence.logits.shape(0);
       for (int i = 0; i < longest; ++i) {
         std::vector<int32_t> prompt(sequence.tokens.begin(), sequence.tokens.begin() + sequence.prompt + i);
         auto stream = engine->generate(greedy(prompt, 1));
@@ -173,8 +174,8 @@ TEST_CASE("engine: tokens don't depend on company, chunks or preemption") {
 TEST_CASE("engine: warming up changes no token") {
   auto request = greedy(prompts(90)[2], wanted_tokens);
   request.sampling.repetition_penalty = 1.3f; // a slot's counts are its own request's
-  auto cold = engine_of("mha", small_engine());
-  auto warm = engine_of("mha", small_engine(), true);
+  auto cold = engine_of("llama_mha", small_engine());
+  auto warm = engine_of("llama_mha", small_engine(), true);
   auto expected = cold->generate(request);
   auto got = warm->generate(request);
   CHECK(read(got).ids == read(expected).ids);
@@ -220,7 +221,7 @@ TEST_CASE("engine: a seed gives the same tokens in any company") {
     request.sampling.frequency_penalty = seed % 2 ? 0.5f : 0.0f;
     return request;
   };
-  auto engine = engine_of("gqa_untied", small_engine());
+  auto engine = engine_of("llama", small_engine());
   std::vector<std::vector<int32_t>> expected;
   for (size_t i = 0; i < all.size(); ++i) {
     auto stream = engine->generate(ask(all[i], i));
@@ -228,7 +229,7 @@ TEST_CASE("engine: a seed gives the same tokens in any company") {
   }
   auto options = small_engine();
   options.blocks = 26;
-  auto crowded = engine_of("gqa_untied", options);
+  auto crowded = engine_of("llama", options);
   std::vector<Stream> streams;
   for (size_t i = 0; i < all.size(); ++i) {
     streams.push_back(crowded->generate(ask(all[i], i)));
@@ -244,7 +245,7 @@ TEST_CASE("engine: a seed gives the same tokens in any company") {
 
 TEST_CASE("engine: prompt_logprobs are the reference's") {
   for (const auto& name : models) {
-    if (name == "rope_dynamic") {
+    if (name == "llama_rope_dynamic") {
       continue; // the reference's continuation was no prompt
     }
     CAPTURE(name);

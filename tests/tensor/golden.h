@@ -17,8 +17,24 @@
 
 namespace parallm::test {
 
-// The tests run in the source folder.
-inline const std::filesystem::path golden_folder = "tests/golden";
+// Made by tools/golden.py (`make golden`). The tests run in the source folder.
+inline const std::filesystem::path golden_folder =
+    std::getenv("PARALLM_GOLDEN") ? std::getenv("PARALLM_GOLDEN") : "build/golden";
+
+/** Every model that is there: a file in tests/golden/models, or its 4-bit form. */
+inline std::vector<std::string> golden_names() {
+  std::vector<std::string> names;
+  if (std::filesystem::exists(golden_folder)) {
+    for (auto& entry : std::filesystem::directory_iterator(golden_folder)) {
+      if (std::filesystem::exists(entry.path() / "reference.safetensors")) {
+        names.push_back(entry.path().filename().string());
+      }
+    }
+  }
+  std::sort(names.begin(), names.end());
+  REQUIRE_MESSAGE(!names.empty(), "no models in ", golden_folder.string(), ": run `make golden`");
+  return names;
+}
 
 /** MLX's own ops instead of our kernels, while it lives. */
 struct MlxOps {
@@ -74,7 +90,7 @@ struct Loaded {
         model(make_model(checkpoint.config, checkpoint.weights)),
         caches(make_paged_caches(
             model->cache_specs(),
-            {.block_size = block_size, .blocks = blocks, .dtype = checkpoint.kv_dtype})),
+            {.block_size = block_size, .blocks = blocks, .slots = 8, .dtype = checkpoint.kv_dtype})),
         block_size(block_size),
         blocks(blocks) {}
 
@@ -91,6 +107,7 @@ struct Piece {
   int offset;
   std::vector<int> blocks;
   int rope_length;
+  int slot = 0;
 };
 
 /** The step's logits, one row of floats for each token. */
@@ -98,7 +115,8 @@ inline std::vector<std::vector<float>> step(Loaded& loaded, const std::vector<Pi
   std::vector<int> ids;
   std::vector<Span> spans;
   for (auto& piece : pieces) {
-    spans.push_back({int(ids.size()), int(piece.ids.size()), piece.offset, piece.blocks, piece.rope_length});
+    spans.push_back(
+        {int(ids.size()), int(piece.ids.size()), piece.offset, piece.blocks, piece.rope_length, piece.slot});
     ids.insert(ids.end(), piece.ids.begin(), piece.ids.end());
   }
   loaded.caches->begin(spans);
@@ -117,7 +135,8 @@ inline std::vector<std::vector<float>> step(Loaded& loaded, const std::vector<Pi
  * token and of all after it. */
 class Feed {
  public:
-  Feed(const Sequence& sequence, std::vector<int> blocks) : sequence_(sequence), blocks_(std::move(blocks)) {}
+  Feed(const Sequence& sequence, std::vector<int> blocks, int slot)
+      : sequence_(sequence), blocks_(std::move(blocks)), slot_(slot) {}
 
   bool done() const {
     return at_ == int(sequence_.tokens.size());
@@ -129,7 +148,7 @@ class Feed {
   Piece piece(int chunk) const {
     int count = prefilling() ? std::min(chunk, sequence_.prompt - at_) : 1;
     auto first = sequence_.tokens.begin() + at_;
-    return {{first, first + count}, at_, blocks_, sequence_.prompt};
+    return {{first, first + count}, at_, blocks_, sequence_.prompt, slot_};
   }
 
   void take(std::vector<std::vector<float>>::const_iterator rows, int count) {
@@ -144,6 +163,7 @@ class Feed {
  private:
   const Sequence& sequence_;
   std::vector<int> blocks_;
+  int slot_;
   int at_ = 0;
 };
 
@@ -157,7 +177,7 @@ inline std::vector<int> block_range(int first, int count, int stride = 1) {
 
 /** One sequence alone, its prompt in chunks. */
 inline std::vector<std::vector<float>> alone(Loaded& loaded, const Sequence& sequence, int chunk, int first_block = 3) {
-  Feed feed(sequence, block_range(first_block, 16));
+  Feed feed(sequence, block_range(first_block, 16), 5);
   while (!feed.done()) {
     auto piece = feed.piece(chunk);
     auto rows = step(loaded, {piece});
@@ -173,7 +193,7 @@ together(Loaded& loaded, const std::vector<Sequence>& sequences, const std::vect
   std::vector<Feed> feeds;
   int count = sequences.size();
   for (int i = 0; i < count; ++i) {
-    feeds.emplace_back(sequences[i], block_range(i, 16, count)); // interleaved
+    feeds.emplace_back(sequences[i], block_range(i, 16, count), count - i); // interleaved
   }
   for (int now = 0;; ++now) {
     std::vector<Piece> pieces;

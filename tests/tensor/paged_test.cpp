@@ -50,6 +50,7 @@ void compare(const Attention& how, bool mlx_ops) {
   for (int t = 0; t < 16; ++t) {
     int begin = t < 10 ? 0 : 10;
     int seen = how.window > 0 ? std::max(begin, t - how.window + 1) : begin;
+    seen = how.chunk > 0 ? std::max(seen, begin + (t - begin) / how.chunk * how.chunk) : seen;
     auto wanted = plain(mx::squeeze(rows(q, t, t + 1), 0), rows(k, seen, t + 1), rows(v, seen, t + 1), how);
     CAPTURE(t);
     CHECK(mx::allclose(mx::squeeze(rows(got, t, t + 1), 0), wanted, 1e-4, 1e-5).item<bool>());
@@ -63,6 +64,7 @@ TEST_CASE("paged: attention equals plain attention, scattered blocks") {
     CAPTURE(mlx_ops);
     compare({.scale = 0.35f, .sinks = {}}, mlx_ops);
     compare({.scale = 0.35f, .window = 3, .sinks = {}}, mlx_ops);
+    compare({.scale = 0.35f, .chunk = 3, .sinks = {}}, mlx_ops);
     compare({.scale = 0.9f, .softcap = 2, .sinks = {}}, mlx_ops);
     auto sinks = mx::random::normal({4});
     compare({.scale = 0.35f, .sinks = sinks}, mlx_ops);

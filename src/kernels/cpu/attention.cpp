@@ -47,6 +47,7 @@ class PagedAttention : public CpuPrimitive {
     job.sinks = in.size() > 9 ? in[9].data<float>() : nullptr;
     job.scale = shape_.scale;
     job.window = shape_.window;
+    job.chunk = shape_.chunk;
     job.softcap = shape_.softcap;
     job.rope_dims = shape_.rope_dims;
     job.rope_traditional = shape_.rope_traditional;
@@ -106,13 +107,16 @@ mx::array paged_attention(
       table.ndim() == 2 && table.shape(0) == spans.shape(0) && table.dtype() == mx::int32,
       "table must be int32 [R,width]",
       table);
-  if (shape.rope_dims < 0 || shape.rope_dims > D || shape.rope_dims % 2 != 0 || shape.window < 0 || shape.softcap < 0) {
+  if (shape.rope_dims < 0 || shape.rope_dims > D || shape.rope_dims % 2 != 0 || shape.window < 0 || shape.chunk < 0 ||
+      shape.softcap < 0) {
     fail_op(
         "paged_attention",
-        "rope_dims must be even, from 0 to D; window and softcap not negative; got ",
+        "rope_dims must be even, from 0 to D; window, chunk and softcap not negative; got ",
         shape.rope_dims,
         ", ",
         shape.window,
+        ", ",
+        shape.chunk,
         " and ",
         shape.softcap);
   }

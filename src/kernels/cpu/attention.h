@@ -25,10 +25,18 @@ struct AttentionJob {
   const float* sinks; // [H] or null
   float scale;
   size_t window; // 0: none
+  size_t chunk; // 0: none
   float softcap; // 0: none
   size_t rope_dims;
   bool rope_traditional;
   void* out; // [T,H,Dv]
+
+  /** The first position that a query at `position` sees. */
+  size_t first_seen(size_t position) const {
+    const size_t begin = window > 0 && position + 1 > window ? position + 1 - window : 0;
+    const size_t own = chunk > 0 ? position / chunk * chunk : 0;
+    return begin > own ? begin : own;
+  }
 
   /** Where position `p` of a span's sequence lies in the pools, in rows of [G,
    * D]. */

@@ -103,8 +103,7 @@ struct Range {
 };
 
 Range visible(const AttentionJob& job, size_t position) {
-  const size_t end = position + 1;
-  return {job.window > 0 && end > job.window ? end - job.window : 0, end};
+  return {job.first_seen(position), position + 1};
 }
 
 /** The part of `range` in the tile that begins at `base`, counted from base. */
@@ -335,7 +334,7 @@ void check_job(const AttentionJob& job) {
     const size_t used = (offset + count + job.block_size - 1) / job.block_size;
     holds(used <= job.table_width, "a span is longer than its table row");
     // Blocks that only positions before every window use may be gone.
-    const size_t seen = job.window > 0 && offset + 1 > int64_t(job.window) ? offset + 1 - job.window : 0;
+    const size_t seen = job.first_seen(offset);
     for (size_t b = seen / job.block_size; count > 0 && b < used; b++) {
       const int64_t id = job.table[r * job.table_width + b];
       holds(id >= 0 && id < static_cast<int64_t>(job.blocks), "a table row names a block outside the pool");

@@ -11,6 +11,7 @@
 #include <mlx/mlx.h>
 
 #include <optional>
+#include <string>
 
 namespace parallm::cpu {
 namespace mx = mlx::core;
@@ -18,16 +19,37 @@ namespace mx = mlx::core;
 /** x [M,K], w [N,K] (float32, float16 or bfloat16) -> x wᵀ (+ bias [N]) [M,N]. */
 mx::array matmul(const mx::array& x, const mx::array& w, const std::optional<mx::array>& bias = {});
 
-/** As matmul, with w in MLX's affine quantization: w uint32 [N, K*bits/32], scales and biases [N, K/group_size]
- *  (float32, float16 or bfloat16); bits 2, 3, 4, 5, 6, 8, group_size 32, 64, 128 (mlx/ops.h, `quantize`). */
+/** As matmul, with w in one of MLX's quantizations (mlx/ops.h, `quantize`): w uint32 [N, K*bits/32], scales
+ *  [N, K/group_size]. `mode` affine: scales and biases float32, float16 or bfloat16, bits 2, 3, 4, 5, 6, 8, group_size
+ *  32, 64, 128. mxfp4 (4 bits, groups of 32), nvfp4 (4, 16), mxfp8 (8, 32): scales uint8, no biases. */
 mx::array quantized_matmul(
     const mx::array& x,
     const mx::array& w,
     const mx::array& scales,
-    const mx::array& biases,
+    const std::optional<mx::array>& biases,
     int group_size,
     int bits,
+    const std::optional<mx::array>& bias = {},
+    const std::string& mode = "affine");
+
+/** As matmul, by one of E matrices a row: row m of x by w[which[m]], w [E,N,K], which int32 [M] rising, bias [E,N]. */
+mx::array grouped_matmul(
+    const mx::array& x,
+    const mx::array& w,
+    const mx::array& which,
     const std::optional<mx::array>& bias = {});
+
+/** The same with w as quantized_matmul's, each with a leading axis E. */
+mx::array grouped_quantized_matmul(
+    const mx::array& x,
+    const mx::array& w,
+    const mx::array& scales,
+    const std::optional<mx::array>& biases,
+    int group_size,
+    int bits,
+    const mx::array& which,
+    const std::optional<mx::array>& bias = {},
+    const std::string& mode = "affine");
 
 /** x [M,D] / rms(x) * weight [D]. */
 mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps);
@@ -39,6 +61,7 @@ struct PagedAttentionShape {
   int block_size;
   float scale;
   int window; // 0: none
+  int chunk; // 0: none
   float softcap; // 0: none
   int rope_dims; // 0: no rotation
   bool rope_traditional;
@@ -49,7 +72,7 @@ struct PagedAttentionShape {
  *  k_pool [blocks, block_size, G, D] and v_pool [.., Dv] in the KV dtype: WRITTEN IN PLACE, so all calls that share a
  *  pool must be on one stream and evaluated in order; spans int32 [R,3]: first, count, offset; table int32
  *  [R, width]: block ids; sinks [H] float32. -> [T,H,Dv] in q's dtype. Query t of a span sees positions
- *  [max(0, p-window+1), p] of its own sequence, p = offset + t. */
+ *  [max(0, p-window+1, p - p % chunk), p] of its own sequence, p = offset + t. */
 mx::array paged_attention(
     const mx::array& q,
     const mx::array& k,

@@ -1,0 +1,167 @@
+#include "kernels/cpu/node.h"
+#include "kernels/cpu/ops.h"
+#include "kernels/cpu/quantized.h"
+
+namespace parallm::cpu {
+namespace {
+
+/** One job over all rows, and how far each group's matrix lies from the last. */
+struct GroupedJob {
+  MatmulJob all;
+  const int32_t* which; // [M] rising
+  size_t groups; // E
+  size_t w_bytes; // of a group's w, scales (or biases) and bias
+  size_t scale_bytes;
+  size_t bias_bytes;
+  size_t x_bytes; // of a row of x and of out
+  size_t out_bytes;
+
+  void run() const {
+    const auto at = [](const void* base, size_t bytes) {
+      return base ? static_cast<const char*>(base) + bytes : nullptr;
+    };
+    for (size_t first = 0; first < all.rows;) {
+      const size_t group = which[first];
+      size_t end = first + 1;
+      while (end < all.rows && which[end] == which[first]) {
+        end++;
+      }
+      if (which[first] < 0 || group >= groups) {
+        fail_op("grouped_matmul", "which must lie from 0 to ", groups - 1, "; got ", which[first]);
+      }
+      MatmulJob job = all;
+      job.rows = end - first;
+      job.x = at(all.x, first * x_bytes);
+      job.w = at(all.w, group * w_bytes);
+      job.scales = at(all.scales, group * scale_bytes);
+      job.biases = at(all.biases, group * scale_bytes);
+      job.bias = at(all.bias, group * bias_bytes);
+      job.out = static_cast<char*>(all.out) + first * out_bytes;
+      run_matmul(job);
+      first = end;
+    }
+  }
+};
+
+/** Inputs: which, x, w, then scales where bits > 0 and affine biases, then maybe bias. */
+class GroupedMatmul : public CpuPrimitive {
+ public:
+  explicit GroupedMatmul(Quantized how) : how_(how) {}
+
+  DEFINE_NAME(parallm_grouped_matmul)
+
+  bool is_equivalent(const mx::Primitive& other) const override {
+    return how_ == static_cast<const GroupedMatmul&>(other).how_;
+  }
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    auto& encoder = mx::cpu::get_command_encoder(stream());
+    std::vector<mx::array> in;
+    for (const auto& input : inputs) {
+      in.push_back(row_contiguous(input, encoder));
+    }
+    const auto& x = in[1];
+    const auto& w = in[2];
+    GroupedJob job{};
+    job.which = in[0].data<int32_t>();
+    job.groups = w.shape(0);
+    job.all.rows = x.shape(0);
+    job.all.inner = x.shape(1);
+    job.all.columns = w.shape(1);
+    job.all.x = x.data<void>();
+    job.all.x_type = element_type(x);
+    job.all.w = w.data<void>();
+    if (how_.bits == 0) {
+      job.all.w_type = element_type(w);
+    }
+    job.w_bytes = w.nbytes() / job.groups;
+    size_t next = 3;
+    if (how_.bits > 0) {
+      job.all.mode = how_.mode;
+      job.all.bits = how_.bits;
+      job.all.group = how_.group_size;
+      job.scale_bytes = in[next].nbytes() / job.groups;
+      job.all.scales = in[next++].data<void>();
+      if (how_.mode == Mode::affine) {
+        job.all.w_type = element_type(in[3]);
+        job.all.biases = in[next++].data<void>();
+      }
+    }
+    if (next < in.size()) {
+      job.all.bias = in[next].data<void>();
+      job.all.bias_type = element_type(in[next]);
+      job.bias_bytes = in[next].nbytes() / job.groups;
+    }
+    job.x_bytes = x.itemsize() * job.all.inner;
+    job.out_bytes = x.itemsize() * job.all.columns;
+    job.all.out = allocate(outputs[0]);
+    encoder.dispatch([job] { job.run(); });
+  }
+
+ private:
+  Quantized how_;
+};
+
+mx::array node(
+    const char* op,
+    std::vector<mx::array> inputs, // which, x, w, ...
+    const std::optional<mx::array>& bias,
+    Quantized how) {
+  const auto& which = inputs[0];
+  const auto& x = inputs[1];
+  const auto& w = inputs[2];
+  if (x.ndim() != 2 || !is_float(x.dtype())) {
+    fail_op(op, "x must be [M,K] of a float type; got ", x.shape(), " ", x.dtype());
+  }
+  if (which.shape() != mx::Shape{x.shape(0)} || which.dtype() != mx::int32) {
+    fail_op(op, "which must be int32 [", x.shape(0), "]; got ", which.shape(), " ", which.dtype());
+  }
+  const int inner = how.bits > 0 ? x.shape(1) * how.bits / 32 : x.shape(1);
+  if (w.ndim() != 3 || w.shape(2) != inner || w.shape(0) < 1) {
+    fail_op(op, "w must be [E,N,", inner, "]; got ", w.shape(), " ", w.dtype());
+  }
+  const mx::Shape out{x.shape(0), w.shape(1)};
+  const auto type = x.dtype();
+  if (bias) {
+    if (bias->shape() != mx::Shape{w.shape(0), w.shape(1)} || !is_float(bias->dtype())) {
+      fail_op(op, "bias must be [E,N] of a float type; got ", bias->shape(), " ", bias->dtype());
+    }
+    inputs.push_back(*bias);
+  }
+  return mx::array(out, type, std::make_shared<GroupedMatmul>(how), std::move(inputs));
+}
+
+} // namespace
+
+mx::array
+grouped_matmul(const mx::array& x, const mx::array& w, const mx::array& which, const std::optional<mx::array>& bias) {
+  if (!is_float(w.dtype())) {
+    fail_op("grouped_matmul", "w must be of a float type; got ", w.dtype());
+  }
+  return node("grouped_matmul", {which, x, w}, bias, {});
+}
+
+mx::array grouped_quantized_matmul(
+    const mx::array& x,
+    const mx::array& w,
+    const mx::array& scales,
+    const std::optional<mx::array>& biases,
+    int group_size,
+    int bits,
+    const mx::array& which,
+    const std::optional<mx::array>& bias,
+    const std::string& mode) {
+  const char* op = "grouped_quantized_matmul";
+  const auto how = quantized(op, mode, group_size, bits);
+  if (w.ndim() != 3 || w.dtype() != mx::uint32) {
+    fail_op(op, "w must be uint32 [E,N,K*bits/32]; got ", w.shape(), " ", w.dtype());
+  }
+  check_scales(op, {w.shape(0), w.shape(1), x.shape(-1) / group_size}, how, scales, biases);
+  std::vector<mx::array> inputs{which, x, w, scales};
+  if (biases) {
+    inputs.push_back(*biases);
+  }
+  return node(op, std::move(inputs), bias, how);
+}
+
+} // namespace parallm::cpu
