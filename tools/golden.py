@@ -9,6 +9,8 @@ Each tests/golden/models/<name>.json is a config.json; its key "golden" (optiona
   dynamic     mlx-lm's Llama can't do "dynamic" RoPE at a fixed prompt length: the frequencies follow transformers'
               modeling_rope_utils.py
   bits, group_size, mode, layers   quantized so (layers: what differs), and no second, 4-bit, model is made
+  unnamed     layers that config.json leaves out, so that a loader must tell their kind from the tensors
+  awq         a group size: as AutoAWQ packs them, and no second model
   quantized   false: no second model
   hf          stored under the names and in the layout of Hugging Face's repository: {"stacked": "separate"}, where
               "{}" of the separate name counts experts
@@ -93,6 +95,8 @@ def quantize(model, config, how):
     )
     for path, value in layers.items():  # mlx-lm leaves out what it does not quantize
         config["quantization"].setdefault(path, value)
+    for path in how.get("unnamed", []):
+        del config["quantization"][path]
     return model, config
 
 
@@ -237,13 +241,43 @@ def save_gguf(folder, weights, config):
     mx.save_gguf(str(folder / "model.gguf"), arrays, metadata)
 
 
+def awq_words(codes):
+    """[A,8B] numbers below 16 -> int32 [A,B], in AutoAWQ's order."""
+    order = np.array([0, 2, 4, 6, 1, 3, 5, 7])
+    eights = codes.reshape(codes.shape[0], -1, 8)[:, :, order].astype(np.uint32)
+    words = (eights << (4 * np.arange(8, dtype=np.uint32))).sum(axis=2, dtype=np.uint32)
+    return mx.array(words.view(np.int32))
+
+
+def save_awq(folder, weights, config, group, seed):
+    """The linear layers but the head as AutoAWQ packs them; every second one has no zeros. Gives mlx-lm's model."""
+    rng = np.random.default_rng(seed)
+    for i, name in enumerate(sorted(k for k in weights if k.endswith("_proj.weight"))):
+        layer, w = name.removesuffix(".weight"), weights.pop(name)
+        outputs, inputs = w.shape
+        groups = np.array(w.astype(mx.float32)).reshape(outputs, inputs // group, group)
+        scales = np.abs(groups).max(axis=2) / 7
+        zeros = np.full(scales.shape, 8) if i % 2 else rng.integers(6, 10, scales.shape)
+        codes = np.clip(np.round(groups / scales[..., None]) + zeros[..., None], 0, 15).astype(np.uint32)
+        weights[f"{layer}.qweight"] = awq_words(codes.reshape(outputs, inputs).T)
+        weights[f"{layer}.scales"] = mx.array(scales.T.astype(np.float16))
+        if i % 2 == 0:
+            weights[f"{layer}.qzeros"] = awq_words(zeros.T)
+    method = dict(quant_method="awq", bits=4, group_size=group, version="gemm", zero_point=True)
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": method}, indent=1) + "\n")
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "pt"})
+    return utils.load_model(folder)[0]
+
+
 def save(folder, model, config, how, seed):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     weights = dict(tree_flatten(model.parameters()))
     if "hf" in how:
         weights = hf_layout(weights, how["hf"], model)
-    if how.get("gguf"):
+    if "awq" in how:
+        model = save_awq(folder, weights, config, how["awq"], seed)
+    elif how.get("gguf"):
         save_gguf(folder, weights, config)
     else:
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
@@ -264,7 +298,7 @@ def build(name, config, out):
     stored = config
     if "bits" in how:
         model, stored = quantize(model, config, how)
-    elif how.get("quantized", True):
+    elif how.get("quantized", "awq" not in how):
         again = random_model(plain, seed, how.get("scale", 1.6))
         cast(again, getattr(mx, how.get("dtype", "float16")))
         again, quantized = quantize(again, config, {"bits": 4, "group_size": 32})

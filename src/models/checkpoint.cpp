@@ -1,14 +1,11 @@
 #include "models/checkpoint.h"
 
 #include "base/error.h"
-#include "nn/device.h"
-
-#include <boost/json/parse.hpp>
-#include <mlx/io.h>
+#include "models/quant_formats.h"
+#include "models/safetensors.h"
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <set>
 
 namespace parallm {
@@ -17,46 +14,6 @@ namespace fs = std::filesystem;
 namespace {
 
 using Arrays = std::unordered_map<std::string, mx::array>;
-
-[[noreturn]] void broken(const fs::path& file, const std::string& what) {
-  fail(Kind::invalid, "[open_checkpoint] {} can't be read: {} (an incomplete download?)", file.string(), what);
-}
-
-/** Walks a safetensors header (8 bytes of length, JSON, data;
- * huggingface/safetensors' README) before MLX reads the file lazily, so that a
- * damaged file is an error now and with its name. */
-void check_safetensors(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  uint64_t size = fs::file_size(path);
-  uint64_t length = 0;
-  file.read(reinterpret_cast<char*>(&length), sizeof(length));
-  if (!file || length > size - sizeof(length)) {
-    broken(path, "its header is cut off");
-  }
-  std::string text(length, '\0');
-  file.read(text.data(), length);
-  boost::system::error_code error;
-  auto header = boost::json::parse(text, error);
-  if (error || !header.is_object()) {
-    broken(path, "its header is no JSON object");
-  }
-  uint64_t data = size - sizeof(length) - length;
-  for (auto& [name, entry] : header.get_object()) {
-    if (name == "__metadata__") {
-      continue;
-    }
-    if (!entry.is_object()) {
-      broken(path, fmt::format("tensor {} is no JSON object", std::string(name)));
-    }
-    Config tensor{entry.get_object(), path.string() + ": " + std::string(name)};
-    tensor.text("dtype");
-    tensor.numbers("shape");
-    auto offsets = tensor.numbers("data_offsets");
-    if (offsets.size() != 2 || offsets[0] < 0 || offsets[1] < offsets[0] || offsets[1] > double(data)) {
-      broken(path, fmt::format("tensor {} goes on past the end of the file", std::string(name)));
-    }
-  }
-}
 
 /** The index's files where there is one, else every model*.safetensors. */
 std::vector<fs::path> weight_files(const fs::path& folder) {
@@ -87,48 +44,13 @@ Arrays read_arrays(const fs::path& folder) {
     if (!fs::exists(file)) {
       fail(Kind::invalid, "[open_checkpoint] {} is missing, which the index names", file.string());
     }
-    check_safetensors(file);
-    for (auto& [name, array] : mx::load_safetensors(file.string()).first) {
+    for (auto& [name, array] : read_safetensors(file.string())) {
       if (!arrays.emplace(name, array).second) {
-        broken(file, fmt::format("tensor {} stands in another file too", name));
+        fail(Kind::invalid, "[open_checkpoint] tensor {} of {} stands in another file too", name, file.string());
       }
     }
   }
   return arrays;
-}
-
-Quantization read_quantization(const Config& config, const Quantization& base) {
-  return {config.count("group_size", base.group_size), config.count("bits", base.bits), config.text("mode", base.mode)};
-}
-
-/** MLX's "quantization" (also written as "quantization_config"): one kind for
- * all, and per layer an object or false. */
-Quantizations read_quantizations(const Config& config) {
-  Quantizations out;
-  auto name = config.has("quantization") ? "quantization" : "quantization_config";
-  if (!config.has(name)) {
-    return out;
-  }
-  auto options = config.object(name);
-  if (options.has("quant_method")) {
-    fail(
-        Kind::invalid,
-        "[open_checkpoint] '{}' must be MLX's (group_size, bits, mode); got "
-        "quant_method '{}'",
-        name,
-        options.text("quant_method"));
-  }
-  Quantization all{options.count("group_size"), options.count("bits")};
-  all.mode = options.text("mode", all.mode);
-  out.all = all;
-  for (auto& [layer, value] : options.json) {
-    if (value.is_object()) {
-      out.layers[layer] = read_quantization(options.object(layer), all);
-    } else if (value.is_bool()) {
-      out.layers[layer] = value.get_bool() ? std::optional(all) : std::nullopt;
-    }
-  }
-  return out;
 }
 
 /** The float type that most of the weights have; a quantized layer's is its
@@ -175,9 +97,12 @@ GenerationDefaults read_defaults(const Config& config) {
   return out;
 }
 
-Checkpoint
-make_checkpoint(Config config, Arrays arrays, Quantizations quantizations, const CheckpointOptions& options) {
-  auto stored = stored_dtype(arrays);
+Checkpoint make_checkpoint(
+    Config config,
+    Arrays arrays,
+    Quantizations quantizations,
+    mx::Dtype stored,
+    const CheckpointOptions& options) {
   bool cpu = mx::default_device() == mx::Device::cpu;
   auto dtype = options.dtype.value_or(cpu ? mx::float32 : stored);
   return {
@@ -194,8 +119,9 @@ make_checkpoint(Config config, Arrays arrays, Quantizations quantizations, const
 
 Checkpoint open_gguf(const std::string& path, const CheckpointOptions& options) {
   auto file = read_gguf(path);
-  auto out = make_checkpoint(std::move(file.config), std::move(file.arrays), std::move(file.quantizations), options);
-  for (auto id : {file.tokenizer.eos, file.tokenizer.eot}) {
+  auto out = make_checkpoint(
+      std::move(file.config), std::move(file.arrays), std::move(file.quantizations), file.dtype, options);
+  for (auto id : {file.tokenizer.eos, file.tokenizer.eot, file.tokenizer.eom}) {
     if (id >= 0) {
       out.eos_ids.push_back(id);
     }
@@ -211,8 +137,10 @@ Checkpoint open_folder(const fs::path& folder, const CheckpointOptions& options)
     fail(Kind::invalid, "[open_checkpoint] no config.json in {}", folder.string());
   }
   auto config = read_config((folder / "config.json").string());
-  auto quantizations = read_quantizations(config);
-  auto out = make_checkpoint(std::move(config), read_arrays(folder), std::move(quantizations), options);
+  auto arrays = read_arrays(folder);
+  auto quantizations = read_quantizations(config, arrays);
+  auto stored = stored_dtype(arrays);
+  auto out = make_checkpoint(std::move(config), std::move(arrays), std::move(quantizations), stored, options);
 
   Config generation;
   if (auto file = folder / "generation_config.json"; fs::exists(file)) {

@@ -30,7 +30,7 @@ void check_groups(const std::string& name, int inputs, const Quantization& how) 
 } // namespace
 
 Matrix::Matrix(Weights& weights, const std::string& name, int outputs, int inputs, int count)
-    : weight(mx::array(0)), quantization(weights.quantization(name)) {
+    : weight(mx::array(0)), quantization(weights.quantization(name, inputs)) {
   const auto shape = [&](int columns) {
     return count > 0 ? mx::Shape{count, outputs, columns} : mx::Shape{outputs, columns};
   };
@@ -55,8 +55,9 @@ mx::array Matrix::multiply(const mx::array& x, const std::optional<mx::array>& b
   if (on_cpu() && !quantization) {
     return cpu::matmul(x, weight, bias);
   }
-  if (on_cpu() && biases) {
-    return cpu::quantized_matmul(x, weight, *scales, *biases, quantization->group_size, quantization->bits, bias);
+  if (on_cpu()) {
+    auto& how = *quantization;
+    return cpu::quantized_matmul(x, weight, *scales, biases, how.group_size, how.bits, bias, how.mode);
   }
   auto y = quantization
       ? mx::quantized_matmul(
@@ -67,10 +68,12 @@ mx::array Matrix::multiply(const mx::array& x, const std::optional<mx::array>& b
 
 mx::array Matrix::multiply_by_group(const mx::array& x, const mx::array& which, const std::optional<mx::array>& bias)
     const {
-  if (on_cpu() && (!quantization || biases)) {
-    return quantization ? cpu::grouped_quantized_matmul(
-                              x, weight, *scales, *biases, quantization->group_size, quantization->bits, which, bias)
-                        : cpu::grouped_matmul(x, weight, which, bias);
+  if (on_cpu() && !quantization) {
+    return cpu::grouped_matmul(x, weight, which, bias);
+  }
+  if (on_cpu()) {
+    auto& how = *quantization;
+    return cpu::grouped_quantized_matmul(x, weight, *scales, biases, how.group_size, how.bits, which, bias, how.mode);
   }
   auto rows = mx::expand_dims(x, 1);
   auto y = quantization ? mx::gather_qmm(

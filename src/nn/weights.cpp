@@ -33,14 +33,29 @@ bool Weights::has(const std::string& name) const {
   return arrays_.contains(name);
 }
 
-std::optional<Quantization> Weights::quantization(const std::string& layer) {
-  if (!has(layer + ".scales")) {
+std::optional<Quantization> Weights::stored_quantization(const std::string& layer, int inputs) const {
+  auto scales = arrays_.find(layer + ".scales");
+  if (scales == arrays_.end()) {
     return {};
   }
   if (auto found = quantizations_.layers.find(layer); found != quantizations_.layers.end()) {
     return found->second;
   }
-  return quantizations_.all;
+  auto codes = arrays_.find(layer + ".weight");
+  if (!quantizations_.all || codes == arrays_.end() || codes->second.ndim() == 0 || scales->second.ndim() == 0) {
+    return quantizations_.all;
+  }
+  bool byte_scales = scales->second.dtype() == mx::uint8;
+  auto told = infer_quantization(codes->second.shape(-1), scales->second.shape(-1), inputs, byte_scales);
+  return told ? told : quantizations_.all; // what then doesn't fit, `take` says
+}
+
+std::optional<Quantization> Weights::quantization(const std::string& layer, int inputs) {
+  auto how = stored_quantization(layer, inputs);
+  if (recording_) {
+    recording_->layers.insert_or_assign(layer, how);
+  }
+  return how;
 }
 
 mx::array Weights::take(const std::string& name, mx::Shape shape, std::optional<mx::Dtype> as) {
@@ -56,6 +71,9 @@ mx::array Weights::take(const std::string& name, mx::Shape shape, std::optional<
         fmt::format("{} wants [{}], got [{}]", name, fmt::join(shape, ", "), fmt::join(array.shape(), ", ")));
     return mx::zeros(shape, as.value_or(dtype_));
   }
+  if (recording_) {
+    recording_->tensors.push_back({name, array});
+  }
   if (as) {
     array = mx::astype(array, *as);
   }
@@ -65,6 +83,10 @@ mx::array Weights::take(const std::string& name, mx::Shape shape, std::optional<
 
 void Weights::ignore(std::string prefix) {
   ignored_.push_back(std::move(prefix));
+}
+
+void Weights::record(Recording& to) {
+  recording_ = &to;
 }
 
 void Weights::rename(const std::string& from, const std::string& to) {
@@ -148,9 +170,13 @@ void Weights::finish() {
   if (!text.empty()) {
     fail(Kind::invalid, "[weights] tensors don't fit config.json: {}", text);
   }
-  mx::eval(taken_);
-  taken_.clear();
   arrays_.clear();
+  for (auto& array : taken_) {
+    if (!recording_) {
+      mx::eval(array);
+    }
+  }
+  taken_.clear();
 }
 
 } // namespace parallm

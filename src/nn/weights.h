@@ -5,6 +5,8 @@
 // `quantize`). Engine thread only.
 #pragma once
 
+#include "nn/quantization.h"
+
 #include <mlx/mlx.h>
 
 #include <map>
@@ -16,16 +18,14 @@
 namespace parallm {
 namespace mx = mlx::core;
 
-struct Quantization {
-  int group_size;
-  int bits;
-  std::string mode = "affine";
-};
-
-/** What config.json says: one kind for all layers, and layers that differ
- * (nothing: not quantized). */
-struct Quantizations {
-  std::optional<Quantization> all;
+/** What a model took, under its own names: what `convert` writes. */
+struct Recording {
+  struct Tensor {
+    std::string name;
+    mx::array array; // as the checkpoint holds it
+  };
+  std::vector<Tensor> tensors; // in the order in which the model took them
+  /** The layers that can be quantized, and how those are that are. */
   std::map<std::string, std::optional<Quantization>> layers;
 };
 
@@ -35,8 +35,10 @@ class Weights {
   Weights(std::unordered_map<std::string, mx::array> arrays, Quantizations quantizations, mx::Dtype dtype);
 
   bool has(const std::string& name) const;
-  /** Where `<layer>.scales` exists and config.json doesn't deny it. */
-  std::optional<Quantization> quantization(const std::string& layer);
+  /** Where `<layer>.scales` exists and config.json doesn't deny it. For a layer
+   * that config.json doesn't name, the tensors tell; `inputs` is its width. To
+   * ask says that the layer can be quantized. */
+  std::optional<Quantization> quantization(const std::string& layer, int inputs);
   /** Hands out the tensor, once, cast to `as` where given. Where it is missing
    * or has another shape, that is noted for `finish` and the result is a
    * stand-in of the wanted shape. */
@@ -58,8 +60,12 @@ class Weights {
   void put(const std::string& name, mx::array array);
   /** The names that end so, in order. */
   std::vector<std::string> names_ending(std::string_view suffix) const;
-  /** Reads everything taken into memory. Errors: invalid, listing all that
-   * didn't fit. */
+  /** From now on `to` is told what is taken, and `finish` reads nothing into
+   * memory. */
+  void record(Recording& to);
+  /** Reads everything taken into memory, one tensor at a time, so that no more
+   * than one cast's input and output stand side by side. Errors: invalid,
+   * listing all that didn't fit. */
   void finish();
 
   mx::Dtype dtype() const {
@@ -67,10 +73,13 @@ class Weights {
   }
 
  private:
+  std::optional<Quantization> stored_quantization(const std::string& layer, int inputs) const;
+
   std::unordered_map<std::string, mx::array> arrays_;
   Quantizations quantizations_;
   mx::Dtype dtype_;
   std::vector<mx::array> taken_;
+  Recording* recording_ = nullptr;
   std::vector<std::string> ignored_;
   std::vector<std::string> missing_;
   std::vector<std::string> misshaped_;

@@ -3,9 +3,12 @@
 #include "kernels/cpu/ops.h"
 
 #include <doctest/doctest.h>
+#include <hwy/targets.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <tuple>
 #include <vector>
 
 namespace mx = mlx::core;
@@ -155,4 +158,130 @@ TEST_CASE("a matmul takes strided inputs, empty batches and refuses wrong ones")
   const auto q = mx::quantize(normal({8, 64}, mx::float32, 2), 32, 4, "affine");
   CHECK_THROWS_AS(cpu::quantized_matmul(wide, q[0], q[1], q[2], 32, 7), std::invalid_argument);
   CHECK_THROWS_AS(cpu::quantized_matmul(wide, q[0], q[1], q[2], 64, 4), std::invalid_argument);
+}
+
+namespace {
+
+struct SmallFloats {
+  const char* mode;
+  int group;
+  int bits;
+};
+
+const std::vector<SmallFloats> small_floats{{"mxfp4", 32, 4}, {"nvfp4", 16, 4}, {"mxfp8", 32, 8}};
+
+/** run() once for each instruction set that this machine has. */
+template <class F>
+void for_each_target(const F& run) {
+  for (int64_t rest = hwy::SupportedTargets(); rest != 0; rest &= rest - 1) {
+    const int64_t target = rest & -rest;
+    INFO("target ", hwy::TargetName(target));
+    hwy::SetSupportedTargetsForTest(target);
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+    run();
+  }
+  hwy::SetSupportedTargetsForTest(0);
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+}
+
+mx::array random_bytes(const mx::Shape& shape, int low, int high, int seed) {
+  return mx::astype(mx::random::randint(low, high, shape, mx::int32, mx::random::key(seed)), mx::uint8);
+}
+
+} // namespace
+
+TEST_CASE("small floats: each weight is exactly what mx::dequantize makes of it") {
+  for_each_target([&] {
+    for (const auto& how : small_floats) {
+      CAPTURE(how.mode);
+      const int n = 40, k = 64;
+      // Every byte is a code, so all of them come up, and scales of all sizes but infinity and no number.
+      const auto w = mx::view(random_bytes({n, k * how.bits / 8}, 0, 256, 1), mx::uint32);
+      const auto scales = random_bytes({n, k / how.group}, 0, how.group == 16 ? 127 : 230, 2);
+      const auto wanted = mx::dequantize(w, scales, {}, how.group, how.bits, how.mode, {}, mx::float32);
+      for (int rows : {1, k}) { // widened in registers, and once for all rows
+        const auto x = rows == k ? mx::eye(k) : mx::slice(mx::eye(k), {5, 0}, {6, k});
+        const auto got = floats(cpu::quantized_matmul(x, w, scales, {}, how.group, how.bits, {}, how.mode));
+        const auto columns =
+            floats(rows == k ? mx::transpose(wanted) : mx::slice(mx::transpose(wanted), {5, 0}, {6, n}));
+        REQUIRE(got.size() == columns.size());
+        for (size_t i = 0; i < got.size(); i++) {
+          // A row with a code that is no number makes all its sums none.
+          if (!std::isnan(got[i])) {
+            REQUIRE(got[i] == columns[i]);
+          }
+        }
+        const bool some = std::any_of(got.begin(), got.end(), [](float v) { return !std::isnan(v); });
+        CHECK(some);
+      }
+    }
+  });
+}
+
+TEST_CASE("small floats: a matmul equals a float64 sum of MLX's dequantized weights") {
+  for_each_target([&] {
+    for (const auto& how : small_floats) {
+      for (auto type : types) {
+        for (const auto& [m, k, n] :
+             {std::tuple{1, 384, 45}, {2, 32, 1}, {8, 1408, 9}, {19, 1056, 33}, {5, 2080, 70}}) {
+          CAPTURE(how.mode);
+          CAPTURE(k);
+          const auto x = normal({m, k}, type, 1);
+          const auto q = mx::quantize(normal({n, k}, mx::float32, 2), how.group, how.bits, how.mode);
+          REQUIRE(q.size() == 2);
+          const auto w = mx::dequantize(q[0], q[1], {}, how.group, how.bits, how.mode, {}, mx::float32);
+          const auto bias = normal({n}, type, 3);
+          const auto y = cpu::quantized_matmul(x, q[0], q[1], {}, how.group, how.bits, {}, how.mode);
+          CHECK(y.dtype() == type);
+          CHECK(worst_error(y, x, w) < tolerance(type));
+          const auto z = cpu::quantized_matmul(x, q[0], q[1], {}, how.group, how.bits, bias, how.mode);
+          CHECK(worst_error(z, x, w, bias) < tolerance(type));
+        }
+      }
+    }
+  });
+}
+
+TEST_CASE("small floats: a matmul's rows are independent, bit for bit") {
+  for (const auto& how : small_floats) {
+    for (int k : {576, 2560}) {
+      const auto x = normal({40, k}, mx::float32, 1);
+      const auto q = mx::quantize(normal({50, k}, mx::float32, 2), how.group, how.bits, how.mode);
+      check_rows_independent(x, [&](const mx::array& rows) {
+        return cpu::quantized_matmul(rows, q[0], q[1], {}, how.group, how.bits, {}, how.mode);
+      });
+    }
+  }
+}
+
+TEST_CASE("small floats: grouped rows are what each has alone with its own matrix") {
+  const int groups = 3, k = 96, n = 21;
+  const std::vector<int> which{0, 0, 2, 2, 2};
+  const auto x = normal({5, k}, mx::float32, 1);
+  for (const auto& how : small_floats) {
+    CAPTURE(how.mode);
+    const auto q = mx::quantize(normal({groups, n, k}, mx::float32, 2), how.group, how.bits, how.mode);
+    const auto bias = normal({groups, n}, mx::float32, 3);
+    const mx::array ids(which.data(), {5}, mx::int32);
+    const auto all = cpu::grouped_quantized_matmul(x, q[0], q[1], {}, how.group, how.bits, ids, bias, how.mode);
+    for (int i = 0; i < 5; i++) {
+      const auto own = [&](const mx::array& a) { return mx::take(a, which[i], 0); };
+      const auto row = mx::slice(x, {i, 0}, {i + 1, k});
+      const auto alone = cpu::quantized_matmul(row, own(q[0]), own(q[1]), {}, how.group, how.bits, own(bias), how.mode);
+      CHECK(same_bits(alone, mx::slice(all, {i, 0}, {i + 1, n})));
+    }
+  }
+}
+
+TEST_CASE("small floats: a code that is no number stays none, and wrong operands are refused") {
+  const auto q = mx::quantize(normal({8, 64}, mx::float32, 2), 32, 8, "mxfp8");
+  const auto x = normal({2, 64}, mx::float32, 1);
+  const auto nan = mx::view(mx::full({8, 64}, 0x7F, mx::uint8), mx::uint32);
+  for (float v : floats(cpu::quantized_matmul(x, nan, q[1], {}, 32, 8, {}, "mxfp8"))) {
+    CHECK(std::isnan(v));
+  }
+  CHECK_THROWS_AS(cpu::quantized_matmul(x, q[0], q[1], {}, 64, 8, {}, "mxfp8"), std::invalid_argument);
+  CHECK_THROWS_AS(cpu::quantized_matmul(x, q[0], q[1], q[1], 32, 8, {}, "mxfp8"), std::invalid_argument);
+  CHECK_THROWS_AS(cpu::quantized_matmul(x, q[0], q[1], {}, 32, 8, {}, "affine"), std::invalid_argument);
+  CHECK_THROWS_AS(cpu::quantized_matmul(x, q[0], q[1], {}, 32, 8, {}, "fp8"), std::invalid_argument);
 }

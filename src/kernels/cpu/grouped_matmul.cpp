@@ -1,6 +1,6 @@
-#include "kernels/cpu/matmul.h"
 #include "kernels/cpu/node.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/quantized.h"
 
 namespace parallm::cpu {
 namespace {
@@ -43,16 +43,15 @@ struct GroupedJob {
   }
 };
 
-/** Inputs: which, x, w, then scales and biases where bits > 0, then maybe bias. */
+/** Inputs: which, x, w, then scales where bits > 0 and affine biases, then maybe bias. */
 class GroupedMatmul : public CpuPrimitive {
  public:
-  GroupedMatmul(int group_size, int bits) : group_size_(group_size), bits_(bits) {}
+  explicit GroupedMatmul(Quantized how) : how_(how) {}
 
   DEFINE_NAME(parallm_grouped_matmul)
 
   bool is_equivalent(const mx::Primitive& other) const override {
-    const auto& same = static_cast<const GroupedMatmul&>(other);
-    return group_size_ == same.group_size_ && bits_ == same.bits_;
+    return how_ == static_cast<const GroupedMatmul&>(other).how_;
   }
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
@@ -72,17 +71,21 @@ class GroupedMatmul : public CpuPrimitive {
     job.all.x = x.data<void>();
     job.all.x_type = element_type(x);
     job.all.w = w.data<void>();
-    job.all.w_type = element_type(w);
+    if (how_.bits == 0) {
+      job.all.w_type = element_type(w);
+    }
     job.w_bytes = w.nbytes() / job.groups;
     size_t next = 3;
-    if (bits_ > 0) {
-      job.all.bits = bits_;
-      job.all.group = group_size_;
-      job.all.w_type = element_type(in[3]);
-      job.all.scales = in[3].data<void>();
-      job.all.biases = in[4].data<void>();
-      job.scale_bytes = in[3].nbytes() / job.groups;
-      next = 5;
+    if (how_.bits > 0) {
+      job.all.mode = how_.mode;
+      job.all.bits = how_.bits;
+      job.all.group = how_.group_size;
+      job.scale_bytes = in[next].nbytes() / job.groups;
+      job.all.scales = in[next++].data<void>();
+      if (how_.mode == Mode::affine) {
+        job.all.w_type = element_type(in[3]);
+        job.all.biases = in[next++].data<void>();
+      }
     }
     if (next < in.size()) {
       job.all.bias = in[next].data<void>();
@@ -96,16 +99,14 @@ class GroupedMatmul : public CpuPrimitive {
   }
 
  private:
-  int group_size_;
-  int bits_;
+  Quantized how_;
 };
 
 mx::array node(
     const char* op,
     std::vector<mx::array> inputs, // which, x, w, ...
     const std::optional<mx::array>& bias,
-    int group_size,
-    int bits) {
+    Quantized how) {
   const auto& which = inputs[0];
   const auto& x = inputs[1];
   const auto& w = inputs[2];
@@ -115,7 +116,7 @@ mx::array node(
   if (which.shape() != mx::Shape{x.shape(0)} || which.dtype() != mx::int32) {
     fail_op(op, "which must be int32 [", x.shape(0), "]; got ", which.shape(), " ", which.dtype());
   }
-  const int inner = bits > 0 ? x.shape(1) * bits / 32 : x.shape(1);
+  const int inner = how.bits > 0 ? x.shape(1) * how.bits / 32 : x.shape(1);
   if (w.ndim() != 3 || w.shape(2) != inner || w.shape(0) < 1) {
     fail_op(op, "w must be [E,N,", inner, "]; got ", w.shape(), " ", w.dtype());
   }
@@ -127,7 +128,7 @@ mx::array node(
     }
     inputs.push_back(*bias);
   }
-  return mx::array(out, type, std::make_shared<GroupedMatmul>(group_size, bits), std::move(inputs));
+  return mx::array(out, type, std::make_shared<GroupedMatmul>(how), std::move(inputs));
 }
 
 } // namespace
@@ -137,37 +138,30 @@ grouped_matmul(const mx::array& x, const mx::array& w, const mx::array& which, c
   if (!is_float(w.dtype())) {
     fail_op("grouped_matmul", "w must be of a float type; got ", w.dtype());
   }
-  return node("grouped_matmul", {which, x, w}, bias, 0, 0);
+  return node("grouped_matmul", {which, x, w}, bias, {});
 }
 
 mx::array grouped_quantized_matmul(
     const mx::array& x,
     const mx::array& w,
     const mx::array& scales,
-    const mx::array& biases,
+    const std::optional<mx::array>& biases,
     int group_size,
     int bits,
     const mx::array& which,
-    const std::optional<mx::array>& bias) {
+    const std::optional<mx::array>& bias,
+    const std::string& mode) {
   const char* op = "grouped_quantized_matmul";
-  const bool known_bits = bits >= 2 && bits <= 8 && bits != 7;
-  const bool known_group = group_size == 16 || group_size == 32 || group_size == 64 || group_size == 128;
-  if (!known_bits || !known_group || w.dtype() != mx::uint32) {
-    fail_op(
-        op,
-        "w must be uint32, bits 2, 3, 4, 5, 6 or 8 and group_size 16, 32, 64 or 128; got ",
-        w.dtype(),
-        ", ",
-        bits,
-        " and ",
-        group_size);
+  const auto how = quantized(op, mode, group_size, bits);
+  if (w.ndim() != 3 || w.dtype() != mx::uint32) {
+    fail_op(op, "w must be uint32 [E,N,K*bits/32]; got ", w.shape(), " ", w.dtype());
   }
-  const mx::Shape groups{w.shape(0), w.shape(1), x.shape(-1) / group_size};
-  if (scales.shape() != groups || biases.shape() != groups || !is_float(scales.dtype()) ||
-      scales.dtype() != biases.dtype()) {
-    fail_op(op, "scales and biases must be ", groups, " of one float type; got ", scales.shape(), ", ", biases.shape());
+  check_scales(op, {w.shape(0), w.shape(1), x.shape(-1) / group_size}, how, scales, biases);
+  std::vector<mx::array> inputs{which, x, w, scales};
+  if (biases) {
+    inputs.push_back(*biases);
   }
-  return node(op, {which, x, w, scales, biases}, bias, group_size, bits);
+  return node(op, std::move(inputs), bias, how);
 }
 
 } // namespace parallm::cpu

@@ -1,20 +1,19 @@
-#include "kernels/cpu/matmul.h"
 #include "kernels/cpu/node.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/quantized.h"
 
 namespace parallm::cpu {
 namespace {
 
-/** Inputs: x, w, then scales and biases where bits > 0, then maybe bias. */
+/** Inputs: x, w, then scales where bits > 0 and affine biases, then maybe bias. */
 class Matmul : public CpuPrimitive {
  public:
-  Matmul(int group_size, int bits) : group_size_(group_size), bits_(bits) {}
+  explicit Matmul(Quantized how) : how_(how) {}
 
   DEFINE_NAME(parallm_matmul)
 
   bool is_equivalent(const mx::Primitive& other) const override {
-    const auto& same = static_cast<const Matmul&>(other);
-    return group_size_ == same.group_size_ && bits_ == same.bits_;
+    return how_ == static_cast<const Matmul&>(other).how_;
   }
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
@@ -32,15 +31,19 @@ class Matmul : public CpuPrimitive {
     job.x = x.data<void>();
     job.x_type = element_type(x);
     job.w = w.data<void>();
-    job.w_type = element_type(w);
+    if (how_.bits == 0) {
+      job.w_type = element_type(w);
+    }
     size_t next = 2;
-    if (bits_ > 0) {
-      job.bits = bits_;
-      job.group = group_size_;
-      job.w_type = element_type(in[2]);
-      job.scales = in[2].data<void>();
-      job.biases = in[3].data<void>();
-      next = 4;
+    if (how_.bits > 0) {
+      job.mode = how_.mode;
+      job.bits = how_.bits;
+      job.group = how_.group_size;
+      job.scales = in[next++].data<void>();
+      if (how_.mode == Mode::affine) {
+        job.w_type = element_type(in[2]);
+        job.biases = in[next++].data<void>();
+      }
     }
     if (next < in.size()) {
       job.bias = in[next].data<void>();
@@ -51,8 +54,7 @@ class Matmul : public CpuPrimitive {
   }
 
  private:
-  int group_size_;
-  int bits_;
+  Quantized how_;
 };
 
 void check_rows(const char* op, const mx::array& x) {
@@ -61,13 +63,8 @@ void check_rows(const char* op, const mx::array& x) {
   }
 }
 
-mx::array node(
-    const char* op,
-    std::vector<mx::array> inputs,
-    int columns,
-    const std::optional<mx::array>& bias,
-    int group_size,
-    int bits) {
+mx::array
+node(const char* op, std::vector<mx::array> inputs, int columns, const std::optional<mx::array>& bias, Quantized how) {
   if (bias) {
     if (bias->shape() != mx::Shape{columns} || !is_float(bias->dtype())) {
       fail_op(op, "bias must be [", columns, "] of a float type; got ", bias->shape(), " ", bias->dtype());
@@ -75,7 +72,7 @@ mx::array node(
     inputs.push_back(*bias);
   }
   const auto& x = inputs[0];
-  return mx::array({x.shape(0), columns}, x.dtype(), std::make_shared<Matmul>(group_size, bits), std::move(inputs));
+  return mx::array({x.shape(0), columns}, x.dtype(), std::make_shared<Matmul>(how), std::move(inputs));
 }
 
 } // namespace
@@ -85,25 +82,22 @@ mx::array matmul(const mx::array& x, const mx::array& w, const std::optional<mx:
   if (w.ndim() != 2 || w.shape(1) != x.shape(1) || !is_float(w.dtype())) {
     fail_op("matmul", "w must be [N,", x.shape(1), "] of a float type; got ", w.shape(), " ", w.dtype());
   }
-  return node("matmul", {x, w}, w.shape(0), bias, 0, 0);
+  return node("matmul", {x, w}, w.shape(0), bias, {});
 }
 
 mx::array quantized_matmul(
     const mx::array& x,
     const mx::array& w,
     const mx::array& scales,
-    const mx::array& biases,
+    const std::optional<mx::array>& biases,
     int group_size,
     int bits,
-    const std::optional<mx::array>& bias) {
+    const std::optional<mx::array>& bias,
+    const std::string& mode) {
   const char* op = "quantized_matmul";
   check_rows(op, x);
   const int inner = x.shape(1);
-  const bool known_bits = bits >= 2 && bits <= 8 && bits != 7;
-  const bool known_group = group_size == 16 || group_size == 32 || group_size == 64 || group_size == 128;
-  if (!known_bits || !known_group) {
-    fail_op(op, "bits must be 2, 3, 4, 5, 6 or 8 and group_size 16, 32, 64 or 128; got ", bits, " and ", group_size);
-  }
+  const auto how = quantized(op, mode, group_size, bits);
   if (w.ndim() != 2 || w.dtype() != mx::uint32 || inner % group_size != 0 || w.shape(1) * 32 != inner * bits) {
     fail_op(
         op,
@@ -116,23 +110,12 @@ mx::array quantized_matmul(
         " ",
         w.dtype());
   }
-  const mx::Shape groups{w.shape(0), inner / group_size};
-  if (scales.shape() != groups || biases.shape() != groups || !is_float(scales.dtype()) ||
-      scales.dtype() != biases.dtype()) {
-    fail_op(
-        op,
-        "scales and biases must be ",
-        groups,
-        " of one float type; got ",
-        scales.shape(),
-        " ",
-        scales.dtype(),
-        " and ",
-        biases.shape(),
-        " ",
-        biases.dtype());
+  check_scales(op, {w.shape(0), inner / group_size}, how, scales, biases);
+  std::vector<mx::array> inputs{x, w, scales};
+  if (biases) {
+    inputs.push_back(*biases);
   }
-  return node(op, {x, w, scales, biases}, w.shape(0), bias, group_size, bits);
+  return node(op, std::move(inputs), w.shape(0), bias, how);
 }
 
 } // namespace parallm::cpu

@@ -8,6 +8,8 @@
 #include "kernels/cpu/simd-inl.h"
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 
 HWY_BEFORE_NAMESPACE();
 namespace parallm::cpu {
@@ -24,7 +26,7 @@ constexpr size_t few_rows = 8;
 constexpr size_t spacing = stretch + 16;
 enum Scratch { scratch_x, scratch_sums, scratch_wide, scratch_scales, scratch_bytes };
 
-/** Scales and biases of columns' groups in one stretch, as floats. */
+/** Scales and (affine) biases of columns' groups in one stretch, as floats. */
 struct Groups {
   const float* scales;
   const float* biases;
@@ -35,7 +37,22 @@ struct Groups {
   }
 };
 
-/** 4-bit weights: uint32 words of 8, the first in the lowest bits. */
+/** A vector's 4-bit weights from `k` on, each in its lane's low 4 bits with others' above them. uint32 words hold 8,
+ * the first in the lowest bits. */
+HWY_INLINE VU nibbles(const uint32_t* words, size_t k) {
+  const U32 du;
+  const uint32_t* at = words + k / 8;
+  VU word;
+  if constexpr (lanes <= 8) {
+    word = hn::Set(du, *at);
+  } else {
+    word = hn::IfThenElse(hn::FirstN(du, 8), hn::Set(du, at[0]), hn::Set(du, at[1]));
+  }
+  const VU lane = hn::Iota(du, static_cast<uint32_t>(k % 8));
+  return hn::Shr(word, hn::ShiftLeft<2>(hn::And(lane, hn::Set(du, 7))));
+}
+
+/** Affine 4-bit weights. */
 struct Nibbles {
   static constexpr int most_rows = 8;
 
@@ -57,29 +74,15 @@ struct Nibbles {
     }
 
     HWY_INLINE V at(size_t k) const {
-      const U32 du;
-      const VU lane = hn::Iota(du, static_cast<uint32_t>(k % 8));
-      const VU shift = hn::ShiftLeft<2>(hn::And(lane, hn::Set(du, 7)));
-      const VU shifted = hn::Shr(word(k), shift);
+      const VU shifted = nibbles(words, k);
 #if HWY_TARGET == HWY_AVX3
       // The permutation reads an index's low 4 bits only: no mask is needed.
       return V{_mm512_permutexvar_ps(shifted.raw, scale.raw)};
 #else
-      const VU q = hn::And(shifted, hn::Set(du, 15));
+      const VU q = hn::And(shifted, hn::Set(U32(), 15));
       const auto i = hn::BitCast(hn::RebindToSigned<U32>(), q);
       return hn::MulAdd(hn::ConvertTo(F32(), i), scale, bias);
 #endif
-    }
-
-   private:
-    HWY_INLINE VU word(size_t k) const {
-      const U32 du;
-      const uint32_t* at = words + k / 8;
-      if constexpr (lanes <= 8) {
-        return hn::Set(du, *at);
-      } else {
-        return hn::IfThenElse(hn::FirstN(du, 8), hn::Set(du, at[0]), hn::Set(du, at[1]));
-      }
     }
   };
 
@@ -95,7 +98,98 @@ struct Nibbles {
   }
 };
 
-/** 8-bit weights, and other widths once they are spread to bytes. */
+// 0 to 7 as a float of 1 sign, 2 exponent and 1 mantissa bits; 8 to 15 are their negatives.
+HWY_ALIGN constexpr float e2m1[16] = {0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6};
+
+/** mxfp4's and nvfp4's weights: e2m1 floats. */
+struct Fp4 {
+  static constexpr int most_rows = 8;
+
+  struct Column {
+    const uint32_t* words;
+    Groups groups;
+    V scale; // where a vector can hold it: the scaled table, else its first 8
+
+    HWY_INLINE void begin_group(size_t g) {
+      scale = hn::Set(F32(), groups.scales[g]);
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
+      scale = hn::Mul(scale, load(e2m1));
+#endif
+    }
+
+    HWY_INLINE V at(size_t k) const {
+      const U32 du;
+      const VU q = nibbles(words, k);
+#if HWY_TARGET == HWY_AVX3
+      return V{_mm512_permutexvar_ps(q.raw, scale.raw)};
+#elif HWY_TARGET == HWY_AVX2
+      // The permutation reads an index's low 3 bits only; the 4th is the sign.
+      const VU sign = hn::And(hn::ShiftLeft<28>(q), hn::Set(du, 0x80000000u));
+      return hn::Xor(V{_mm256_permutevar8x32_ps(scale.raw, q.raw)}, hn::BitCast(F32(), sign));
+#else
+      // Twice the magnitude: m for exponent 0, else (2 + m) << (e - 1).
+      const VU one = hn::Set(du, 1), m = hn::And(q, one), e = hn::And(hn::ShiftRight<1>(q), hn::Set(du, 3));
+      const VU normal = hn::Shl(hn::Or(hn::Set(du, 2), m), hn::Sub(hn::Max(e, one), one));
+      const VU twice = hn::IfThenElse(hn::Eq(e, hn::Zero(du)), m, normal);
+      const VU sign = hn::And(hn::ShiftLeft<28>(q), hn::Set(du, 0x80000000u));
+      const V half = hn::Mul(hn::ConvertTo(F32(), hn::BitCast(hn::RebindToSigned<U32>(), twice)), hn::Set(F32(), 0.5f));
+      return hn::Mul(hn::Xor(half, hn::BitCast(F32(), sign)), scale);
+#endif
+    }
+  };
+
+  const uint32_t* words;
+  size_t stride;
+  Groups groups;
+
+  HWY_INLINE Column column(size_t n) const {
+    Column c;
+    c.words = words + n * stride;
+    c.groups = groups.of(n);
+    return c;
+  }
+};
+
+/** mxfp8's weights: e4m3 floats (0x7F and 0xFF are no numbers). */
+struct Fp8 {
+  static constexpr int most_rows = 8;
+
+  struct Column {
+    const uint8_t* bytes;
+    Groups groups;
+    V scale;
+
+    HWY_INLINE void begin_group(size_t g) {
+      scale = hn::Set(F32(), groups.scales[g]);
+    }
+
+    // Shifted by 7, e4m3's exponent and mantissa are a float16's whose exponent is 8 too low.
+    HWY_INLINE V at(size_t k) const {
+      const hn::Rebind<uint16_t, F32> d16;
+      const auto q = hn::PromoteTo(d16, hn::LoadU(hn::Rebind<uint8_t, F32>(), bytes + k));
+      const auto size = hn::And(q, hn::Set(d16, 0x7F));
+      const auto sign = hn::ShiftLeft<8>(hn::AndNot(hn::Set(d16, 0x7F), q));
+      const hn::Rebind<hwy::float16_t, F32> half;
+      const V small = hn::PromoteTo(F32(), hn::BitCast(half, hn::Or(hn::ShiftLeft<7>(size), sign)));
+      const V v = hn::Mul(hn::Mul(small, hn::Set(F32(), 256.0f)), scale);
+      const auto none = hn::Eq(hn::PromoteTo(U32(), size), hn::Set(U32(), 0x7F));
+      return hn::IfThenElse(hn::RebindMask(F32(), none), hn::Set(F32(), NAN), v);
+    }
+  };
+
+  const uint8_t* bytes;
+  size_t stride;
+  Groups groups;
+
+  HWY_INLINE Column column(size_t n) const {
+    Column c;
+    c.bytes = bytes + n * stride;
+    c.groups = groups.of(n);
+    return c;
+  }
+};
+
+/** Affine 8-bit weights, and other widths once they are spread to bytes. */
 struct Bytes {
   static constexpr int most_rows = 8;
 
@@ -141,19 +235,25 @@ Groups open_groups(const MatmulJob& job, const Part& part) {
   const size_t size = round_up(part.count * stride, lanes);
   float* scales = thread_scratch(scratch_scales, 2 * size);
   float* biases = scales + size;
-  const auto read = [&](const void* from, float* to) {
-    with_type(job.w_type, from, [&](auto* values) {
-      values += part.first * row + part.k / job.group;
-      if (whole) {
-        return widen(values, part.count * row, to, 0);
-      }
-      for (size_t n = 0; n < part.count; n++) {
-        widen(values + n * row, used, to + n * stride, 0);
-      }
-    });
+  const auto read = [&](auto* values, float* to, const auto& widen_some) {
+    values += part.first * row + part.k / job.group;
+    if (whole) {
+      return widen_some(values, part.count * row, to);
+    }
+    for (size_t n = 0; n < part.count; n++) {
+      widen_some(values + n * row, used, to + n * stride);
+    }
   };
-  read(job.scales, scales);
-  read(job.biases, biases);
+  if (job.mode == Mode::affine) {
+    const auto floats = [](auto* from, size_t count, float* to) { widen(from, count, to, 0); };
+    with_type(job.w_type, job.scales, [&](auto* values) { read(values, scales, floats); });
+    with_type(job.w_type, job.biases, [&](auto* values) { read(values, biases, floats); });
+    return {scales, biases, stride};
+  }
+  const float* table = byte_scales(job.mode);
+  read(static_cast<const uint8_t*>(job.scales), scales, [&](auto* from, size_t count, float* to) {
+    std::transform(from, from + count, to, [&](uint8_t byte) { return table[byte]; });
+  });
   return {scales, biases, stride};
 }
 
@@ -197,6 +297,23 @@ struct Opened<Nibbles> {
     const auto* words = static_cast<const uint32_t*>(job.w);
     const size_t stride = job.inner / 8;
     return {words + part.first * stride + part.k / 8, stride, open_groups(job, part)};
+  }
+};
+
+template <>
+struct Opened<Fp4> {
+  static Fp4 of(const MatmulJob& job, const Part& part) {
+    const auto* words = static_cast<const uint32_t*>(job.w);
+    const size_t stride = job.inner / 8;
+    return {words + part.first * stride + part.k / 8, stride, open_groups(job, part)};
+  }
+};
+
+template <>
+struct Opened<Fp8> {
+  static Fp8 of(const MatmulJob& job, const Part& part) {
+    const auto* bytes = static_cast<const uint8_t*>(job.w);
+    return {bytes + part.first * job.inner + part.k, job.inner, open_groups(job, part)};
   }
 };
 
@@ -311,6 +428,9 @@ void run(const MatmulJob& job) {
 }
 
 void Run(const MatmulJob& job) {
+  if (job.bits != 0 && job.mode != Mode::affine) {
+    return job.bits == 4 ? run<Fp4>(job) : run<Fp8>(job);
+  }
   if (job.bits == 4) {
     return run<Nibbles>(job);
   }
@@ -327,6 +447,35 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace parallm::cpu {
 HWY_EXPORT(Run);
+
+namespace {
+
+float e8m0(int byte) {
+  return byte == 255 ? INFINITY : std::ldexp(1.0f, byte - 127); // as MLX reads it on CPUs
+}
+
+float e4m3(int byte) {
+  const int exponent = byte >> 3 & 15, mantissa = byte & 7;
+  const float size = (byte & 127) == 127 ? NAN
+      : exponent == 0                    ? std::ldexp(float(mantissa), -9)
+                                         : std::ldexp(float(8 + mantissa), exponent - 10);
+  return byte < 128 ? size : -size;
+}
+
+std::array<float, 256> all_bytes(float (*value)(int)) {
+  std::array<float, 256> out;
+  for (int i = 0; i < 256; i++) {
+    out[i] = value(i);
+  }
+  return out;
+}
+
+} // namespace
+
+const float* byte_scales(Mode mode) {
+  static const auto powers = all_bytes(e8m0), floats = all_bytes(e4m3);
+  return (mode == Mode::nvfp4 ? floats : powers).data();
+}
 
 void run_matmul(const MatmulJob& job) {
   HWY_DYNAMIC_DISPATCH(Run)(job);

@@ -11,6 +11,7 @@
 #include <mlx/mlx.h>
 
 #include <optional>
+#include <string>
 
 namespace parallm::cpu {
 namespace mx = mlx::core;
@@ -18,16 +19,18 @@ namespace mx = mlx::core;
 /** x [M,K], w [N,K] (float32, float16 or bfloat16) -> x wᵀ (+ bias [N]) [M,N]. */
 mx::array matmul(const mx::array& x, const mx::array& w, const std::optional<mx::array>& bias = {});
 
-/** As matmul, with w in MLX's affine quantization: w uint32 [N, K*bits/32], scales and biases [N, K/group_size]
- *  (float32, float16 or bfloat16); bits 2, 3, 4, 5, 6, 8, group_size 32, 64, 128 (mlx/ops.h, `quantize`). */
+/** As matmul, with w in one of MLX's quantizations (mlx/ops.h, `quantize`): w uint32 [N, K*bits/32], scales
+ *  [N, K/group_size]. `mode` affine: scales and biases float32, float16 or bfloat16, bits 2, 3, 4, 5, 6, 8, group_size
+ *  32, 64, 128. mxfp4 (4 bits, groups of 32), nvfp4 (4, 16), mxfp8 (8, 32): scales uint8, no biases. */
 mx::array quantized_matmul(
     const mx::array& x,
     const mx::array& w,
     const mx::array& scales,
-    const mx::array& biases,
+    const std::optional<mx::array>& biases,
     int group_size,
     int bits,
-    const std::optional<mx::array>& bias = {});
+    const std::optional<mx::array>& bias = {},
+    const std::string& mode = "affine");
 
 /** As matmul, by one of E matrices a row: row m of x by w[which[m]], w [E,N,K], which int32 [M] rising, bias [E,N]. */
 mx::array grouped_matmul(
@@ -41,11 +44,12 @@ mx::array grouped_quantized_matmul(
     const mx::array& x,
     const mx::array& w,
     const mx::array& scales,
-    const mx::array& biases,
+    const std::optional<mx::array>& biases,
     int group_size,
     int bits,
     const mx::array& which,
-    const std::optional<mx::array>& bias = {});
+    const std::optional<mx::array>& bias = {},
+    const std::string& mode = "affine");
 
 /** x [M,D] / rms(x) * weight [D]. */
 mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps);

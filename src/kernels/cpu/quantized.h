@@ -1,0 +1,33 @@
+// What the matmuls over quantized weights share: the kind of quantization, and the checks of its operands.
+#pragma once
+
+#include "kernels/cpu/matmul.h"
+
+#include <mlx/mlx.h>
+
+#include <optional>
+#include <string>
+
+namespace parallm::cpu {
+namespace mx = mlx::core;
+
+struct Quantized {
+  Mode mode = Mode::affine;
+  int group_size = 0;
+  int bits = 0; // 0: dense
+
+  bool operator==(const Quantized&) const = default;
+};
+
+/** Errors: std::invalid_argument, for what MLX doesn't have. */
+Quantized quantized(const char* op, const std::string& mode, int group_size, int bits);
+
+/** Affine: scales and biases of one float type; else scales of bytes alone. */
+void check_scales(
+    const char* op,
+    const mx::Shape& groups,
+    const Quantized& how,
+    const mx::array& scales,
+    const std::optional<mx::array>& biases);
+
+} // namespace parallm::cpu
