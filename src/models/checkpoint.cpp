@@ -97,9 +97,12 @@ GenerationDefaults read_defaults(const Config& config) {
   return out;
 }
 
-Checkpoint
-make_checkpoint(Config config, Arrays arrays, Quantizations quantizations, const CheckpointOptions& options) {
-  auto stored = stored_dtype(arrays);
+Checkpoint make_checkpoint(
+    Config config,
+    Arrays arrays,
+    Quantizations quantizations,
+    mx::Dtype stored,
+    const CheckpointOptions& options) {
   bool cpu = mx::default_device() == mx::Device::cpu;
   auto dtype = options.dtype.value_or(cpu ? mx::float32 : stored);
   return {
@@ -116,8 +119,9 @@ make_checkpoint(Config config, Arrays arrays, Quantizations quantizations, const
 
 Checkpoint open_gguf(const std::string& path, const CheckpointOptions& options) {
   auto file = read_gguf(path);
-  auto out = make_checkpoint(std::move(file.config), std::move(file.arrays), std::move(file.quantizations), options);
-  for (auto id : {file.tokenizer.eos, file.tokenizer.eot}) {
+  auto out = make_checkpoint(
+      std::move(file.config), std::move(file.arrays), std::move(file.quantizations), file.dtype, options);
+  for (auto id : {file.tokenizer.eos, file.tokenizer.eot, file.tokenizer.eom}) {
     if (id >= 0) {
       out.eos_ids.push_back(id);
     }
@@ -135,7 +139,8 @@ Checkpoint open_folder(const fs::path& folder, const CheckpointOptions& options)
   auto config = read_config((folder / "config.json").string());
   auto arrays = read_arrays(folder);
   auto quantizations = read_quantizations(config, arrays);
-  auto out = make_checkpoint(std::move(config), std::move(arrays), std::move(quantizations), options);
+  auto stored = stored_dtype(arrays);
+  auto out = make_checkpoint(std::move(config), std::move(arrays), std::move(quantizations), stored, options);
 
   Config generation;
   if (auto file = folder / "generation_config.json"; fs::exists(file)) {

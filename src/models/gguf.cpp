@@ -1,259 +1,188 @@
 #include "models/gguf.h"
 
 #include "base/error.h"
+#include "models/gguf_names.h"
+#include "models/gguf_tensors.h"
+#include "models/gguf_types.h"
+#include "nn/device.h"
 
-#include <mlx/io.h>
-
-#include <algorithm>
-#include <map>
+#include <set>
 
 namespace parallm {
 
 namespace {
 
-using Metadata = std::unordered_map<std::string, mx::GGUFMetaData>;
+GgufTokenizer tokenizer_of(const GgufMetadata& metadata) {
+  GgufTokenizer out;
+  auto key = [](const char* name) { return std::string("tokenizer.ggml.") + name; };
+  auto flag = [&](const char* name) {
+    return metadata.has(key(name)) ? std::optional(metadata.boolean(key(name), false)) : std::nullopt;
+  };
+  out.model = metadata.text(key("model"));
+  out.pre = metadata.text(key("pre"), "default");
+  out.tokens = metadata.texts(key("tokens"));
+  auto types = metadata.integers(key("token_type"));
+  out.types.assign(types.begin(), types.end());
+  auto scores = metadata.numbers(key("scores"));
+  out.scores.assign(scores.begin(), scores.end());
+  out.merges = metadata.texts(key("merges"));
+  out.bos = metadata.integer(key("bos_token_id"), -1);
+  out.eos = metadata.integer(key("eos_token_id"), -1);
+  out.eot = metadata.integer(key("eot_token_id"), -1);
+  out.eom = metadata.integer(key("eom_token_id"), -1);
+  out.unk = metadata.integer(key("unknown_token_id"), -1);
+  out.add_bos = flag("add_bos_token");
+  out.add_eos = flag("add_eos_token");
+  out.add_space_prefix = flag("add_space_prefix");
+  out.remove_extra_whitespaces = flag("remove_extra_whitespaces");
+  out.chat_template = metadata.text("tokenizer.chat_template", "");
+  const std::string named = "tokenizer.chat_template.";
+  for (auto& [name, value] : metadata.all()) {
+    if (name.starts_with(named)) {
+      out.named_templates[name.substr(named.size())] = metadata.text(name);
+    }
+  }
+  return out;
+}
 
-/** Typed reading of the metadata; errors name the key. */
-class Fields {
+/** Tensors that config_of has turned into fields. */
+const std::set<std::string> in_config = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"};
+
+/** The order that llama.cpp's converters undo: they put RoPE's pairs of q's and k's rows side by side, and here the
+ * first halves of a head's pairs come before the second ones again. */
+std::vector<int> unpaired(int rows, int heads) {
+  int pairs = rows / heads / 2;
+  std::vector<int> order;
+  for (int row = 0; row < rows; ++row) {
+    int head = row / (2 * pairs), half = row / pairs % 2, pair = row % pairs;
+    order.push_back((head * pairs + pair) * 2 + half);
+  }
+  return order;
+}
+
+class Loader {
  public:
-  explicit Fields(const Metadata& metadata) : metadata_(metadata) {}
+  Loader(const GgufArchitecture& architecture, const GgufContents& contents, GgufFile& file)
+      : architecture_(architecture), metadata_(contents.metadata), file_(file) {}
 
-  bool has(const std::string& key) const {
-    return metadata_.contains(key);
-  }
-
-  std::string text(const std::string& key) const {
-    return value<std::string>(key, "a string");
-  }
-
-  std::string text(const std::string& key, std::string fallback) const {
-    return has(key) ? text(key) : fallback;
-  }
-
-  std::vector<std::string> texts(const std::string& key) const {
-    return value<std::vector<std::string>>(key, "a list of strings");
-  }
-
-  double number(const std::string& key) const {
-    auto array = value<mx::array>(key, "a number");
-    if (array.size() != 1) {
-      wrong(key, "one number");
+  void load(const GgufTensor& tensor) {
+    if (in_config.contains(tensor.name)) {
+      return;
     }
-    return mx::astype(array, mx::float32).item<float>();
-  }
-
-  int integer(const std::string& key) const {
-    auto array = value<mx::array>(key, "a number");
-    if (array.size() != 1) {
-      wrong(key, "one number");
+    auto name = hf_name(architecture_, tensor.name);
+    auto dot = name.rfind('.');
+    auto layer = name.substr(0, dot);
+    bool weight = name.ends_with(".weight");
+    auto order = row_order(tensor);
+    if (tensor.shape.size() < 2 || !weight) {
+      put(name, small(tensor, order));
+      return;
     }
-    return mx::astype(array, mx::int32).item<int>();
-  }
-
-  int integer(const std::string& key, int fallback) const {
-    return has(key) ? integer(key) : fallback;
-  }
-
-  template <typename T>
-  std::vector<T> list(const std::string& key, mx::Dtype dtype) const {
-    if (!has(key)) {
-      return {};
+    if (name.ends_with("conv.conv.weight") || split_heads(tensor, layer)) {
+      if (name.ends_with("conv.conv.weight")) {
+        put(name, mx::expand_dims(dequantize_gguf(tensor), 1)); // [D,L] -> torch's [D,1,L]
+      }
+      return;
     }
-    auto array = mx::astype(value<mx::array>(key, "a list"), dtype);
-    mx::eval(array);
-    return {array.data<T>(), array.data<T>() + array.size()};
+    auto arrays = read_gguf_tensor(tensor, {.groups_of_16 = on_cpu(), .order = std::move(order)});
+    put(name, arrays.weight);
+    if (arrays.quantization) {
+      put(layer + ".scales", *arrays.scales);
+      file_.quantizations.layers[layer] = arrays.quantization;
+      if (arrays.biases) {
+        put(layer + ".biases", *arrays.biases);
+      }
+    }
   }
 
  private:
-  [[noreturn]] static void wrong(const std::string& key, const char* wanted) {
-    fail(Kind::invalid, "[gguf] '{}' must be {}", key, wanted);
+  void put(const std::string& name, const mx::array& array) {
+    if (!file_.arrays.emplace(name, array).second) {
+      fail(Kind::invalid, "[open_checkpoint] two of the GGUF file's tensors become {}", name);
+    }
   }
 
-  template <typename T>
-  T value(const std::string& key, const char* wanted) const {
-    auto found = metadata_.find(key);
-    if (found == metadata_.end()) {
-      fail(Kind::invalid, "[gguf] '{}' is missing", key);
+  /** Norms, biases and the like: dense. */
+  mx::array small(const GgufTensor& tensor, const std::vector<int>& order) {
+    auto array = tensor.type->dtype ? read_gguf_tensor(tensor, {}).weight : dequantize_gguf(tensor);
+    if (tensor.name.ends_with("ffn_gate_inp_shexp.weight")) {
+      array = mx::expand_dims(array, 0); // a Linear of one output
     }
-    auto* value = std::get_if<T>(&found->second);
-    if (!value) {
-      wrong(key, wanted);
+    if (!order.empty()) {
+      array = mx::take(array, mx::array(order.data(), {int(order.size())}, mx::int32), 0);
     }
-    return *value;
+    if (architecture_.norms_plus_one && tensor.name.ends_with("norm.weight")) {
+      array = mx::subtract(array, mx::array(1.0f));
+    }
+    return array;
   }
 
-  const Metadata& metadata_;
+  std::vector<int> row_order(const GgufTensor& tensor) const {
+    bool q = tensor.name.find(".attn_q.") != std::string::npos;
+    bool k = tensor.name.find(".attn_k.") != std::string::npos;
+    if (!architecture_.paired_rope || !(q || k) || tensor.shape.empty()) {
+      return {};
+    }
+    auto count = gguf_key(metadata_, "attention.head_count");
+    int heads = metadata_.integer(count);
+    heads = k ? metadata_.integer(count + "_kv", heads) : heads;
+    int rows = tensor.shape[0];
+    if (heads <= 0 || rows % (2 * heads) != 0) {
+      fail(Kind::invalid, "[open_checkpoint] tensor {} has {} rows, which aren't {} heads", tensor.name, rows, heads);
+    }
+    return unpaired(rows, heads);
+  }
+
+  /** StableLM's norm for each head, [heads, D], is a tensor for each there. */
+  bool split_heads(const GgufTensor& tensor, const std::string& layer) {
+    bool q = tensor.name.ends_with(".attn_q_norm.weight");
+    if (std::string_view(architecture_.architecture) != "stablelm" ||
+        !(q || tensor.name.ends_with(".attn_k_norm.weight"))) {
+      return false;
+    }
+    auto all = dequantize_gguf(tensor);
+    auto base = layer.substr(0, layer.rfind('.')) + (q ? ".q_layernorm" : ".k_layernorm");
+    for (int i = 0; i < tensor.shape[0]; ++i) {
+      put(fmt::format("{}.norms.{}.weight", base, i), mx::take(all, i, 0));
+    }
+    return true;
+  }
+
+  const GgufArchitecture& architecture_;
+  const GgufMetadata& metadata_;
+  GgufFile& file_;
 };
 
-/** llama.cpp's convert_hf_to_gguf.py reorders q's and k's rows so that RoPE's
- * pairs lie side by side; this is its inverse, on any array whose first axis is
- * the rows. */
-mx::array unpermute(const mx::array& x, int heads) {
-  auto shape = x.shape();
-  int head_dim = shape[0] / heads;
-  mx::Shape split{heads, head_dim / 2, 2};
-  for (size_t i = 1; i < shape.size(); ++i) {
-    split.push_back(shape[i]);
-  }
-  return mx::reshape(mx::swapaxes(mx::reshape(x, split), 1, 2), shape);
-}
-
-const std::map<std::string, std::string> layer_names = {
-    {"attn_q", "self_attn.q_proj"},
-    {"attn_k", "self_attn.k_proj"},
-    {"attn_v", "self_attn.v_proj"},
-    {"attn_output", "self_attn.o_proj"},
-    {"ffn_gate", "mlp.gate_proj"},
-    {"ffn_up", "mlp.up_proj"},
-    {"ffn_down", "mlp.down_proj"},
-    {"attn_norm", "input_layernorm"},
-    {"ffn_norm", "post_attention_layernorm"},
-};
-const std::map<std::string, std::string> top_names = {
-    {"token_embd", "model.embed_tokens"},
-    {"output_norm", "model.norm"},
-    {"output", "lm_head"},
-};
-
-/** Hugging Face's name for a GGUF tensor; an unknown one stays as it is, for
- * the weights' list of extra tensors. */
-std::string hf_name(const std::string& name) {
-  auto dot = name.rfind('.');
-  if (dot == std::string::npos) {
-    return name;
-  }
-  auto stem = name.substr(0, dot);
-  auto part = name.substr(dot);
-  if (auto top = top_names.find(stem); top != top_names.end()) {
-    return top->second + part;
-  }
-  auto middle = stem.find('.', 4);
-  if (stem.starts_with("blk.") && middle != std::string::npos) {
-    auto layer = layer_names.find(stem.substr(middle + 1));
-    if (layer != layer_names.end()) {
-      return "model.layers." + stem.substr(4, middle - 4) + "." + layer->second + part;
+mx::Dtype best_dtype(const GgufArchitecture& architecture, const GgufContents& contents) {
+  std::map<mx::Dtype::Val, size_t> weights;
+  size_t all = 0;
+  for (auto& tensor : contents.tensors) {
+    size_t count = tensor.bytes / tensor.type->bytes * tensor.type->weights;
+    all += count;
+    if (tensor.type->dtype) {
+      weights[tensor.type->dtype->val()] += count;
     }
   }
-  return name;
-}
-
-boost::json::object rope_scaling(const Fields& fields, GgufFile& file) {
-  if (auto found = file.arrays.find("rope_freqs.weight"); found != file.arrays.end()) {
-    auto factors = mx::astype(found->second, mx::float32);
-    mx::eval(factors);
-    boost::json::array numbers(factors.data<float>(), factors.data<float>() + factors.size());
-    file.arrays.erase(found);
-    return {{"rope_type", "frequency_factors"}, {"factors", numbers}};
-  }
-  auto type = fields.text("llama.rope.scaling.type", "none");
-  boost::json::object out{{"rope_type", type == "none" ? "default" : type}};
-  if (fields.has("llama.rope.scaling.factor")) {
-    out["factor"] = fields.number("llama.rope.scaling.factor");
-  }
-  if (fields.has("llama.rope.scaling.original_context_length")) {
-    out["original_max_position_embeddings"] = fields.integer("llama.rope.scaling.original_context_length");
-  }
-  return out;
-}
-
-int vocabulary(const GgufFile& file) {
-  auto found = file.arrays.find("model.embed_tokens.weight");
-  if (found == file.arrays.end()) {
-    fail(Kind::invalid, "[gguf] tensor 'token_embd.weight' is missing");
-  }
-  return found->second.shape(0);
-}
-
-Config config_of(const Fields& fields, GgufFile& file) {
-  boost::json::object json{
-      {"model_type", "llama"},
-      {"hidden_size", fields.integer("llama.embedding_length")},
-      {"num_hidden_layers", fields.integer("llama.block_count")},
-      {"intermediate_size", fields.integer("llama.feed_forward_length")},
-      {"num_attention_heads", fields.integer("llama.attention.head_count")},
-      {"rms_norm_eps", fields.number("llama.attention.layer_norm_rms_epsilon")},
-      {"max_position_embeddings", fields.integer("llama.context_length")},
-      {"vocab_size", vocabulary(file)},
-      {"tie_word_embeddings", !file.arrays.contains("lm_head.weight")},
-      {"rope_scaling", rope_scaling(fields, file)},
-  };
-  auto copy = [&](const char* to, const char* key) {
-    if (fields.has(key)) {
-      json[to] = fields.integer(key);
+  for (auto dtype : {mx::float32, mx::bfloat16}) {
+    if (weights[dtype.val()] > all / 2) {
+      return dtype;
     }
-  };
-  copy("num_key_value_heads", "llama.attention.head_count_kv");
-  copy("head_dim", "llama.attention.key_length");
-  if (fields.has("llama.rope.freq_base")) {
-    json["rope_theta"] = fields.number("llama.rope.freq_base");
   }
-  return {std::move(json), "gguf"};
-}
-
-GgufTokenizer tokenizer_of(const Fields& fields) {
-  GgufTokenizer out;
-  auto key = [](const char* name) { return std::string("tokenizer.ggml.") + name; };
-  out.model = fields.text(key("model"));
-  out.pre = fields.text(key("pre"), "default");
-  out.tokens = fields.texts(key("tokens"));
-  out.types = fields.list<int32_t>(key("token_type"), mx::int32);
-  out.scores = fields.list<float>(key("scores"), mx::float32);
-  if (fields.has(key("merges"))) {
-    out.merges = fields.texts(key("merges"));
-  }
-  out.bos = fields.integer(key("bos_token_id"), -1);
-  out.eos = fields.integer(key("eos_token_id"), -1);
-  out.eot = fields.integer(key("eot_token_id"), -1);
-  out.add_bos = fields.integer(key("add_bos_token"), 0) != 0;
-  out.chat_template = fields.text("tokenizer.chat_template", "");
-  return out;
-}
-
-/** Codes are uint32 with 32/bits weights each, and a scale is shared by 32
- * weights. */
-Quantizations quantizations_of(const std::unordered_map<std::string, mx::array>& arrays) {
-  constexpr int group = 32;
-  Quantizations out;
-  for (auto& [name, array] : arrays) {
-    if (!name.ends_with(".scales")) {
-      continue;
-    }
-    auto layer = name.substr(0, name.size() - 7);
-    auto codes = arrays.find(layer + ".weight");
-    check(codes != arrays.end(), "gguf: scales come with codes");
-    int inputs = array.shape(-1) * group;
-    out.layers[layer] = Quantization{group, codes->second.shape(-1) * 32 / inputs};
-  }
-  return out;
+  return architecture.wide_range ? mx::bfloat16 : mx::float16;
 }
 
 } // namespace
 
 GgufFile read_gguf(const std::string& path) {
-  check_gguf(path);
-  auto [arrays, metadata] = mx::load_gguf(path);
-  Fields fields(metadata);
-  auto architecture = fields.text("general.architecture");
-  if (architecture != "llama") {
-    fail(Kind::invalid, "[open_checkpoint] a GGUF file's architecture must be llama; got '{}'", architecture);
-  }
+  auto contents = open_gguf_contents(path);
+  auto& architecture = find_gguf_architecture(contents.metadata);
   GgufFile file;
-  for (auto& [name, array] : arrays) {
-    file.arrays.insert_or_assign(hf_name(name), array);
-  }
-  file.config = config_of(fields, file);
-  file.tokenizer = tokenizer_of(fields);
-  file.quantizations = quantizations_of(file.arrays);
-
-  int heads = file.config.count("num_attention_heads");
-  int kv_heads = file.config.count("num_key_value_heads", heads);
-  for (auto& [name, array] : file.arrays) {
-    bool q = name.find(".self_attn.q_proj.") != std::string::npos;
-    bool k = name.find(".self_attn.k_proj.") != std::string::npos;
-    int count = q ? heads : kv_heads;
-    if ((q || k) && array.shape(0) % (2 * count) == 0) {
-      array = unpermute(array, count);
-    }
+  file.config = {gguf_config(architecture, contents), "gguf"};
+  file.tokenizer = tokenizer_of(contents.metadata);
+  file.dtype = best_dtype(architecture, contents);
+  Loader loader(architecture, contents, file);
+  for (auto& tensor : contents.tensors) {
+    loader.load(tensor);
   }
   return file;
 }

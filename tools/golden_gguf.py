@@ -1,0 +1,392 @@
+"""Writes the GGUF fixtures of tests/golden/, by the reference packages alone, so that our reader is held to them.
+
+usage: golden_gguf.py types                  gguf_types/types.gguf: random blocks of each kind, and their values
+       golden_gguf.py names                  gguf_names/<architecture>.gguf and .json: tiny models and their names
+       golden_gguf.py text MODEL.gguf OUT    what llama.cpp says to some prompts, greedily (see `text` below)
+
+Needs gguf 0.19.0 (tests/golden's values are its gguf.quants.dequantize), numpy, and for `text` llama-cpp-python 0.3.36.
+"""
+import json
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as Kind
+from gguf import MODEL_ARCH as Arch
+
+GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
+
+# --- types -------------------------------------------------------------------
+
+# Kind: where the float16 factors lie in a block.
+FACTORS = {
+    Kind.Q4_0: [0], Kind.Q4_1: [0, 2], Kind.Q5_0: [0], Kind.Q5_1: [0, 2], Kind.Q8_0: [0],
+    Kind.Q2_K: [80, 82], Kind.Q3_K: [108], Kind.Q4_K: [0, 2], Kind.Q5_K: [0, 2], Kind.Q6_K: [208],
+    Kind.IQ4_NL: [0], Kind.IQ4_XS: [0], Kind.MXFP4: [],
+}
+ROWS, WIDTH = 3, 256
+
+
+def blocks(kind, rng, huge):
+    """Random bits under factors of every size: usual, negative, tiny (subnormal), 0 and, if asked for, huge."""
+    size, width = gguf.GGML_QUANT_SIZES[kind][1], gguf.GGML_QUANT_SIZES[kind][0]
+    count = ROWS * WIDTH // width
+    data = rng.integers(0, 256, (count, size), dtype=np.uint8)
+    usual = rng.standard_normal((count, 2)).astype(np.float16) * np.float16(0.01)
+    special = np.array([3e-7, -6e-5, 0.0, 3.0], np.float16)
+    for column, at in enumerate(FACTORS[kind]):
+        factors = usual[:, column].copy()
+        factors[1] = special[1]
+        if count >= 24:
+            factors[1:9:2] = special
+        if huge and column == 0:
+            factors[-1] = np.float16(60000)
+        data[:, at:at + 2] = factors.view(np.uint8).reshape(count, 2)
+    if kind == Kind.MXFP4:
+        data[:, 0] = rng.integers(100, 140, count)
+    return data.reshape(ROWS, -1)
+
+
+def types():
+    rng = np.random.default_rng(7)
+    path = GOLDEN / "gguf_types" / "types.gguf"
+    path.parent.mkdir(exist_ok=True)
+    writer = gguf.GGUFWriter(path, "none")
+    for kind in FACTORS:
+        for name, huge in [(kind.name, False)] + ([("huge", True)] if kind == Kind.Q8_0 else []):
+            data = blocks(kind, rng, huge)
+            writer.add_tensor(f"{name}.weight", data, raw_dtype=kind)
+            writer.add_tensor(f"{name}.values", gguf.quants.dequantize(data, kind).astype(np.float32))
+    dense = rng.standard_normal((ROWS, 16)).astype(np.float32)
+    for kind in (Kind.F32, Kind.F16, Kind.BF16):
+        data = gguf.quants.quantize(dense, kind)
+        writer.add_tensor(f"{kind.name}.weight", data, raw_dtype=kind)
+        writer.add_tensor(f"{kind.name}.values", gguf.quants.dequantize(data, kind).astype(np.float32))
+    close(writer)
+
+
+def close(writer):
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+# --- names -------------------------------------------------------------------
+
+SIZES = dict(hidden_size=16, num_hidden_layers=2, intermediate_size=12, num_attention_heads=4, num_key_value_heads=2,
+             vocab_size=10, max_position_embeddings=64, rope_theta=5000.0, rms_norm_eps=1e-5, tie_word_embeddings=True)
+LETTERS = dict(h=16, q=16, k=8, f=12, F=24, Q=32, v=10, d=4, e=3, m=6, s=10, a=4, g=2, c=3, o=1, H=48)
+
+TOP = {"model.embed_tokens.weight": "v h", "model.norm.weight": "h"}
+ATTENTION = {"self_attn.q_proj.weight": "q h", "self_attn.k_proj.weight": "k h", "self_attn.v_proj.weight": "k h",
+             "self_attn.o_proj.weight": "h q"}
+QKV_BIASES = {"self_attn.q_proj.bias": "q", "self_attn.k_proj.bias": "k", "self_attn.v_proj.bias": "k"}
+MLP = {"mlp.gate_proj.weight": "f h", "mlp.up_proj.weight": "f h", "mlp.down_proj.weight": "h f"}
+NORMS = {"input_layernorm.weight": "h", "post_attention_layernorm.weight": "h"}
+FOUR_NORMS = NORMS | {"pre_feedforward_layernorm.weight": "h", "post_feedforward_layernorm.weight": "h"}
+QK_NORMS = {"self_attn.q_norm.weight": "d", "self_attn.k_norm.weight": "d"}
+EXPERTS = {"mlp.gate.weight": "e h", "mlp.switch_mlp.gate_proj.weight": "e m h", "mlp.switch_mlp.up_proj.weight": "e m h",
+           "mlp.switch_mlp.down_proj.weight": "e h m"}
+LAYER = ATTENTION | MLP | NORMS
+HEAD = {"lm_head.weight": "v h"}
+TYPES_2 = dict(layer_types=["sliding_attention", "full_attention"])
+
+
+def biases(names):
+    return {name.replace("weight", "bias"): shape.split()[0] for name, shape in names.items()}
+
+
+def swapped(names, change):
+    return {change.get(name, name): shape for name, shape in names.items()}
+
+
+def add_window(w, c):
+    w.add_sliding_window(c["sliding_window"])
+
+
+def add_head_dim(w, c):
+    w.add_key_length(c["head_dim"])
+    w.add_value_length(c["head_dim"])
+
+
+def add_gemma3(w, c):
+    add_window(w, c)
+    add_head_dim(w, c)
+    w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    w.add_rope_scaling_factor(c["rope_scaling"]["factor"])
+
+
+def add_gemma2(w, c):
+    add_window(w, c)
+    add_head_dim(w, c)
+    w.add_attn_logit_softcapping(c["attn_logit_softcapping"])
+    w.add_final_logit_softcapping(c["final_logit_softcapping"])
+
+
+def add_experts(w, c):
+    w.add_expert_count(c["num_experts"])
+    w.add_expert_used_count(c["num_experts_per_tok"])
+    w.add_expert_feed_forward_length(c["moe_intermediate_size"])
+    if "shared_expert_intermediate_size" in c:
+        w.add_expert_shared_feed_forward_length(c["shared_expert_intermediate_size"])
+
+
+def add_mixtral(w, c):
+    w.add_expert_count(c["num_local_experts"])
+    w.add_expert_used_count(c["num_experts_per_tok"])
+
+
+def add_gpt_oss(w, c):
+    add_mixtral(w, c)
+    add_window(w, c)
+    add_head_dim(w, c)
+    w.add_expert_feed_forward_length(c["intermediate_size"])
+    w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    w.add_rope_scaling_factor(c["rope_scaling"]["factor"])
+    w.add_rope_scaling_orig_ctx_len(c["rope_scaling"]["original_max_position_embeddings"])
+    w.add_rope_scaling_yarn_beta_fast(c["rope_scaling"]["beta_fast"])
+
+
+def add_phi3(w, c):
+    w.add_rope_scaling_orig_ctx_len(c["original_max_position_embeddings"])
+    w.add_sliding_window(c.get("sliding_window", 0))
+    w.add_rope_dimension_count(4)
+
+
+def add_phi3_long(w, c):
+    add_phi3(w, c)
+    w.add_rope_scaling_attn_factors(1.19)
+    for kind in ("long", "short"):
+        w.add_tensor(f"rope_factors_{kind}.weight", np.array(c["rope_scaling"][f"{kind}_factor"], np.float32))
+
+
+def add_stablelm(w, c):
+    w.add_rope_dimension_count(2)
+    w.add_layer_norm_eps(c["layer_norm_eps"])
+    w.add_parallel_residual(c["use_parallel_residual"])
+
+
+def add_cohere2(w, c):
+    w.add_layer_norm_eps(c["layer_norm_eps"])
+    w.add_logit_scale(c["logit_scale"])
+    add_window(w, c)
+    add_head_dim(w, c)
+    w.add_rope_dimension_count(4)
+    w.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+
+
+def add_granite(w, c):
+    w.add_attention_scale(c["attention_multiplier"])
+    w.add_embedding_scale(c["embedding_multiplier"])
+    w.add_residual_scale(c["residual_multiplier"])
+    w.add_logit_scale(c["logits_scaling"])
+    w.add_rope_dimension_count(4)
+
+
+def add_glm4(w, c):
+    add_head_dim(w, c)
+    w.add_rope_dimension_count(2)
+
+
+def add_lfm2(w, c):
+    w.add_shortconv_l_cache(c["conv_L_cache"])
+
+
+def add_starcoder2(w, c):
+    w.add_layer_norm_eps(c["norm_epsilon"])
+
+
+def add_olmo3(w, c):
+    add_window(w, c)
+    w.add_sliding_window_pattern([t == "sliding_attention" for t in c["layer_types"]])
+
+
+def add_llama3(w, c):
+    w.add_rope_dimension_count(4)
+    w.add_tensor("rope_freqs.weight", np.array(c["rope_scaling"]["factors"], np.float32))
+
+
+OLMO2 = ATTENTION | MLP | {"post_attention_layernorm.weight": "h", "post_feedforward_layernorm.weight": "h",
+                           "self_attn.q_norm.weight": "q", "self_attn.k_norm.weight": "k"}
+STARCODER2 = ATTENTION | {"mlp.c_fc.weight": "f h", "mlp.c_proj.weight": "h f"} | NORMS
+LFM2_MLP = {"feed_forward.w1.weight": "f h", "feed_forward.w3.weight": "f h", "feed_forward.w2.weight": "h f",
+            "operator_norm.weight": "h", "ffn_norm.weight": "h"}
+LFM2_CONV = LFM2_MLP | {"conv.conv.weight": "h o c", "conv.in_proj.weight": "H h", "conv.out_proj.weight": "h h"}
+LFM2_ATTENTION = LFM2_MLP | swapped(ATTENTION, {"self_attn.o_proj.weight": "self_attn.out_proj.weight"}) | {
+    "self_attn.q_layernorm.weight": "d", "self_attn.k_layernorm.weight": "d"}
+GPT_OSS_EXPERTS = {"mlp.router.weight": "e h", "mlp.experts.gate_proj.weight": "e f h",
+                   "mlp.experts.up_proj.weight": "e f h", "mlp.experts.down_proj.weight": "e h f",
+                   "mlp.router.bias": "e", "mlp.experts.gate_proj.bias": "e f", "mlp.experts.up_proj.bias": "e f",
+                   "mlp.experts.down_proj.bias": "e h", "self_attn.sinks": "a"}
+FUSED = {"mlp.gate_up_proj.weight": "F h", "mlp.down_proj.weight": "h f"}
+STABLELM_NORMS = {f"self_attn.{x}_layernorm.norms.{i}.weight": "d" for x, n in (("q", 4), ("k", 2)) for i in range(n)}
+
+# File: (architecture, config, tensors of a layer, what its converter does beyond the shared). A list of tensors is one
+# for each layer.
+MODELS = {
+    "llama": (Arch.LLAMA, dict(model_type="llama", tie_word_embeddings=False, rope_scaling=dict(
+        rope_type="frequency_factors", factors=[1.0, 2.5])), LAYER | HEAD, add_llama3),
+    "mixtral": (Arch.LLAMA, dict(model_type="mixtral", num_local_experts=3, num_experts_per_tok=2), ATTENTION | NORMS | {
+        name.replace("mlp", "block_sparse_moe", 1): shape for name, shape in EXPERTS.items()}, add_mixtral),
+    "qwen2": (Arch.QWEN2, dict(model_type="qwen2"), LAYER | QKV_BIASES, None),
+    "qwen3": (Arch.QWEN3, dict(model_type="qwen3", head_dim=4), LAYER | QK_NORMS, add_head_dim),
+    "qwen2moe": (Arch.QWEN2MOE, dict(
+        model_type="qwen2_moe", num_experts=3, num_experts_per_tok=2, moe_intermediate_size=6,
+        shared_expert_intermediate_size=10), ATTENTION | QKV_BIASES | NORMS | EXPERTS | {
+            "mlp.shared_expert.gate_proj.weight": "s h", "mlp.shared_expert.up_proj.weight": "s h",
+            "mlp.shared_expert.down_proj.weight": "h s", "mlp.shared_expert_gate.weight": "o h"}, add_experts),
+    "qwen3moe": (Arch.QWEN3MOE, dict(
+        model_type="qwen3_moe", num_experts=3, num_experts_per_tok=2, moe_intermediate_size=6, norm_topk_prob=True,
+        decoder_sparse_step=1, mlp_only_layers=[]), ATTENTION | QK_NORMS | NORMS | EXPERTS, add_experts),
+    "gemma": (Arch.GEMMA, dict(model_type="gemma", head_dim=4), LAYER, add_head_dim),
+    "gemma2": (Arch.GEMMA2, dict(
+        model_type="gemma2", head_dim=4, query_pre_attn_scalar=4, sliding_window=8, attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0, **TYPES_2), ATTENTION | MLP | FOUR_NORMS, add_gemma2),
+    "gemma3": (Arch.GEMMA3, dict(
+        model_type="gemma3_text", head_dim=4, query_pre_attn_scalar=4, sliding_window=8, sliding_window_pattern=6,
+        rope_local_base_freq=10000.0, rope_scaling=dict(rope_type="linear", factor=8.0)),
+        ATTENTION | QK_NORMS | MLP | FOUR_NORMS, add_gemma3),
+    "phi3": (Arch.PHI3, dict(model_type="phi3", original_max_position_embeddings=64, tie_word_embeddings=False,
+                             sliding_window=7), NORMS | FUSED | HEAD | {
+        "self_attn.qkv_proj.weight": "Q h", "self_attn.o_proj.weight": "h q"}, add_phi3),
+    "phi3_long": (Arch.PHI3, dict(model_type="phi3", original_max_position_embeddings=16, rope_scaling=dict(
+        type="longrope", long_factor=[1.5, 2.0], short_factor=[1.0, 1.25])), NORMS | FUSED | {
+        "self_attn.qkv_proj.weight": "Q h", "self_attn.o_proj.weight": "h q"}, add_phi3_long),
+    "starcoder2": (Arch.STARCODER2, dict(model_type="starcoder2", norm_epsilon=1e-5), STARCODER2 | biases(STARCODER2),
+                   add_starcoder2),
+    "stablelm": (Arch.STABLELM, dict(
+        model_type="stablelm", layer_norm_eps=1e-5, use_parallel_residual=True, partial_rotary_factor=0.5,
+        use_qkv_bias=True, qk_layernorm=True, tie_word_embeddings=False),
+        LAYER | QKV_BIASES | biases(NORMS) | HEAD | STABLELM_NORMS, add_stablelm),
+    "cohere2": (Arch.COHERE2, dict(
+        model_type="cohere2", layer_norm_eps=1e-5, logit_scale=0.25, sliding_window=8, sliding_window_pattern=4,
+        head_dim=4), ATTENTION | MLP | {"input_layernorm.weight": "h"}, add_cohere2),
+    "olmo2": (Arch.OLMO2, dict(model_type="olmo2"), OLMO2, None),
+    "olmo3": (Arch.OLMO2, dict(model_type="olmo3", sliding_window=8, **TYPES_2), OLMO2, add_olmo3),
+    "granite": (Arch.GRANITE, dict(
+        model_type="granite", attention_multiplier=0.5, embedding_multiplier=12.0, residual_multiplier=0.25,
+        logits_scaling=8.0, attention_bias=False, mlp_bias=False), LAYER, add_granite),
+    "smollm3": (Arch.SMOLLM3, dict(model_type="smollm3", no_rope_layer_interval=4), LAYER, None),
+    "gpt-oss": (Arch.GPT_OSS, dict(
+        model_type="gpt_oss", num_local_experts=3, num_experts_per_tok=2, sliding_window=8, head_dim=4,
+        rope_scaling=dict(rope_type="yarn", factor=32.0, original_max_position_embeddings=32, beta_fast=32.0,
+                          truncate=False), tie_word_embeddings=False, **TYPES_2),
+        ATTENTION | biases(ATTENTION) | NORMS | GPT_OSS_EXPERTS | HEAD, add_gpt_oss),
+    "glm4": (Arch.GLM4, dict(model_type="glm4", head_dim=4, partial_rotary_factor=0.5, attention_bias=True),
+             ATTENTION | QKV_BIASES | NORMS | FUSED | {"post_self_attn_layernorm.weight": "h",
+                                                       "post_mlp_layernorm.weight": "h"}, add_glm4),
+    "lfm2": (Arch.LFM2, dict(model_type="lfm2", conv_L_cache=3, norm_eps=1e-5, block_ff_dim=12, block_dim=16,
+                             block_auto_adjust_ff_dim=False, conv_bias=False, layer_types=["conv", "full_attention"]),
+             [LFM2_CONV, LFM2_ATTENTION], add_lfm2),
+}
+PAIRED = {Arch.LLAMA, Arch.GRANITE, Arch.SMOLLM3}
+PLUS_ONE = {Arch.GEMMA, Arch.GEMMA2, Arch.GEMMA3}
+
+
+def values(name, shape):
+    """The tensor of that name: a float16 number for each place, which the test computes too."""
+    count = int(np.prod(shape))
+    start = sum(name.encode()) * 11
+    return (((np.arange(count) * 37 + start) % 251 - 125) / 64).astype(np.float32).reshape(shape)
+
+
+def to_gguf_name(names, name):
+    if "block_sparse_moe.switch_mlp" in name:  # LlamaModel.modify_tensors
+        letter = dict(gate="w1", down="w2", up="w3")[name.split(".")[-2].split("_")[0]]
+        name = f"layers.{name.split('.')[2]}.feed_forward.experts.{letter}.weight"
+    name = name.replace("switch_mlp", "experts")
+    if name.endswith("sinks"):  # GptOssModel.filter_tensors
+        name += ".weight"
+    found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    if not found:
+        raise SystemExit(f"no GGUF name for {name}")
+    return found
+
+
+def pairs(x, heads):
+    """LlamaModel.permute: RoPE's pairs side by side."""
+    return np.ascontiguousarray(x.reshape(heads, 2, -1, *x.shape[1:]).swapaxes(1, 2)).reshape(x.shape)
+
+
+def shapes(layers):
+    each = layers if isinstance(layers, list) else [layers] * SIZES["num_hidden_layers"]
+    top = swapped(TOP, {"model.norm.weight": "model.embedding_norm.weight"} if each[0] is LFM2_CONV else {})
+    top |= {name: shape for name, shape in each[0].items() if name in HEAD}
+    for i, layer in enumerate(each):
+        top |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items() if name not in HEAD}
+    return {name: [LETTERS[letter] for letter in shape.split()] for name, shape in top.items()}
+
+
+def stack_head_norms(tensors):
+    """StableLMModel._stack_qk_norm."""
+    out, stacks = {}, {}
+    for name, x in tensors.items():
+        if ".norms." in name:
+            stacks.setdefault(name.split(".norms.")[0] + ".weight", []).append(x)
+        else:
+            out[name] = x
+    return out | {name: np.stack(rows) for name, rows in stacks.items()}
+
+
+def write_model(writer, arch, config, tensors, more):
+    layers = config["num_hidden_layers"]
+    writer.add_block_count(layers)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    if arch == Arch.LFM2:
+        kinds = config["layer_types"]
+        writer.add_head_count_kv([config["num_key_value_heads"] if kind != "conv" else 0 for kind in kinds])
+    else:
+        writer.add_head_count_kv(config["num_key_value_heads"])
+    if arch != Arch.STABLELM:
+        writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"t{i}" for i in range(config["vocab_size"])])
+    if more:
+        more(writer, config)
+    names = gguf.get_tensor_name_map(arch, layers)
+    for name, x in stack_head_norms(tensors).items():
+        for part, heads in ((".q_proj.", config["num_attention_heads"]), (".k_proj.", config["num_key_value_heads"])):
+            if arch in PAIRED and part in name:
+                x = pairs(x, heads)
+        if arch in PLUS_ONE and name.endswith("norm.weight"):
+            x = x + 1
+        if "conv.conv" in name:
+            x = x.squeeze(1)
+        if name.endswith("shared_expert_gate.weight"):
+            x = x.squeeze(0)
+        matrix = x.ndim >= 2 and name.endswith("weight") and "norm" not in name and "conv.conv" not in name
+        writer.add_tensor(to_gguf_name(names, name), x.astype(np.float16 if matrix else np.float32))
+
+
+def names():
+    folder = GOLDEN / "gguf_names"
+    folder.mkdir(exist_ok=True)
+    for name, (arch, config, layers, more) in MODELS.items():
+        config = SIZES | config
+        if arch == Arch.STABLELM:
+            config["rope_theta"] = 10000.0  # its converter writes none
+        wanted = shapes(layers)
+        tensors = {key: values(key, shape) for key, shape in wanted.items()}
+        writer = gguf.GGUFWriter(folder / f"{name}.gguf", gguf.MODEL_ARCH_NAMES[arch])
+        write_model(writer, arch, config, tensors, more)
+        close(writer)
+        text = json.dumps(dict(config=config, tensors=wanted), separators=(",", ":"))
+        (folder / f"{name}.json").write_text(text + "\n")
+    arch, config, layers, _ = MODELS["qwen2"]
+    config = SIZES | config
+    writer = gguf.GGUFWriter(folder / "parts.gguf", gguf.MODEL_ARCH_NAMES[arch], split_max_tensors=12)
+    write_model(writer, arch, config, {key: values(key, shape) for key, shape in shapes(layers).items()}, None)
+    close(writer)
+
+
+if __name__ == "__main__":
+    verbs = dict(types=types, names=names)
+    if len(sys.argv) < 2 or sys.argv[1] not in verbs:
+        raise SystemExit(__doc__)
+    verbs[sys.argv[1]](*sys.argv[2:])
