@@ -13,7 +13,19 @@ namespace parallm {
 
 namespace {
 
-void write(const json::value& value, std::string& out);
+// `indent`: of the value's own lines; below 0: all on one line.
+void write(const json::value& value, std::string& out, int indent);
+
+void new_line(std::string& out, int indent) {
+  if (indent >= 0) {
+    out += '\n';
+    out.append(indent, ' ');
+  }
+}
+
+int deeper(int indent) {
+  return indent < 0 ? indent : indent + 4;
+}
 
 void write_number(double number, std::string& out) {
   if (!std::isfinite(number)) { // JSON has no such number
@@ -29,33 +41,45 @@ void write_number(double number, std::string& out) {
   }
 }
 
-void write_members(const json::object& object, std::string& out) {
+void write_members(const json::object& object, std::string& out, int indent) {
   char before = '{';
   for (const auto& [key, value] : object) {
     out += before;
+    new_line(out, deeper(indent));
     out += json::serialize(key);
-    out += ':';
-    write(value, out);
+    out += indent < 0 ? ":" : ": ";
+    write(value, out, deeper(indent));
     before = ',';
   }
-  out += object.empty() ? "{}" : "}";
+  if (object.empty()) {
+    out += '{';
+  } else {
+    new_line(out, indent);
+  }
+  out += '}';
 }
 
-void write_items(const json::array& array, std::string& out) {
+void write_items(const json::array& array, std::string& out, int indent) {
   char before = '[';
   for (const json::value& value : array) {
     out += before;
-    write(value, out);
+    new_line(out, deeper(indent));
+    write(value, out, deeper(indent));
     before = ',';
   }
-  out += array.empty() ? "[]" : "]";
+  if (array.empty()) {
+    out += '[';
+  } else {
+    new_line(out, indent);
+  }
+  out += ']';
 }
 
-void write(const json::value& value, std::string& out) {
+void write(const json::value& value, std::string& out, int indent) {
   if (const auto* object = value.if_object()) {
-    write_members(*object, out);
+    write_members(*object, out, indent);
   } else if (const auto* array = value.if_array()) {
-    write_items(*array, out);
+    write_items(*array, out, indent);
   } else if (const auto* number = value.if_double()) {
     write_number(*number, out);
   } else {
@@ -67,7 +91,13 @@ void write(const json::value& value, std::string& out) {
 
 std::string json_text(const json::value& value) {
   std::string out;
-  write(value, out);
+  write(value, out, -1);
+  return out;
+}
+
+std::string pretty_json(const json::value& value) {
+  std::string out;
+  write(value, out, 0);
   return out;
 }
 

@@ -19,6 +19,9 @@ json::value parse_json(std::string_view text, std::string_view what);
  * (Boost.JSON writes -2.5E-1.) */
 std::string json_text(const json::value& value);
 
+/** The same on many lines, indented by 4. */
+std::string pretty_json(const json::value& value);
+
 /** "a string", "an object": a value's kind for error texts. */
 std::string_view json_kind(const json::value& value);
 

@@ -13,4 +13,7 @@ int serve(std::vector<std::string> arguments);
 /** `mlx_parallm generate`: text from many prompts at once. */
 int generate(std::vector<std::string> arguments);
 
+/** `mlx_parallm convert`: a model to a folder in MLX's format. */
+int convert(std::vector<std::string> arguments);
+
 } // namespace parallm

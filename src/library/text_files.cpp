@@ -99,7 +99,7 @@ TextFiles of_gguf(const GgufTokenizer& gguf) {
        .types = gguf.types,
        .merges = gguf.merges,
        .bos = gguf.bos,
-       .add_bos = gguf.add_bos});
+       .add_bos = gguf.add_bos.value_or(false)});
   files.chat_template = gguf.chat_template;
   json::object tokens;
   const auto add = [&](const char* key, int32_t id) {

@@ -27,7 +27,37 @@ void check_groups(const std::string& name, int inputs, const Quantization& how) 
   }
 }
 
+/** The codes first, then their scales and biases. */
+mx::array dequantize_small_groups(
+    const mx::array& codes,
+    const mx::array& scales,
+    const mx::array& biases,
+    const Quantization& how) {
+  auto split = scales.shape(), ones = scales.shape(), whole = scales.shape();
+  whole.back() *= how.group_size;
+  ones.back() = whole.back() / 32;
+  split.push_back(how.group_size);
+  auto type = scales.dtype();
+  auto numbers = mx::dequantize(codes, mx::ones(ones, type), mx::zeros(ones, type), 32, how.bits);
+  auto groups = mx::reshape(numbers, split);
+  return mx::reshape(groups * mx::expand_dims(scales, -1) + mx::expand_dims(biases, -1), whole);
+}
+
 } // namespace
+
+mx::array dequantize(
+    const mx::array& codes,
+    const mx::array& scales,
+    const std::optional<mx::array>& biases,
+    const Quantization& how,
+    mx::Dtype dtype) {
+  if (!biases) {
+    return mx::dequantize(codes, scales, {}, how.group_size, how.bits, how.mode, {}, dtype);
+  }
+  auto s = mx::astype(scales, dtype), b = mx::astype(*biases, dtype);
+  return how.group_size < 32 ? dequantize_small_groups(codes, s, b, how)
+                             : mx::dequantize(codes, s, b, how.group_size, how.bits);
+}
 
 Matrix::Matrix(Weights& weights, const std::string& name, int outputs, int inputs, int count)
     : weight(mx::array(0)), quantization(weights.quantization(name, inputs)) {

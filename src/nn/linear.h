@@ -6,6 +6,15 @@
 
 namespace parallm {
 
+/** Codes [..,inputs*bits/32] to weights [..,inputs], in groups of 16 too, which mx::dequantize doesn't take. Scales and
+ * biases become `dtype` first, so that a float32 result isn't rounded to 16 bits. */
+mx::array dequantize(
+    const mx::array& codes,
+    const mx::array& scales,
+    const std::optional<mx::array>& biases,
+    const Quantization& how,
+    mx::Dtype dtype);
+
 /** A [outputs, inputs] matrix as the checkpoint holds it, under
  * `<name>.weight`, or `count` of them stacked, [count, outputs, inputs].
  * Linear, Embedding and Experts share it. */

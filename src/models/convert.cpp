@@ -1,0 +1,255 @@
+#include "models/convert.h"
+
+#include "base/error.h"
+#include "base/json.h"
+#include "models/model.h"
+#include "models/quant_recipe.h"
+#include "nn/linear.h"
+
+#include <algorithm>
+#include <fstream>
+#include <map>
+
+namespace parallm {
+
+namespace {
+
+/** What MLX's own quantized layers can be. */
+bool in_mlx(const Quantization& how) {
+  return how.mode != "affine" || how.group_size >= 32;
+}
+
+std::optional<mx::Dtype> dtype_of(const Config& config) {
+  const auto nested = config.has("text_config") ? config.object("text_config") : Config{};
+  const auto name = config.has("torch_dtype") ? config.text("torch_dtype") : nested.text("dtype", "");
+  static const std::map<std::string, mx::Dtype> known = {
+      {"float16", mx::float16}, {"bfloat16", mx::bfloat16}, {"float32", mx::float32}};
+  const auto found = known.find(name);
+  return found == known.end() ? std::nullopt : std::optional(found->second);
+}
+
+/** Turns what a model took into what is written. */
+class Converter {
+ public:
+  Converter(const Recording& taken, const Conversion& how, const Config& config, mx::Dtype stored)
+      : taken_(taken),
+        how_(how),
+        dtype_(how.dtype ? how.dtype : dtype_of(config)),
+        stored_(stored),
+        model_type_(config.text("model_type")) {
+    for (const auto& tensor : taken.tensors) {
+      arrays_.emplace(tensor.name, tensor.array);
+    }
+    if (how.quantize) {
+      std::vector<std::string> names;
+      for (const auto& [layer, kind] : taken.layers) {
+        names.push_back(layer);
+      }
+      rules_.emplace(*how.quantize, how.recipe, model_type_, names);
+    }
+  }
+
+  void run() {
+    for (const auto& [name, array] : taken_.tensors) {
+      const auto dot = name.rfind('.');
+      const auto layer = name.substr(0, dot), part = dot == std::string::npos ? "" : name.substr(dot + 1);
+      const auto found = taken_.layers.find(layer);
+      if (found == taken_.layers.end() || (part != "weight" && part != "scales" && part != "biases")) {
+        add(name, cast(name, array));
+        parameters += array.size();
+      } else if (part == "weight") {
+        add_layer(layer, found->second);
+      }
+    }
+  }
+
+  std::vector<NamedArray> tensors;
+  std::map<std::string, Quantization> quantized;
+  size_t parameters = 0;
+  size_t widened = 0;
+
+ private:
+  void add(std::string name, mx::array array) {
+    tensors.push_back({std::move(name), std::move(array)});
+  }
+
+  mx::array cast(const std::string& name, const mx::array& array) const {
+    const bool wanted = dtype_ && mx::issubdtype(array.dtype(), mx::floating) && may_cast(name);
+    return wanted ? mx::astype(array, *dtype_) : array;
+  }
+
+  std::optional<mx::array> part(const std::string& layer, const char* end) const {
+    const auto found = arrays_.find(layer + end);
+    return found == arrays_.end() ? std::nullopt : std::optional(cast(found->first, found->second));
+  }
+
+  void add_codes(
+      const std::string& layer,
+      const Quantization& kind,
+      const mx::array& codes,
+      const mx::array& scales,
+      const std::optional<mx::array>& biases) {
+    add(layer + ".weight", codes);
+    add(layer + ".scales", scales);
+    if (biases) {
+      add(layer + ".biases", *biases);
+    }
+    quantized.emplace(layer, kind);
+    parameters += codes.size() * 32 / kind.bits;
+  }
+
+  void add_layer(const std::string& layer, std::optional<Quantization> kind) {
+    auto weight = *part(layer, ".weight");
+    if (kind && !how_.dequantize && in_mlx(*kind)) {
+      return add_codes(layer, *kind, weight, *part(layer, ".scales"), part(layer, ".biases"));
+    }
+    if (kind) {
+      widened += in_mlx(*kind) ? 0 : 1;
+      const auto biases = part(layer, ".biases");
+      const auto type = dtype_.value_or(in_mlx(*kind) ? (biases ? biases->dtype() : mx::bfloat16) : stored_);
+      weight = dequantize(weight, *part(layer, ".scales"), biases, *kind, type);
+    }
+    if (const auto wanted = rules_ ? (*rules_)(layer, weight.shape(-1)) : std::nullopt) {
+      const auto codes = mx::quantize(weight, wanted->group_size, wanted->bits, wanted->mode);
+      return add_codes(layer, *wanted, codes[0], codes[1], codes.size() > 2 ? std::optional(codes[2]) : std::nullopt);
+    }
+    parameters += weight.size();
+    add(layer + ".weight", weight);
+  }
+
+  const Recording& taken_;
+  const Conversion& how_;
+  std::optional<mx::Dtype> dtype_;
+  mx::Dtype stored_;
+  std::string model_type_;
+  std::map<std::string, mx::array> arrays_;
+  std::optional<QuantRules> rules_;
+};
+
+boost::json::object json_of(const Quantization& kind) {
+  return {{"group_size", kind.group_size}, {"bits", kind.bits}, {"mode", kind.mode}};
+}
+
+/** The usual kind, and each layer that differs from it. */
+boost::json::object json_of(
+    const std::map<std::string, Quantization>& layers,
+    const std::optional<Quantization>& usual) {
+  std::map<std::string, std::pair<size_t, const Quantization*>> counts;
+  for (const auto& [layer, kind] : layers) {
+    auto& count = counts[json_text(json_of(kind))];
+    count = {count.first + 1, &kind};
+  }
+  const auto most =
+      std::max_element(counts.begin(), counts.end(), [](auto& a, auto& b) { return a.second.first < b.second.first; });
+  const Quantization base = usual.value_or(*most->second.second);
+  auto out = json_of(base);
+  for (const auto& [layer, kind] : layers) {
+    if (kind != base) {
+      out[layer] = json_of(kind);
+    }
+  }
+  return out;
+}
+
+boost::json::object
+config_of(const Checkpoint& checkpoint, const Conversion& how, const std::map<std::string, Quantization>& quantized) {
+  auto config = checkpoint.config.json;
+  for (auto gone : {"_name_or_path", "vision_config", "quantization", "quantization_config"}) {
+    config.erase(gone);
+  }
+  if (auto* text = config.if_contains("text_config"); text && text->is_object()) {
+    text->get_object().erase("quantization_config");
+  }
+  if (!quantized.empty()) {
+    config["quantization"] = json_of(quantized, how.quantize);
+    config["quantization_config"] = config["quantization"]; // where the hub's pages look for it
+  }
+  if (how.dtype && config.contains("torch_dtype")) {
+    config["torch_dtype"] = *how.dtype == mx::float32 ? "float32" : *how.dtype == mx::float16 ? "float16" : "bfloat16";
+  }
+  if (checkpoint.eos_ids.size() == 1) {
+    config["eos_token_id"] = checkpoint.eos_ids[0];
+  } else if (!checkpoint.eos_ids.empty()) {
+    config["eos_token_id"] = boost::json::array(checkpoint.eos_ids.begin(), checkpoint.eos_ids.end());
+  }
+  if (checkpoint.bos_id >= 0 && !config.contains("bos_token_id")) {
+    config["bos_token_id"] = checkpoint.bos_id;
+  }
+  return config;
+}
+
+boost::json::object sorted(const boost::json::object& object) {
+  std::map<std::string_view, const boost::json::value*> members;
+  for (const auto& [key, value] : object) {
+    members.emplace(key, &value);
+  }
+  boost::json::object out;
+  for (const auto& [key, value] : members) {
+    out[key] = *value;
+  }
+  return out;
+}
+
+void write_json(const std::string& path, const boost::json::object& value) {
+  std::ofstream out(path, std::ios::binary);
+  out << pretty_json(value) << '\n';
+  out.close();
+  if (!out) {
+    fail(Kind::invalid, "[convert] can't write {}", path);
+  }
+}
+
+} // namespace
+
+ConvertedModel convert_model(Checkpoint checkpoint, const Conversion& how) {
+  Recording taken;
+  checkpoint.weights.record(taken);
+  make_model(checkpoint.config, checkpoint.weights); // the model itself isn't needed
+  ConvertedModel out;
+  {
+    Converter converter(taken, how, checkpoint.config, checkpoint.stored_dtype);
+    converter.run();
+    out.config = config_of(checkpoint, how, converter.quantized);
+    out.tensors = std::move(converter.tensors);
+    out.parameters = converter.parameters;
+    out.widened = converter.widened;
+  }
+  for (const auto& tensor : out.tensors) {
+    out.bytes += tensor.array->nbytes();
+  }
+  return out;
+}
+
+void write_model(
+    const std::string& folder,
+    ConvertedModel model,
+    const std::function<void(size_t)>& written,
+    size_t shard_bytes) {
+  std::vector<std::vector<NamedArray>> shards;
+  size_t size = 0;
+  for (auto& tensor : model.tensors) {
+    const size_t bytes = tensor.array->nbytes();
+    if (shards.empty() || size + bytes > shard_bytes) {
+      shards.emplace_back();
+      size = 0;
+    }
+    size += bytes;
+    shards.back().push_back(std::move(tensor));
+  }
+  boost::json::object files;
+  for (size_t i = 0; i < shards.size(); ++i) {
+    const auto file = shards.size() == 1 ? "model.safetensors"
+                                         : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
+    for (const auto& tensor : shards[i]) {
+      files[tensor.name] = file;
+    }
+    write_safetensors(folder + "/" + file, std::move(shards[i]), written);
+  }
+  boost::json::object index;
+  index["metadata"] = {{"total_size", model.bytes}, {"total_parameters", model.parameters}};
+  index["weight_map"] = sorted(files);
+  write_json(folder + "/model.safetensors.index.json", index);
+  write_json(folder + "/config.json", sorted(model.config));
+}
+
+} // namespace parallm

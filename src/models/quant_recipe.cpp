@@ -1,0 +1,173 @@
+#include "models/quant_recipe.h"
+
+#include "base/error.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <charconv>
+
+namespace parallm {
+
+namespace {
+
+constexpr struct {
+  const char* name;
+  int low_bits;
+  int high_bits;
+} recipes[] = {{"mixed_2_6", 2, 6}, {"mixed_3_4", 3, 4}, {"mixed_3_6", 3, 6}, {"mixed_4_6", 4, 6}};
+
+// Layers whose names end so have affine quantization of these bits in groups of 64, or (0) none: mlx-lm keeps them more
+// precise, or holds them in a module that it can't quantize. The quant_predicate of mlx_lm/models/<model_type>.py, or
+// its routers that are no nn.Linear.
+constexpr struct {
+  const char* model_type;
+  const char* ending;
+  int bits;
+} own_rules[] = {
+    {"Klear", "mlp.gate", 8},
+    {"afmoe", "router.gate", 8},
+    {"bailing_hybrid", "mlp.gate.gate_proj", 8},
+    {"bailing_hybrid", "attention.embed_q", 0},
+    {"bailing_hybrid", "attention.unembed_out", 0},
+    {"bailing_moe", "mlp.gate.gate_proj", 8},
+    {"bailing_moe_linear", "mlp.gate.gate_proj", 8},
+    {"deepseek", "mlp.gate", 0},
+    {"deepseek_v2", "mlp.gate", 0},
+    {"deepseek_v3", "mlp.gate", 0},
+    {"deepseek_v32", "mlp.gate", 0},
+    {"dots1", "mlp.gate", 0},
+    {"exaone_moe", "mlp.gate", 0},
+    {"gemma4", "router.proj", 8},
+    {"gemma4_text", "router.proj", 8},
+    {"glm4_moe", "mlp.gate", 0},
+    {"glm4_moe_lite", "mlp.gate", 0},
+    {"gpt_oss", "router", 8},
+    {"granite", "self_attn.o_proj", 8},
+    {"granite", "mlp.down_proj", 8},
+    {"granite", "lm_head", 8},
+    {"granitemoe", "block_sparse_moe.router.layer", 8},
+    {"granitemoe", "self_attn.o_proj", 8},
+    {"granitemoe", "mlp.down_proj", 8},
+    {"granitemoe", "lm_head", 8},
+    {"granitemoehybrid", "router.layer", 8},
+    {"jamba", "router", 8},
+    {"kimi_k2", "mlp.gate", 0},
+    {"kimi_linear", "mlp.gate", 8},
+    {"lfm2_moe", "feed_forward.gate", 8},
+    {"longcat_flash", "classifier", 8},
+    {"mellum", "mlp.gate", 8},
+    {"mimo_v2_flash", "mlp.gate", 0},
+    {"minimax", "block_sparse_moe.gate", 8},
+    {"nemotron_h", "mixer.gate", 0},
+    {"qwen3_5_moe", "mlp.gate", 8},
+    {"qwen3_5_moe", "shared_expert_gate", 8},
+    {"qwen3_moe", "mlp.gate", 8},
+    {"qwen3_next", "mlp.gate", 8},
+    {"qwen3_next", "shared_expert_gate", 8},
+    {"qwen3_vl_moe", "mlp.gate", 8},
+    {"rwkv7", "embeddings", 8},
+    {"rwkv7", "lora.2", 8},
+    {"spark2_5", "self_attn.g_proj", 0},
+    {"step3p5", "mlp.gate.gate", 8},
+};
+
+// The cast_predicate of the architectures that have one, by the parts of names that it keeps.
+constexpr const char* uncast[] = {"e_score_correction_bias", "expert_bias"};
+
+std::vector<std::string_view> parts_of(std::string_view name) {
+  std::vector<std::string_view> parts;
+  for (size_t at = 0; at <= name.size();) {
+    const size_t dot = std::min(name.find('.', at), name.size());
+    parts.push_back(name.substr(at, dot - at));
+    at = dot + 1;
+  }
+  return parts;
+}
+
+std::optional<int> number(std::string_view text) {
+  int value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  return error == std::errc() && end == text.data() + text.size() ? std::optional(value) : std::nullopt;
+}
+
+bool has(const std::string& name, const char* part) {
+  return name.find(part) != std::string::npos;
+}
+
+} // namespace
+
+std::vector<std::string> quant_recipes() {
+  std::vector<std::string> names;
+  for (const auto& recipe : recipes) {
+    names.emplace_back(recipe.name);
+  }
+  return names;
+}
+
+QuantRules::QuantRules(
+    Quantization base,
+    const std::string& recipe,
+    const std::string& model_type,
+    const std::vector<std::string>& layers)
+    : base_(std::move(base)), model_type_(model_type) {
+  if (recipe.empty()) {
+    return;
+  }
+  const auto* known = std::find_if(std::begin(recipes), std::end(recipes), [&](auto& r) { return recipe == r.name; });
+  if (known == std::end(recipes)) {
+    fail(Kind::invalid, "[convert] the recipe must be one of {}; got '{}'", fmt::join(quant_recipes(), ", "), recipe);
+  }
+  if (base_.mode != "affine") {
+    fail(Kind::invalid, "[convert] the recipe {} is for the mode affine; got {}", recipe, base_.mode);
+  }
+  low_bits_ = known->low_bits;
+  high_bits_ = known->high_bits;
+  const auto down = std::find_if(layers.begin(), layers.end(), [](auto& name) { return has(name, "down_proj"); });
+  if (down == layers.end()) {
+    fail(Kind::invalid, "[convert] the recipe {} needs layers named down_proj, and the model has none", recipe);
+  }
+  const auto parts = parts_of(*down);
+  index_at_ =
+      std::find_if(parts.begin(), parts.end(), [](auto part) { return number(part).has_value(); }) - parts.begin();
+  for (const auto& layer : layers) {
+    const auto own = parts_of(layer);
+    layers_ = std::max(layers_, (index_at_ < own.size() ? number(own[index_at_]).value_or(-1) : -1) + 1);
+  }
+}
+
+std::optional<Quantization> QuantRules::mixed(const std::string& layer) const {
+  const auto parts = parts_of(layer);
+  const int index = index_at_ < parts.size() ? number(parts[index_at_]).value_or(0) : 0;
+  // The first and the last eighth, and every third between.
+  const int eighth = layers_ / 8;
+  const bool outer = index < eighth || index >= 7 * layers_ / 8 || (index - eighth) % 3 == 2;
+  const bool value = has(layer, "v_proj") || has(layer, "v_a_proj") || has(layer, "v_b_proj");
+  const bool more = has(layer, "lm_head") || (outer && (value || has(layer, "down_proj")));
+  return Quantization{base_.group_size, more ? high_bits_ : low_bits_, "affine"};
+}
+
+std::optional<Quantization> QuantRules::operator()(const std::string& layer, int inputs) const {
+  if (inputs % base_.group_size != 0) {
+    return {};
+  }
+  if (low_bits_ > 0) {
+    return mixed(layer);
+  }
+  for (const auto& rule : own_rules) {
+    if (model_type_ == rule.model_type && layer.ends_with(rule.ending)) {
+      constexpr int group_size = 64;
+      if (rule.bits > 0 && inputs % group_size != 0) {
+        fail(Kind::invalid, "[convert] {} has {} inputs, which groups of {} don't divide", layer, inputs, group_size);
+      }
+      return rule.bits > 0 ? std::optional(Quantization{group_size, rule.bits, "affine"}) : std::nullopt;
+    }
+  }
+  return base_;
+}
+
+bool may_cast(const std::string& tensor) {
+  return std::none_of(std::begin(uncast), std::end(uncast), [&](auto* part) { return has(tensor, part); });
+}
+
+} // namespace parallm
