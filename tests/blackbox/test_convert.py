@@ -1,0 +1,251 @@
+"""`mlx_parallm convert` beside mlx-lm's: the same tensors bit for bit, the same config.json, the same logits.
+
+mlx-lm runs in the Python that made the golden models, .venv-golden, or PARALLM_GOLDEN_PYTHON.
+"""
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving import ROOT, binary, model
+
+GOLDEN = Path(os.environ.get("PARALLM_GOLDEN", ROOT / "build" / "golden"))
+PYTHON = os.environ.get("PARALLM_GOLDEN_PYTHON", str(ROOT / ".venv-golden" / "bin" / "python"))
+RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
+
+
+def command(source, target, *flags):
+    return [Path(binary()).with_name("mlx_parallm"), "convert", "--hf-path", source, "--mlx-path", target, *flags]
+
+
+def convert(source, target, *flags, check=True):
+    done = subprocess.run(command(source, target, *flags), capture_output=True, text=True, timeout=300)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def flags_of(arguments):
+    """mlx_lm.convert.convert's arguments as flags."""
+    flags = []
+    for name, value in arguments.items():
+        flags += ["--" + name.replace("_", "-")] + ([] if value is True else [str(value)])
+    return flags
+
+
+def read(file):
+    """name -> (dtype, shape, bytes)."""
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    assert header.pop("__metadata__")["format"] == "mlx"
+    data = memoryview(data)[8 + size :]
+    return {name: (entry["dtype"], entry["shape"], bytes(data[slice(*entry["data_offsets"])])) for name, entry in header.items()}
+
+
+def tensors(folder):
+    """All tensors, which must be those that the index names, and the index's sizes."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    out = {}
+    for file in sorted(set(index["weight_map"].values())):
+        for name, tensor in read(folder / file).items():
+            assert index["weight_map"][name] == file
+            out[name] = tensor
+    assert out.keys() == index["weight_map"].keys()
+    return out, index["metadata"]
+
+
+def layer_kinds(config, names):
+    """config.json's quantization for each quantized layer; what is not said is inferred by a loader."""
+    table = config.pop("quantization", None)
+    assert config.pop("quantization_config", None) == table
+    if table is None:
+        return {}
+    usual = {"group_size": table["group_size"], "bits": table["bits"], "mode": table.get("mode", "affine")}
+    layers = [name.removesuffix(".scales") for name in names if name.endswith(".scales")]
+    kinds = {layer: table.get(layer, usual) for layer in layers}
+    assert all(layer in kinds for layer, kind in table.items() if isinstance(kind, dict))
+    return {layer: {"mode": "affine", **kind} for layer, kind in kinds.items()}
+
+
+def same(ours, theirs):
+    mine, my_sizes = tensors(ours)
+    wanted, sizes = tensors(theirs)
+    assert mine.keys() == wanted.keys()
+    for name in wanted:
+        assert mine[name][:2] == wanted[name][:2], name
+        assert mine[name][2] == wanted[name][2], f"{name}: other bytes"
+    assert my_sizes == sizes
+    config, reference = (json.loads((folder / "config.json").read_text()) for folder in (ours, theirs))
+    assert layer_kinds(config, mine) == layer_kinds(reference, wanted)
+    assert config == reference
+
+
+# name: (golden model, arguments)
+CASES = {
+    "as it is": ("llama", {}),
+    "shards": ("llama_sharded", {}),
+    "group 64 leaves odd layers": ("llama", {"quantize": True}),
+    "biases": ("llama_biases", {"quantize": True, "q_group_size": 32, "q_bits": 8}),
+    "bfloat16": ("llama_head_dim", {"quantize": True, "q_group_size": 32}),
+    "float32": ("llama_mha", {"quantize": True, "q_group_size": 32, "q_bits": 6}),
+    "cast": ("llama", {"dtype": "bfloat16"}),
+    "cast and quantize": ("llama_biases", {"dtype": "float32", "quantize": True, "q_group_size": 32}),
+    "partly quantized": ("llama_quantized_mixed", {"quantize": True, "q_group_size": 32, "q_bits": 3}),
+    "cast codes": ("llama_quantized_mixed", {"dtype": "bfloat16"}),
+    "awq": ("llama_awq", {}),
+    "float awq": ("llama_awq", {"dequantize": True}),
+    "float affine": ("llama_quantized_4", {"dequantize": True}),
+    "float mxfp8": ("llama_mxfp8", {"dequantize": True}),
+    "float nvfp4": ("llama_nvfp4", {"dequantize": True}),
+    "float mxfp4": ("llama_mxfp4", {"dequantize": True}),
+    "mistral": ("mistral", {"quantize": True, "q_group_size": 32}),
+}
+CASES |= {f"{b} bits": ("llama", {"quantize": True, "q_group_size": 32, "q_bits": b}) for b in (2, 3, 4, 5, 6, 8)}
+CASES |= {mode: ("llama", {"quantize": True, "q_mode": mode}) for mode in ("mxfp4", "mxfp8", "nvfp4")}
+CASES |= {recipe: ("llama", {"quantize": True, "quant_predicate": recipe, "q_group_size": 32}) for recipe in RECIPES}
+
+
+@pytest.fixture(scope="module")
+def smol(tmp_path_factory):
+    """The default model as folders: by ours, by tools/gguf_to_mlx.py; and in floats."""
+    folder = tmp_path_factory.mktemp("smol")
+    convert(model(), folder / "ours")
+    subprocess.run([PYTHON, ROOT / "tools" / "gguf_to_mlx.py", model(), folder / "tool"], check=True)
+    convert(folder / "tool", folder / "floats", "--dequantize")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(smol, tmp_path_factory):
+    """mlx-lm's outputs by case, all made in one process; and the logits of folders."""
+    folder = tmp_path_factory.mktemp("mlx_lm")
+    jobs = []
+    for name, (golden, arguments) in CASES.items():
+        source = folder / "sources" / golden
+        if not source.exists():
+            shutil.copytree(GOLDEN / golden, source, ignore=shutil.ignore_patterns("reference*", "made-from"))
+            for file in ("tokenizer.json", "tokenizer_config.json"):  # without one mlx-lm opens no model
+                shutil.copy(smol / "tool" / file, source)
+        jobs.append([str(source), str(folder / name), arguments])
+    jobs.append([str(smol / "floats"), str(folder / "smol mixed"), {"quantize": True, "quant_predicate": "mixed_2_6", "q_group_size": 64}])
+    work = folder / "jobs.json"
+    work.write_text(json.dumps({"convert": jobs, "logits": [str(smol / "ours"), str(smol / "tool")]}))
+    done = subprocess.run([PYTHON, Path(__file__).with_name("mlx_lm_convert.py"), work], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_mlx_lm(name, reference, tmp_path):
+    folder, _ = reference
+    golden, arguments = CASES[name]
+    convert(folder / "sources" / golden, tmp_path / "out", *flags_of(arguments))
+    same(tmp_path / "out", folder / name)
+
+
+def test_the_default_model_with_a_recipe_equals_mlx_lm(smol, reference, tmp_path):
+    convert(smol / "floats", tmp_path / "out", "-q", "--quant-predicate", "mixed_2_6")
+    same(tmp_path / "out", reference[0] / "smol mixed")
+
+
+def test_a_gguf_file_opens_in_mlx_lm_with_equal_ids_and_logits(smol, reference):
+    ours, tool = reference[1]
+    assert ours == tool
+    assert tensors(smol / "ours")[0] == read(smol / "tool" / "model.safetensors")
+
+
+def test_what_is_converted_answers(smol, tmp_path):
+    convert(smol / "floats", tmp_path / "out", "-q", "--q-bits", "8")
+    for folder in (smol / "ours", tmp_path / "out"):
+        done = subprocess.run(
+            [Path(binary()).with_name("mlx_parallm"), "generate", "--model-path", folder, "--kv-cache-memory", "256MB",
+             "--chat", "What is the capital of France?"], capture_output=True, text=True, timeout=120)
+        assert done.stdout == "The capital of France is Paris.\n", done.stderr
+
+
+def test_files_go_along(reference, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(reference[0] / "sources" / "llama", source)
+    for name in ("chat_template.jinja", "generation_config.json", "LICENSE", "vocab.txt", "model.safetensors.bak"):
+        (source / name).write_text('{"eos_token_id": [7, 5]}' if name == "generation_config.json" else name)
+    (source / "hf_quant_config.json").write_text("{}")
+    convert(source, tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
+                     "chat_template.jinja", "generation_config.json", "LICENSE", "vocab.txt"}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [5, 7]
+
+
+def test_memory_holds_a_tensor_not_the_model(smol, tmp_path):
+    """The peak of resident memory, the mapped source included (ru_maxrss of the process)."""
+    size = (smol / "floats" / "model.safetensors").stat().st_size
+    code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True);" \
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    done = subprocess.run([sys.executable, "-c", code, *command(smol / "floats", tmp_path / "out", "-q")], capture_output=True, text=True, check=True)
+    peak = int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
+    print(f"peak {peak / 1e6:.0f} MB of {size / 1e6:.0f} MB of weights")
+    assert peak < size
+
+
+def test_a_target_that_exists_is_refused_and_a_failure_leaves_nothing(smol, tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "mine").write_text("kept")
+    done = convert(smol / "ours", target, check=False)
+    assert done.returncode == 1 and "exists already" in done.stderr
+    assert [path.name for path in target.iterdir()] == ["mine"]
+    (target / "mine").unlink()
+    convert(smol / "ours", str(target) + "/")  # empty: may be filled
+    assert (target / "config.json").exists()
+
+    broken = tmp_path / "broken"
+    shutil.copytree(smol / "ours", broken)
+    with open(broken / "model.safetensors", "r+b") as file:
+        file.truncate(1 << 20)
+    done = convert(broken, tmp_path / "never", check=False)
+    assert done.returncode == 1 and "model.safetensors" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "out"]
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (("--q-bits", "4"), "--quantize"),
+        (("-q", "--q-bits", "7"), "bits"),
+        (("-q", "--q-mode", "mxfp4", "--q-group-size", "64"), "group_size"),
+        (("-q", "--q-mode", "nf4"), "--q-mode"),
+        (("-q", "--q-mode", "mxfp8", "--quant-predicate", "mixed_2_6"), "mixed_2_6"),
+        (("-q", "--quant-predicate", "mixed_1_2"), "--quant-predicate"),
+        (("-q", "-d"), "--dequantize"),
+        (("--dtype", "float8"), "--dtype"),
+        (("--no-such-flag",), "no-such-flag"),
+    ],
+)
+def test_bad_flags_are_named(smol, tmp_path, flags, named):
+    done = convert(smol / "ours", tmp_path / "out", *flags, check=False)
+    assert done.returncode != 0 and named in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_terminal_sees_a_bar_and_a_log_sees_lines(smol, tmp_path):
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(command(smol / "ours", tmp_path / "out"), stdout=subprocess.PIPE, stderr=follower)
+    os.close(follower)
+    seen = b""
+    while True:
+        try:
+            block = os.read(leader, 4096)
+        except OSError:  # the terminal's other end closed
+            break
+        if not block:
+            break
+        seen += block
+    assert process.wait(60) == 0
+    assert b"\r[" in seen and b"100% of 0.10 GB" in seen and b"bits per weight" in seen
+    said = convert(smol / "ours", tmp_path / "log").stderr
+    assert "\r" not in said and "\x1b" not in said and "100% of 0.10 GB written\n" in said
