@@ -16,7 +16,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
-const std::string types_file = (golden_folder / "gguf_types" / "types.gguf").string();
+const fs::path recorded = "tests/golden"; // what tools/golden_gguf.py wrote
+const std::string types_file = (recorded / "gguf_types" / "types.gguf").string();
 
 struct KindCase {
   const GgufTensor* tensor;
@@ -182,8 +183,8 @@ TEST_CASE("gguf: rows in another order") {
 }
 
 TEST_CASE("gguf: a damaged header is an error or another file, never a crash") {
-  auto whole = bytes_of(golden_folder / "gguf_names" / "llama.gguf");
-  size_t header = open_gguf_contents((golden_folder / "gguf_names" / "llama.gguf").string()).tensors[0].offset;
+  auto whole = bytes_of(recorded / "gguf_names" / "llama.gguf");
+  size_t header = open_gguf_contents((recorded / "gguf_names" / "llama.gguf").string()).tensors[0].offset;
   Scratch scratch("damaged");
   int errors = 0;
   for (size_t at = 0; at < header; ++at) {
@@ -203,7 +204,7 @@ TEST_CASE("gguf: a damaged header is an error or another file, never a crash") {
 }
 
 TEST_CASE("gguf: what can't be read is named") {
-  auto whole = bytes_of(golden_folder / "gguf_names" / "qwen2.gguf");
+  auto whole = bytes_of(recorded / "gguf_names" / "qwen2.gguf");
   Scratch scratch("kind");
   auto changed = [&](const std::string& from, const std::string& to) {
     auto text = whole;
@@ -231,12 +232,12 @@ TEST_CASE("gguf: what can't be read is named") {
 }
 
 TEST_CASE("gguf: a file in parts is one model, whichever part is named") {
-  auto whole = read_gguf((golden_folder / "gguf_names" / "qwen2.gguf").string());
+  auto whole = read_gguf((recorded / "gguf_names" / "qwen2.gguf").string());
   auto folder = fs::temp_directory_path() / fmt::format("parallm_parts_{}", ::getpid());
   fs::remove_all(folder);
   fs::create_directories(folder);
   std::vector<fs::path> parts;
-  for (auto& entry : fs::directory_iterator(golden_folder / "gguf_names")) {
+  for (auto& entry : fs::directory_iterator(recorded / "gguf_names")) {
     if (entry.path().filename().string().starts_with("parts-")) {
       parts.push_back(folder / entry.path().filename());
       fs::copy(entry.path(), parts.back());
@@ -296,7 +297,7 @@ bool same(const boost::json::value& a, const boost::json::value& b) {
 
 TEST_CASE("gguf: each architecture's names, values and config.json are Hugging Face's") {
   int models = 0;
-  for (auto& entry : fs::directory_iterator(golden_folder / "gguf_names")) {
+  for (auto& entry : fs::directory_iterator(recorded / "gguf_names")) {
     if (entry.path().extension() != ".json") {
       continue;
     }
@@ -329,7 +330,7 @@ TEST_CASE("gguf: each architecture's names, values and config.json are Hugging F
 }
 
 TEST_CASE("gguf: the activations' dtype") {
-  auto dtype = [](const char* name) { return read_gguf((golden_folder / "gguf_names" / name).string()).dtype; };
+  auto dtype = [](const char* name) { return read_gguf((recorded / "gguf_names" / name).string()).dtype; };
   CHECK(dtype("qwen2.gguf") == mx::float16);
   CHECK(dtype("gemma3.gguf") == mx::bfloat16); // float16 overflows in it
 }
