@@ -385,8 +385,72 @@ def names():
     close(writer)
 
 
+# --- text --------------------------------------------------------------------
+
+PROMPTS = [
+    "The capital of France is",
+    "Once upon a time, in a small village by the sea,",
+    "Water boils at a temperature of",
+    "def fibonacci(n):",
+    "The three primary colours are",
+    "Die Hauptstadt von Deutschland ist",
+    "1, 2, 3, 4, 5,",
+    "Q: Who wrote Romeo and Juliet?\nA:",
+    "In 1969, the first human being",
+    "SELECT name, age FROM users WHERE",
+]
+TOKENS, BEST = 32, 3
+
+
+def float32_copy(source, target):
+    """The same weights, dequantized by the gguf package: llama.cpp multiplies float32 weights by float32 activations,
+    where for quantized weights it rounds the activations to 8 bits."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, reader.get_field("general.architecture").contents())
+    for field in reader.fields.values():
+        if field.name in ("general.architecture", "general.alignment") or field.name.startswith("GGUF."):
+            continue
+        kind = field.types[0]
+        inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(field.name, field.contents(), kind, inner)
+    for tensor in reader.tensors:
+        shape = [int(n) for n in reversed(tensor.shape)]
+        data = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(shape)
+        writer.add_tensor(tensor.name, data)
+    close(writer)
+
+
+def text(model, out):
+    """For each prompt its ids, the 32 ids that llama.cpp adds greedily, and at each step its three best logits."""
+    import llama_cpp
+
+    copy = Path(out).with_suffix(".f32.gguf")
+    if not copy.exists():
+        float32_copy(model, copy)
+    llm = llama_cpp.Llama(str(copy), n_ctx=256, logits_all=True, verbose=False, flash_attn=False,
+                          type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32)
+    prompts = []
+    for prompt in PROMPTS:
+        ids = llm.tokenize(prompt.encode(), add_bos=True, special=False)
+        llm.reset()
+        llm.eval(ids)
+        said, best = [], []
+        for _ in range(TOKENS):
+            logits = llm.scores[llm.n_tokens - 1]
+            order = np.argsort(-logits)[:BEST]
+            said.append(int(order[0]))
+            best.append([[int(i), round(float(logits[i]), 4)] for i in order])
+            llm.eval([said[-1]])
+        prompts.append(dict(text=prompt, prompt=[int(i) for i in ids], said=said, best=best))
+        print(repr(prompt), repr(llm.detokenize(said).decode(errors="replace")), flush=True)
+    copy.unlink()
+    lines = ",\n".join(json.dumps(prompt, separators=(",", ":")) for prompt in prompts)
+    reference = f"llama-cpp-python {llama_cpp.__version__}, float32 weights, activations and KV, CPU"
+    Path(out).write_text(f'{{"model": "{Path(model).name}", "reference": "{reference}", "prompts": [\n{lines}\n]}}\n')
+
+
 if __name__ == "__main__":
-    verbs = dict(types=types, names=names)
+    verbs = dict(types=types, names=names, text=text)
     if len(sys.argv) < 2 or sys.argv[1] not in verbs:
         raise SystemExit(__doc__)
     verbs[sys.argv[1]](*sys.argv[2:])

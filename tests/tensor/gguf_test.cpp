@@ -329,6 +329,61 @@ TEST_CASE("gguf: each architecture's names, values and config.json are Hugging F
   CHECK(models == 21);
 }
 
+namespace {
+
+/** Logits of a short prompt; nothing where the model_type isn't among ours. */
+std::optional<std::vector<float>> logits_of(const Config& config, Weights weights) {
+  std::unique_ptr<Model> model;
+  try {
+    model = make_model(config, weights);
+  } catch (const Error& error) {
+    bool unknown = std::string_view(error.what()).find("'model_type' must be one of") != std::string_view::npos;
+    CAPTURE(std::string(error.what()));
+    CHECK(unknown);
+    return {};
+  }
+  auto caches = make_paged_caches(model->cache_specs(), {.block_size = 4, .blocks = 16, .dtype = mx::float32});
+  std::vector<Span> spans{{0, 5, 0, block_range(1, 4), 5}};
+  caches->begin(spans);
+  auto hidden = model->hidden(mx::array({1, 7, 3, 9, 4}, mx::int32), *caches);
+  return floats(model->logits(hidden));
+}
+
+} // namespace
+
+TEST_CASE("gguf: each architecture that we have computes from a GGUF file what it does from a folder") {
+  std::string run;
+  for (auto& entry : fs::directory_iterator(recorded / "gguf_names")) {
+    auto path = entry.path();
+    if (path.extension() != ".json") {
+      continue;
+    }
+    CAPTURE(path.string());
+    auto folder = read_config(path.string());
+    auto file = read_gguf(path.replace_extension(".gguf").string());
+    std::unordered_map<std::string, mx::array> arrays;
+    for (auto& [name, array] : file.arrays) {
+      auto values = expected(name, array.size());
+      arrays.emplace(name, mx::astype(mx::array(values.data(), array.shape(), mx::float32), array.dtype()));
+    }
+    auto wanted = logits_of(folder.object("config"), Weights(arrays, {}, mx::float32));
+    if (!wanted) {
+      continue;
+    }
+    auto got = logits_of(file.config, Weights(file.arrays, file.quantizations, mx::float32));
+    REQUIRE(got);
+    run += " " + path.stem().string();
+    CHECK(std::all_of(wanted->begin(), wanted->end(), [](float x) { return std::isfinite(x); }));
+    CHECK(std::adjacent_find(wanted->begin(), wanted->end(), std::not_equal_to<>()) != wanted->end());
+    REQUIRE(got->size() == wanted->size());
+    for (size_t i = 0; i < got->size(); ++i) {
+      CHECK((*got)[i] == doctest::Approx((*wanted)[i]).epsilon(1e-5));
+    }
+  }
+  MESSAGE("architectures:", run);
+  CHECK(run.find(" llama") != std::string::npos);
+}
+
 TEST_CASE("gguf: the activations' dtype") {
   auto dtype = [](const char* name) { return read_gguf((recorded / "gguf_names" / name).string()).dtype; };
   CHECK(dtype("qwen2.gguf") == mx::float16);
