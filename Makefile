@@ -1,6 +1,6 @@
 # Every command a developer needs; CMakePresets.json holds the builds. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup build model serve test asan tsan lint fmt golden record bench examples clean
+.PHONY: help setup build model serve test asan tsan lint fmt golden record models bench examples clean
 MAKEFLAGS += --no-print-directory
 SHELL := bash
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
@@ -63,6 +63,11 @@ golden: setup ## Make the tiny models of tests/golden/models and mlx-lm's logits
 record: setup ## Record what mlx-lm says on the real model, tests/golden (many minutes; can be stopped and goes on)
 	$(golden_venv)
 	.venv-golden/bin/python tools/golden_text.py "$$(tools/model.sh)" $(ARGS)
+
+models: golden ## Measure every architecture against mlx-lm and renew the README's table
+	$(call cmake,release,--target tensor_tests)
+	build/bin/tensor_tests --no-skip -tc="table of models"
+	python3 tools/models_table.py
 
 bench: build ## Measure this server beside mlx_lm.server on the same weights
 	@tools/venv.sh .venv-bench -r bench/requirements.txt

@@ -39,7 +39,7 @@ error_json(const std::string& message, const char* type, const std::string& para
   json::object error{{"message", valid_utf8(message)}, {"type", type}};
   error["param"] = or_null(param);
   error["code"] = or_null(code);
-  return json::serialize(json::object{{"error", std::move(error)}});
+  return json_text(json::object{{"error", std::move(error)}});
 }
 
 } // namespace

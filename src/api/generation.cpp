@@ -46,7 +46,7 @@ Live::Progress LiveGeneration::advance() {
     }
     json::object whole = envelope(object(), std::move(choices));
     whole["usage"] = choices_.usage();
-    out.bytes = json::serialize(whole);
+    out.bytes = json_text(whole);
   }
   return out;
 }

@@ -26,7 +26,7 @@ Reply health(const HttpRequest&, Service& service) {
     answer.status = 503;
     answer.headers.emplace_back("Retry-After", "1");
   }
-  answer.body = json::serialize(body);
+  answer.body = json_text(body);
   return answer;
 }
 

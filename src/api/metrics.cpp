@@ -236,7 +236,7 @@ std::string Metrics::debug(const Engine* engine) {
       (prompt_seconds + decode_seconds) - (last.prefill_seconds + last.decode_seconds));
   out["prompt_tokens_total"] = now.prompt_tokens;
   out["decode_tokens_total"] = now.generated_tokens;
-  return json::serialize(out);
+  return json_text(out);
 }
 
 } // namespace parallm

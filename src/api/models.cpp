@@ -30,7 +30,7 @@ Reply list_models(const HttpRequest&, Service& service) {
   for (const std::string& id : service.options().ids) {
     data.push_back(model_card(id, service));
   }
-  return Answer{.body = json::serialize(json::object{{"object", "list"}, {"data", std::move(data)}})};
+  return Answer{.body = json_text(json::object{{"object", "list"}, {"data", std::move(data)}})};
 }
 
 Reply show_model(const HttpRequest& request, Service& service) {
@@ -39,7 +39,7 @@ Reply show_model(const HttpRequest& request, Service& service) {
     error.code = "model_not_found";
     throw error;
   }
-  return Answer{.body = json::serialize(model_card(request.rest, service))};
+  return Answer{.body = json_text(model_card(request.rest, service))};
 }
 
 } // namespace parallm

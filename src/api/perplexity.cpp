@@ -44,7 +44,7 @@ class Perplexity : public Live {
         fail(Kind::unavailable, "[engine] the request was cancelled");
       }
       if (event->finish != Finish::none) {
-        return {json::serialize(result(model_, count_, nll_)), true};
+        return {json_text(result(model_, count_, nll_)), true};
       }
     }
     return {};
@@ -73,7 +73,7 @@ Reply perplexity(const HttpRequest& request, Service& service) {
   Request row;
   row.prompt = served.tokenizer->encode(*text, true);
   if (row.prompt.size() < 2) {
-    return Answer{.body = json::serialize(result(model, 0, 0)), .headers = headers};
+    return Answer{.body = json_text(result(model, 0, 0)), .headers = headers};
   }
   row.max_tokens = fit_tokens(row.prompt.size(), 0, {}, served.engine->options().max_context);
   row.sampling.prompt_logprobs = true;

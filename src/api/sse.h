@@ -9,7 +9,7 @@
 namespace parallm {
 
 inline std::string sse(const json::value& data) {
-  return "data: " + json::serialize(data) + "\n\n";
+  return "data: " + json_text(data) + "\n\n";
 }
 
 inline constexpr const char* sse_done = "data: [DONE]\n\n";

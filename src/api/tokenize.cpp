@@ -35,7 +35,7 @@ Reply tokenize(const HttpRequest& request, Service& service) {
     }
     out["token_strs"] = std::move(texts);
   }
-  return Answer{.body = json::serialize(out), .headers = headers};
+  return Answer{.body = json_text(out), .headers = headers};
 }
 
 Reply detokenize(const HttpRequest& request, Service& service) {
@@ -53,7 +53,7 @@ Reply detokenize(const HttpRequest& request, Service& service) {
   bool skip = fields.boolean("skip_special_tokens").value_or(false);
   Headers headers = ignored_fields(fields, service);
   return Answer{
-      .body = json::serialize(json::object{{"prompt", served.tokenizer->decode(ids, skip)}}), .headers = headers};
+      .body = json_text(json::object{{"prompt", served.tokenizer->decode(ids, skip)}}), .headers = headers};
 }
 
 } // namespace parallm

@@ -4,9 +4,72 @@
 
 #include <boost/json/src.hpp>
 
+#include <array>
+#include <charconv>
+#include <cmath>
 #include <cstdlib>
 
 namespace parallm {
+
+namespace {
+
+void write(const json::value& value, std::string& out);
+
+void write_number(double number, std::string& out) {
+  if (!std::isfinite(number)) { // JSON has no such number
+    out += "null";
+    return;
+  }
+  std::array<char, 32> text;
+  const auto end = std::to_chars(text.data(), text.data() + text.size(), number).ptr;
+  const std::string_view digits(text.data(), end - text.data());
+  out += digits;
+  if (digits.find_first_of(".e") == std::string_view::npos) {
+    out += ".0"; // so that readers see no integer
+  }
+}
+
+void write_members(const json::object& object, std::string& out) {
+  char before = '{';
+  for (const auto& [key, value] : object) {
+    out += before;
+    out += json::serialize(key);
+    out += ':';
+    write(value, out);
+    before = ',';
+  }
+  out += object.empty() ? "{}" : "}";
+}
+
+void write_items(const json::array& array, std::string& out) {
+  char before = '[';
+  for (const json::value& value : array) {
+    out += before;
+    write(value, out);
+    before = ',';
+  }
+  out += array.empty() ? "[]" : "]";
+}
+
+void write(const json::value& value, std::string& out) {
+  if (const auto* object = value.if_object()) {
+    write_members(*object, out);
+  } else if (const auto* array = value.if_array()) {
+    write_items(*array, out);
+  } else if (const auto* number = value.if_double()) {
+    write_number(*number, out);
+  } else {
+    out += json::serialize(value);
+  }
+}
+
+} // namespace
+
+std::string json_text(const json::value& value) {
+  std::string out;
+  write(value, out);
+  return out;
+}
 
 json::value parse_json(std::string_view text, std::string_view what) {
   json::parse_options options;

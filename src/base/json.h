@@ -15,6 +15,10 @@ namespace json = boost::json;
  * text in the error: "body". */
 json::value parse_json(std::string_view text, std::string_view what);
 
+/** The value as text, its numbers as people write them: -0.25, 1.0, 5e-07.
+ * (Boost.JSON writes -2.5E-1.) */
+std::string json_text(const json::value& value);
+
 /** "a string", "an object": a value's kind for error texts. */
 std::string_view json_kind(const json::value& value);
 

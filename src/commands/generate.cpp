@@ -138,7 +138,7 @@ class Writer {
       if (g.error) {
         line["error"] = g.error->what();
       }
-      out_ << json::serialize(line) << '\n';
+      out_ << json_text(line) << '\n';
     } else {
       if (prompts_.size() > 1) {
         out_ << "==> prompt " << written_ + 1 << '\n';

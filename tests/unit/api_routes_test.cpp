@@ -80,9 +80,9 @@ TEST_CASE("echo with logprobs: the first token's is null") {
   TestServer server;
   auto answer = parsed(server.post("/v1/completions", completion(R"(,"echo":true,"logprobs":1,"max_tokens":1)")));
   CHECK(
-      json::serialize(answer.at("choices").at(0).at("logprobs")) ==
-      R"({"tokens":["a","b","h"],"token_logprobs":[null,-1E0,-5E-1],)"
-      R"("top_logprobs":[null,{"b":-5E-1},{"h":-5E-1}],"text_offset":[0,1,2]})");
+      json_text(answer.at("choices").at(0).at("logprobs")) ==
+      R"({"tokens":["a","b","h"],"token_logprobs":[null,-1.0,-0.5],)"
+      R"("top_logprobs":[null,{"b":-0.5},{"h":-0.5}],"text_offset":[0,1,2]})");
   auto scored = parsed(server.post("/v1/completions", completion(R"(,"echo":true,"logprobs":0,"max_tokens":0)")));
   CHECK(text_of(scored) == "ab");
   CHECK(scored.at("choices").at(0).at("logprobs").at("tokens").as_array().size() == 2);
