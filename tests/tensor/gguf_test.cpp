@@ -326,7 +326,7 @@ TEST_CASE("gguf: each architecture's names, values and config.json are Hugging F
       CHECK(floats(found->second) == expected(std::string(name), found->second.size()));
     }
   }
-  CHECK(models == 21);
+  CHECK(models == 23);
 }
 
 namespace {
