@@ -34,7 +34,7 @@ serve: build ## Run the server on the default model, or on MODEL=
 
 test: golden ## Build and pass every test: unit, tensor, tree, then real clients over HTTP
 	$(call cmake,release)
-	ctest --preset release
+	PARALLM_TEST_MODEL="$$(tools/model.sh)" PARALLM_TEST_GEMMA3="$$(tools/model.sh gemma3)" ctest --preset release
 	@tools/venv.sh .venv-test -r tests/requirements.txt
 	PARALLM_SERVER=build/bin/mlx_parallm_serve PARALLM_TEST_MODEL="$$(tools/model.sh)" .venv-test/bin/pytest tests/blackbox
 

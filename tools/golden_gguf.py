@@ -77,7 +77,9 @@ def close(writer):
 
 SIZES = dict(hidden_size=16, num_hidden_layers=2, intermediate_size=12, num_attention_heads=4, num_key_value_heads=2,
              vocab_size=10, max_position_embeddings=64, rope_theta=5000.0, rms_norm_eps=1e-5, tie_word_embeddings=True)
-LETTERS = dict(h=16, q=16, k=8, f=12, F=24, Q=32, v=10, d=4, e=3, m=6, s=10, a=4, g=2, c=3, o=1, H=48)
+LETTERS = dict(h=16, q=16, k=8, f=12, F=24, Q=32, v=10, d=4, e=3, m=6, s=10, a=4, c=3, o=1, H=48)
+# DeepSeek's, whose heads rotate 2 of their 6 keys' numbers and have 3 of values: ranks, and heads of these widths.
+LETTERS |= dict(r=5, l=8, R=10, A=24, B=28, V=12, K=4, W=3, S=12)
 
 TOP = {"model.embed_tokens.weight": "v h", "model.norm.weight": "h"}
 ATTENTION = {"self_attn.q_proj.weight": "q h", "self_attn.k_proj.weight": "k h", "self_attn.v_proj.weight": "k h",
@@ -208,6 +210,31 @@ def add_llama3(w, c):
     w.add_tensor("rope_freqs.weight", np.array(c["rope_scaling"]["factors"], np.float32))
 
 
+def add_deepseek2(w, c):
+    rotated, rank = c["qk_rope_head_dim"], c["kv_lora_rank"]
+    w.add_rope_dimension_count(rotated)
+    w.add_q_lora_rank(c["q_lora_rank"])
+    w.add_kv_lora_rank(rank)
+    w.add_key_length(rank + rotated)
+    w.add_value_length(rank)
+    w.add_key_length_mla(c["qk_nope_head_dim"] + rotated)
+    w.add_value_length_mla(c["v_head_dim"])
+    w.add_expert_count(c["n_routed_experts"])
+    w.add_expert_used_count(c["num_experts_per_tok"])
+    w.add_expert_shared_count(c["n_shared_experts"])
+    w.add_expert_feed_forward_length(c["moe_intermediate_size"])
+    w.add_leading_dense_block_count(c["first_k_dense_replace"])
+    w.add_expert_weights_scale(c["routed_scaling_factor"])
+    w.add_expert_weights_norm(c["norm_topk_prob"])
+    if c["model_type"] == "deepseek_v3":
+        w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    scaling = c["rope_scaling"]
+    w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    w.add_rope_scaling_factor(scaling["factor"])
+    w.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+    w.add_rope_scaling_yarn_log_mul(0.1 * scaling["mscale_all_dim"])
+
+
 OLMO2 = ATTENTION | MLP | {"post_attention_layernorm.weight": "h", "post_feedforward_layernorm.weight": "h",
                            "self_attn.q_norm.weight": "q", "self_attn.k_norm.weight": "k"}
 STARCODER2 = ATTENTION | {"mlp.c_fc.weight": "f h", "mlp.c_proj.weight": "h f"} | NORMS
@@ -222,6 +249,21 @@ GPT_OSS_EXPERTS = {"mlp.router.weight": "e h", "mlp.experts.gate_proj.weight": "
                    "mlp.experts.down_proj.bias": "e h", "self_attn.sinks": "a"}
 FUSED = {"mlp.gate_up_proj.weight": "F h", "mlp.down_proj.weight": "h f"}
 STABLELM_NORMS = {f"self_attn.{x}_layernorm.norms.{i}.weight": "d" for x, n in (("q", 4), ("k", 2)) for i in range(n)}
+
+DEEPSEEK = NORMS | {
+    "self_attn.q_a_proj.weight": "r h", "self_attn.q_a_layernorm.weight": "r", "self_attn.q_b_proj.weight": "A r",
+    "self_attn.kv_a_proj_with_mqa.weight": "R h", "self_attn.kv_a_layernorm.weight": "l",
+    "self_attn.o_proj.weight": "h V"}
+DEEPSEEK_EXPERTS = EXPERTS | {
+    "mlp.shared_experts.gate_proj.weight": "S h", "mlp.shared_experts.up_proj.weight": "S h",
+    "mlp.shared_experts.down_proj.weight": "h S"}
+DEEPSEEK_CONFIG = dict(
+    q_lora_rank=5, kv_lora_rank=8, qk_rope_head_dim=2, qk_nope_head_dim=4, v_head_dim=3, num_key_value_heads=4,
+    n_routed_experts=3, num_experts_per_tok=2, n_shared_experts=2, moe_intermediate_size=6, first_k_dense_replace=1,
+    routed_scaling_factor=2.5, tie_word_embeddings=False, rope_scaling=dict(
+        type="yarn", factor=40.0, original_max_position_embeddings=32, mscale=0.707, mscale_all_dim=0.707))
+V2_ATTENTION = DEEPSEEK | {"self_attn.kv_b_proj.weight": "B l"}
+V3_ATTENTION = DEEPSEEK | {"self_attn.embed_q.weight": "a l K", "self_attn.unembed_out.weight": "a W l"}
 
 # File: (architecture, config, tensors of a layer, what its converter does beyond the shared). A list of tensors is one
 # for each layer.
@@ -277,6 +319,13 @@ MODELS = {
     "glm4": (Arch.GLM4, dict(model_type="glm4", head_dim=4, partial_rotary_factor=0.5, attention_bias=True),
              ATTENTION | QKV_BIASES | NORMS | FUSED | {"post_self_attn_layernorm.weight": "h",
                                                        "post_mlp_layernorm.weight": "h"}, add_glm4),
+    "deepseek_v2": (Arch.DEEPSEEK2, DEEPSEEK_CONFIG | dict(
+        model_type="deepseek_v2", norm_topk_prob=False, topk_method="greedy"),
+        [V2_ATTENTION | MLP | HEAD, V2_ATTENTION | DEEPSEEK_EXPERTS], add_deepseek2),
+    "deepseek_v3": (Arch.DEEPSEEK2, DEEPSEEK_CONFIG | dict(
+        model_type="deepseek_v3", norm_topk_prob=True, topk_method="noaux_tc", scoring_func="sigmoid"),
+        [V3_ATTENTION | MLP | HEAD, V3_ATTENTION | DEEPSEEK_EXPERTS | {"mlp.gate.e_score_correction_bias": "e"}],
+        add_deepseek2),
     "lfm2": (Arch.LFM2, dict(model_type="lfm2", conv_L_cache=3, norm_eps=1e-5, block_ff_dim=12, block_dim=16,
                              block_auto_adjust_ff_dim=False, conv_bias=False, layer_types=["conv", "full_attention"]),
              [LFM2_CONV, LFM2_ATTENTION], add_lfm2),
@@ -296,7 +345,8 @@ def to_gguf_name(names, name):
     if "block_sparse_moe.switch_mlp" in name:  # LlamaModel.modify_tensors
         letter = dict(gate="w1", down="w2", up="w3")[name.split(".")[-2].split("_")[0]]
         name = f"layers.{name.split('.')[2]}.feed_forward.experts.{letter}.weight"
-    name = name.replace("switch_mlp", "experts")
+    name = name.replace("switch_mlp", "experts").replace("embed_q", "k_b_proj").replace("unembed_out", "v_b_proj")
+    name = name.replace("e_score_correction_bias", "e_score_correction.bias")  # base.py's filter
     if name.endswith("sinks"):  # GptOssModel.filter_tensors
         name += ".weight"
     found = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -317,6 +367,19 @@ def shapes(layers):
     for i, layer in enumerate(each):
         top |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items() if name not in HEAD}
     return {name: [LETTERS[letter] for letter in shape.split()] for name, shape in top.items()}
+
+
+def split_latent(tensors):
+    """DeepseekV2Model.modify_tensors: kv_b_proj in two, k's transposed."""
+    out = {}
+    for name, x in tensors.items():
+        if name.endswith("kv_b_proj.weight"):
+            heads = x.reshape(4, 7, 8)
+            out[name.replace("kv_b_proj", "embed_q")] = heads[:, :4].swapaxes(1, 2)
+            out[name.replace("kv_b_proj", "unembed_out")] = heads[:, 4:]
+        else:
+            out[name] = x
+    return out
 
 
 def stack_head_norms(tensors):
@@ -341,7 +404,7 @@ def write_model(writer, arch, config, tensors, more):
         kinds = config["layer_types"]
         writer.add_head_count_kv([config["num_key_value_heads"] if kind != "conv" else 0 for kind in kinds])
     else:
-        writer.add_head_count_kv(config["num_key_value_heads"])
+        writer.add_head_count_kv(1 if arch == Arch.DEEPSEEK2 else config["num_key_value_heads"])
     if arch != Arch.STABLELM:
         writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
@@ -350,7 +413,7 @@ def write_model(writer, arch, config, tensors, more):
     if more:
         more(writer, config)
     names = gguf.get_tensor_name_map(arch, layers)
-    for name, x in stack_head_norms(tensors).items():
+    for name, x in split_latent(stack_head_norms(tensors)).items():
         for part, heads in ((".q_proj.", config["num_attention_heads"]), (".k_proj.", config["num_key_value_heads"])):
             if arch in PAIRED and part in name:
                 x = pairs(x, heads)
@@ -385,8 +448,80 @@ def names():
     close(writer)
 
 
+# --- text --------------------------------------------------------------------
+
+PROMPTS = [
+    "The capital of France is",
+    "Once upon a time, in a small village by the sea,",
+    "Water boils at a temperature of",
+    "def fibonacci(n):",
+    "The three primary colours are",
+    "Die Hauptstadt von Deutschland ist",
+    "1, 2, 3, 4, 5,",
+    "Q: Who wrote Romeo and Juliet?\nA:",
+    "In 1969, the first human being",
+    "SELECT name, age FROM users WHERE",
+]
+TOKENS, BEST = 32, 3
+
+
+def float32_copy(source, target):
+    """The same weights, dequantized by the gguf package: llama.cpp multiplies float32 weights by float32 activations,
+    where for quantized weights it rounds the activations to 8 bits. It multiplies the embedding by sqrt(hidden), which
+    Google's code and mlx-lm (and so ours) round to bfloat16: the copy's embedding makes up for it, and its output layer
+    is a tensor of its own."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, reader.get_field("general.architecture").contents())
+    for field in reader.fields.values():
+        if field.name in ("general.architecture", "general.alignment") or field.name.startswith("GGUF."):
+            continue
+        kind = field.types[0]
+        inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(field.name, field.contents(), kind, inner)
+    for tensor in reader.tensors:
+        shape = [int(n) for n in reversed(tensor.shape)]
+        data = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(shape)
+        if tensor.name == "token_embd.weight":
+            writer.add_tensor("output.weight", data)
+            scale = np.sqrt(np.float32(data.shape[1]))
+            bits = scale.view(np.uint32)  # to the nearest bfloat16
+            rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).astype(np.uint32).view(np.float32)
+            data = (data.astype(np.float64) * (np.float64(rounded) / np.float64(scale))).astype(np.float32)
+        writer.add_tensor(tensor.name, data)
+    close(writer)
+
+
+def text(model, out):
+    """For each prompt its ids, the 32 ids that llama.cpp adds greedily, and at each step its three best logits."""
+    import llama_cpp
+
+    copy = Path(out).with_suffix(".f32.gguf")
+    if not copy.exists():
+        float32_copy(model, copy)
+    llm = llama_cpp.Llama(str(copy), n_ctx=256, logits_all=True, verbose=False, flash_attn=False,
+                          type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32)
+    prompts = []
+    for prompt in PROMPTS:
+        ids = llm.tokenize(prompt.encode(), add_bos=True, special=False)
+        llm.reset()
+        llm.eval(ids)
+        said, best = [], []
+        for _ in range(TOKENS):
+            logits = llm.scores[llm.n_tokens - 1]
+            order = np.argsort(-logits)[:BEST]
+            said.append(int(order[0]))
+            best.append([[int(i), round(float(logits[i]), 4)] for i in order])
+            llm.eval([said[-1]])
+        prompts.append(dict(text=prompt, prompt=[int(i) for i in ids], said=said, best=best))
+        print(repr(prompt), repr(llm.detokenize(said).decode(errors="replace")), flush=True)
+    copy.unlink()
+    lines = ",\n".join(json.dumps(prompt, separators=(",", ":")) for prompt in prompts)
+    reference = f"llama-cpp-python {llama_cpp.__version__}, float32 weights, activations and KV, CPU"
+    Path(out).write_text(f'{{"model": "{Path(model).name}", "reference": "{reference}", "prompts": [\n{lines}\n]}}\n')
+
+
 if __name__ == "__main__":
-    verbs = dict(types=types, names=names)
+    verbs = dict(types=types, names=names, text=text)
     if len(sys.argv) < 2 or sys.argv[1] not in verbs:
         raise SystemExit(__doc__)
     verbs[sys.argv[1]](*sys.argv[2:])

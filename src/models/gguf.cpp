@@ -78,10 +78,11 @@ class Loader {
       put(name, small(tensor, order));
       return;
     }
-    if (name.ends_with("conv.conv.weight") || split_heads(tensor, layer)) {
-      if (name.ends_with("conv.conv.weight")) {
-        put(name, mx::expand_dims(dequantize_gguf(tensor), 1)); // [D,L] -> torch's [D,1,L]
-      }
+    if (name.ends_with("conv.conv.weight")) {
+      put(name, mx::expand_dims(dequantize_gguf(tensor), 1)); // [D,L] -> torch's [D,1,L]
+      return;
+    }
+    if (split_heads(tensor, layer) || join_latent(tensor, layer)) {
       return;
     }
     auto arrays = read_gguf_tensor(tensor, {.groups_of_16 = on_cpu(), .order = std::move(order)});
@@ -148,9 +149,37 @@ class Loader {
     return true;
   }
 
+  /** DeepSeek V2's kv_b_proj, [heads * (nope + v), rank], of the two that newer files have: k's [heads, rank, nope] and
+   * v's [heads, v, rank]. Its rows would cross groups, so it is dense. */
+  bool join_latent(const GgufTensor& tensor, const std::string& layer) {
+    bool k = tensor.name.ends_with(".attn_k_b.weight");
+    if (std::string_view(architecture_.model_type) != "deepseek_v2" ||
+        !(k || tensor.name.ends_with(".attn_v_b.weight"))) {
+      return false;
+    }
+    if (tensor.shape.size() != 3) {
+      fail(Kind::invalid, "[open_checkpoint] tensor {} must have 3 axes; got {}", tensor.name, tensor.shape.size());
+    }
+    auto half = dequantize_gguf(tensor);
+    if (k) {
+      half = mx::swapaxes(half, 1, 2);
+    }
+    auto name = layer.substr(0, layer.rfind('.')) + ".kv_b_proj.weight";
+    auto [other, first] = halves_.emplace(name, half);
+    if (!first) {
+      auto both = k ? std::vector<mx::array>{half, other->second} : std::vector<mx::array>{other->second, half};
+      auto joined = mx::flatten(mx::concatenate(both, 1), 0, 1);
+      mx::eval(joined); // so that the halves go
+      halves_.erase(other);
+      put(name, joined);
+    }
+    return true;
+  }
+
   const GgufArchitecture& architecture_;
   const GgufMetadata& metadata_;
   GgufFile& file_;
+  std::map<std::string, mx::array> halves_;
 };
 
 mx::Dtype best_dtype(const GgufArchitecture& architecture, const GgufContents& contents) {

@@ -134,7 +134,8 @@ void check_supported(const GgufMetadata& metadata) {
     }
   }
   auto keys = gguf_key(metadata, "attention.key_length"), values = gguf_key(metadata, "attention.value_length");
-  if (metadata.has(keys) && metadata.has(values) && metadata.integer(keys) != metadata.integer(values)) {
+  bool latent = metadata.has(gguf_key(metadata, "attention.kv_lora_rank")); // there they differ
+  if (!latent && metadata.has(keys) && metadata.has(values) && metadata.integer(keys) != metadata.integer(values)) {
     fail(
         Kind::invalid,
         "[gguf] '{}' must equal '{}'; got {} and {}",

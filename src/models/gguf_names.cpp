@@ -63,7 +63,7 @@ constexpr GgufName glm4_names[] = {
 };
 constexpr GgufName gpt_oss_names[] = {
     {"post_attention_norm", "post_attention_layernorm"},
-    {"attn_sinks", "self_attn.sinks"},
+    {"attn_sinks", "self_attn.sinks", true},
     {"ffn_gate_inp", "mlp.router"},
     {"ffn_gate_exps", "mlp.experts.gate_proj"},
     {"ffn_up_exps", "mlp.experts.up_proj"},
@@ -81,6 +81,21 @@ constexpr GgufName lfm2_names[] = {
     {"shortconv.conv", "conv.conv"},
     {"shortconv.in_proj", "conv.in_proj"},
     {"shortconv.out_proj", "conv.out_proj"},
+};
+
+constexpr GgufName deepseek2_names[] = {
+    {"attn_q_a", "self_attn.q_a_proj"},
+    {"attn_q_a_norm", "self_attn.q_a_layernorm"},
+    {"attn_q_b", "self_attn.q_b_proj"},
+    {"attn_kv_a_mqa", "self_attn.kv_a_proj_with_mqa"},
+    {"attn_kv_a_norm", "self_attn.kv_a_layernorm"},
+    {"attn_kv_b", "self_attn.kv_b_proj"},
+    {"attn_k_b", "self_attn.embed_q"},
+    {"attn_v_b", "self_attn.unembed_out"},
+    {"exp_probs_b", "mlp.gate.e_score_correction_bias", true},
+    {"ffn_gate_shexp", "mlp.shared_experts.gate_proj"},
+    {"ffn_up_shexp", "mlp.shared_experts.up_proj"},
+    {"ffn_down_shexp", "mlp.shared_experts.down_proj"},
 };
 
 constexpr GgufField mixtral_fields[] = {
@@ -116,12 +131,39 @@ constexpr GgufField granite_fields[] = {
     {"residual_multiplier", "residual_scale"},
     {"logits_scaling", "logit_scale"},
 };
+constexpr GgufField deepseek2_fields[] = {
+    {"q_lora_rank", "attention.q_lora_rank"},
+    {"kv_lora_rank", "attention.kv_lora_rank"},
+    {"qk_rope_head_dim", "rope.dimension_count"},
+    {"n_routed_experts", "expert_count"},
+    {"n_shared_experts", "expert_shared_count"},
+    {"num_experts_per_tok", "expert_used_count"},
+    {"moe_intermediate_size", "expert_feed_forward_length"},
+    {"first_k_dense_replace", "leading_dense_block_count"},
+    {"routed_scaling_factor", "expert_weights_scale"},
+    {"norm_topk_prob", "expert_weights_norm"},
+    {"n_group", "expert_group_count"},
+    {"topk_group", "expert_group_used_count"},
+};
 constexpr GgufField lfm2_fields[] = {
     {"norm_eps", "attention.layer_norm_rms_epsilon"},
     {"conv_L_cache", "shortconv.l_cache"},
     {"block_dim", "embedding_length"},
     {"block_ff_dim", "feed_forward_length"},
 };
+
+bool has_experts(const GgufMetadata& metadata) {
+  return metadata.integer(gguf_key(metadata, "expert_count"), 0) > 0;
+}
+
+/** expert_gating_func 2 (gguf-py's ExpertGatingFuncType): DeepSeek V3; V2's files name none, or softmax. */
+bool has_sigmoid_experts(const GgufMetadata& metadata) {
+  return has_experts(metadata) && metadata.integer(gguf_key(metadata, "expert_gating_func"), 1) == 2;
+}
+
+bool has_softmax_experts(const GgufMetadata& metadata) {
+  return has_experts(metadata) && !has_sigmoid_experts(metadata);
+}
 
 bool has_bias(const GgufContents& contents, const char* stem) {
   return find_gguf_tensor(contents, fmt::format("blk.0.{}.bias", stem)) != nullptr;
@@ -232,11 +274,40 @@ void finish_lfm2(const GgufContents& contents, json::object& config) {
   config["num_key_value_heads"] = *std::max_element(heads.begin(), heads.end());
 }
 
+/** Heads' sizes as they are before the keys and values are absorbed: newer files say so by keys of their own. */
+void finish_deepseek2(const GgufContents& contents, json::object& config) {
+  auto& metadata = contents.metadata;
+  auto size = [&](const char* key, const char* older) {
+    auto name = gguf_key(metadata, key);
+    return metadata.integer(metadata.has(name) ? name : gguf_key(metadata, older));
+  };
+  int rotated = metadata.integer(gguf_key(metadata, "rope.dimension_count"));
+  config["qk_nope_head_dim"] = size("attention.key_length_mla", "attention.key_length") - rotated;
+  config["v_head_dim"] = size("attention.value_length_mla", "attention.value_length");
+  config["num_key_value_heads"] = config["num_attention_heads"];
+  config.erase("head_dim");
+  config.erase("partial_rotary_factor");
+  if (!config.contains("q_lora_rank")) {
+    config["q_lora_rank"] = nullptr; // V2 Lite
+  }
+  if (config["model_type"] == "deepseek_v2") {
+    bool groups = metadata.integer(gguf_key(metadata, "expert_group_count"), 1) > 1;
+    config["topk_method"] = groups ? "group_limited_greedy" : "greedy";
+  }
+  // The converter writes a tenth of mscale_all_dim, and the released models' mscale is the same.
+  auto log = gguf_key(metadata, "rope.scaling.yarn_log_multiplier");
+  auto* scaling = config.if_contains("rope_scaling");
+  if (scaling && metadata.has(log)) {
+    auto& options = scaling->as_object();
+    options["mscale"] = options["mscale_all_dim"] = metadata.number(log) * 10;
+  }
+}
+
 const GgufArchitecture architectures[] = {
     {.architecture = "llama", .model_type = "llama", .paired_rope = true},
     {.architecture = "llama",
      .model_type = "mixtral",
-     .experts = true,
+     .applies = has_experts,
      .paired_rope = true,
      .fields = mixtral_fields,
      .names = mixtral_names},
@@ -244,13 +315,13 @@ const GgufArchitecture architectures[] = {
     {.architecture = "qwen3", .model_type = "qwen3"},
     {.architecture = "qwen2moe",
      .model_type = "qwen2_moe",
-     .experts = true,
+     .applies = has_experts,
      .fields = qwen_moe_fields,
      .constants = R"({"norm_topk_prob": false, "decoder_sparse_step": 1, "mlp_only_layers": []})",
      .finish = finish_qwen_moe},
     {.architecture = "qwen3moe",
      .model_type = "qwen3_moe",
-     .experts = true,
+     .applies = has_experts,
      .fields = qwen_moe_fields,
      .constants = R"({"norm_topk_prob": true, "decoder_sparse_step": 1, "mlp_only_layers": []})",
      .finish = finish_qwen_moe},
@@ -305,11 +376,26 @@ const GgufArchitecture architectures[] = {
      .constants = R"({"no_rope_layer_interval": 4})"},
     {.architecture = "gpt-oss",
      .model_type = "gpt_oss",
-     .experts = true,
+     .applies = has_experts,
      .wide_range = true,
      .fields = gpt_oss_fields,
      .names = gpt_oss_names,
      .finish = finish_gpt_oss},
+    {.architecture = "deepseek2",
+     .model_type = "deepseek_v2",
+     .applies = has_softmax_experts,
+     .fields = deepseek2_fields,
+     .names = deepseek2_names,
+     .constants = R"({"moe_layer_freq": 1, "norm_topk_prob": false})",
+     .finish = finish_deepseek2},
+    {.architecture = "deepseek2",
+     .model_type = "deepseek_v3",
+     .applies = has_sigmoid_experts,
+     .fields = deepseek2_fields,
+     .names = deepseek2_names,
+     .constants = R"({"moe_layer_freq": 1, "norm_topk_prob": false, "topk_method": "noaux_tc",
+                      "scoring_func": "sigmoid", "n_group": 1, "topk_group": 1})",
+     .finish = finish_deepseek2},
     {.architecture = "glm4", .model_type = "glm4", .names = glm4_names, .finish = finish_glm4},
     {.architecture = "lfm2",
      .model_type = "lfm2",
@@ -320,19 +406,19 @@ const GgufArchitecture architectures[] = {
      .finish = finish_lfm2},
 };
 
-const char* find_name(std::span<const GgufName> names, std::string_view stem) {
+const GgufName* find_name(std::span<const GgufName> names, std::string_view stem) {
   auto found = std::find_if(names.begin(), names.end(), [&](auto& name) { return name.stem == stem; });
-  return found == names.end() ? nullptr : found->name;
+  return found == names.end() ? nullptr : &*found;
 }
 
 } // namespace
 
 const GgufArchitecture& find_gguf_architecture(const GgufMetadata& metadata) {
   auto name = metadata.text("general.architecture");
-  bool experts = metadata.integer(name + ".expert_count", 0) > 0;
+  bool experts = has_experts(metadata);
   std::string known;
   for (auto& row : architectures) {
-    if (row.architecture == name && row.experts == experts) {
+    if (row.architecture == name && (row.applies ? row.applies(metadata) : !experts)) {
       return row;
     }
     if (known.find(row.architecture) == std::string::npos) {
@@ -355,7 +441,7 @@ std::string hf_name(const GgufArchitecture& architecture, const std::string& nam
   auto stem = name.substr(0, dot);
   auto part = name.substr(dot);
   if (auto* top = find_name(top_names, stem)) {
-    return top + part;
+    return top->name + part;
   }
   auto middle = stem.find('.', 4);
   if (!stem.starts_with("blk.") || middle == std::string::npos) {
@@ -368,10 +454,7 @@ std::string hf_name(const GgufArchitecture& architecture, const std::string& nam
   if (!found) {
     return name;
   }
-  if (std::string_view(found) == "self_attn.sinks") {
-    part.clear(); // a bare parameter
-  }
-  return fmt::format("model.layers.{}.{}{}", layer, found, part);
+  return fmt::format("model.layers.{}.{}{}", layer, found->name, found->bare ? "" : part);
 }
 
 const GgufTensor* find_gguf_tensor(const GgufContents& contents, const std::string& name) {

@@ -22,12 +22,14 @@ struct GgufField {
 struct GgufName {
   const char* stem;
   const char* name;
+  bool bare = false; // without ".weight" or ".bias" there
 };
 
 struct GgufArchitecture {
   const char* architecture; // general.architecture
   const char* model_type; // ours
-  bool experts = false; // the row for files with an expert_count
+  /** Whether the row is for this file; null: it is where the file has no experts. */
+  bool (*applies)(const GgufMetadata& metadata) = nullptr;
   /** RoPE's pairs lie side by side in q's and k's rows, and half a head apart in Hugging Face's. */
   bool paired_rope = false;
   /** Norms hold 1 + w, where Hugging Face's hold w. */

@@ -16,7 +16,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
-const std::string types_file = (golden_folder / "gguf_types" / "types.gguf").string();
+const fs::path recorded = "tests/golden"; // what tools/golden_gguf.py wrote
+const std::string types_file = (recorded / "gguf_types" / "types.gguf").string();
 
 struct KindCase {
   const GgufTensor* tensor;
@@ -182,8 +183,8 @@ TEST_CASE("gguf: rows in another order") {
 }
 
 TEST_CASE("gguf: a damaged header is an error or another file, never a crash") {
-  auto whole = bytes_of(golden_folder / "gguf_names" / "llama.gguf");
-  size_t header = open_gguf_contents((golden_folder / "gguf_names" / "llama.gguf").string()).tensors[0].offset;
+  auto whole = bytes_of(recorded / "gguf_names" / "llama.gguf");
+  size_t header = open_gguf_contents((recorded / "gguf_names" / "llama.gguf").string()).tensors[0].offset;
   Scratch scratch("damaged");
   int errors = 0;
   for (size_t at = 0; at < header; ++at) {
@@ -203,7 +204,7 @@ TEST_CASE("gguf: a damaged header is an error or another file, never a crash") {
 }
 
 TEST_CASE("gguf: what can't be read is named") {
-  auto whole = bytes_of(golden_folder / "gguf_names" / "qwen2.gguf");
+  auto whole = bytes_of(recorded / "gguf_names" / "qwen2.gguf");
   Scratch scratch("kind");
   auto changed = [&](const std::string& from, const std::string& to) {
     auto text = whole;
@@ -231,12 +232,12 @@ TEST_CASE("gguf: what can't be read is named") {
 }
 
 TEST_CASE("gguf: a file in parts is one model, whichever part is named") {
-  auto whole = read_gguf((golden_folder / "gguf_names" / "qwen2.gguf").string());
+  auto whole = read_gguf((recorded / "gguf_names" / "qwen2.gguf").string());
   auto folder = fs::temp_directory_path() / fmt::format("parallm_parts_{}", ::getpid());
   fs::remove_all(folder);
   fs::create_directories(folder);
   std::vector<fs::path> parts;
-  for (auto& entry : fs::directory_iterator(golden_folder / "gguf_names")) {
+  for (auto& entry : fs::directory_iterator(recorded / "gguf_names")) {
     if (entry.path().filename().string().starts_with("parts-")) {
       parts.push_back(folder / entry.path().filename());
       fs::copy(entry.path(), parts.back());
@@ -296,7 +297,7 @@ bool same(const boost::json::value& a, const boost::json::value& b) {
 
 TEST_CASE("gguf: each architecture's names, values and config.json are Hugging Face's") {
   int models = 0;
-  for (auto& entry : fs::directory_iterator(golden_folder / "gguf_names")) {
+  for (auto& entry : fs::directory_iterator(recorded / "gguf_names")) {
     if (entry.path().extension() != ".json") {
       continue;
     }
@@ -325,11 +326,66 @@ TEST_CASE("gguf: each architecture's names, values and config.json are Hugging F
       CHECK(floats(found->second) == expected(std::string(name), found->second.size()));
     }
   }
-  CHECK(models == 21);
+  CHECK(models == 23);
+}
+
+namespace {
+
+/** Logits of a short prompt; nothing where the model_type isn't among ours. */
+std::optional<std::vector<float>> logits_of(const Config& config, Weights weights) {
+  std::unique_ptr<Model> model;
+  try {
+    model = make_model(config, weights);
+  } catch (const Error& error) {
+    bool unknown = std::string_view(error.what()).find("'model_type' must be one of") != std::string_view::npos;
+    CAPTURE(std::string(error.what()));
+    CHECK(unknown);
+    return {};
+  }
+  auto caches = make_paged_caches(model->cache_specs(), {.block_size = 4, .blocks = 16, .dtype = mx::float32});
+  std::vector<Span> spans{{0, 5, 0, block_range(1, 4), 5}};
+  caches->begin(spans);
+  auto hidden = model->hidden(mx::array({1, 7, 3, 9, 4}, mx::int32), *caches);
+  return floats(model->logits(hidden));
+}
+
+} // namespace
+
+TEST_CASE("gguf: each architecture that we have computes from a GGUF file what it does from a folder") {
+  std::string run;
+  for (auto& entry : fs::directory_iterator(recorded / "gguf_names")) {
+    auto path = entry.path();
+    if (path.extension() != ".json") {
+      continue;
+    }
+    CAPTURE(path.string());
+    auto folder = read_config(path.string());
+    auto file = read_gguf(path.replace_extension(".gguf").string());
+    std::unordered_map<std::string, mx::array> arrays;
+    for (auto& [name, array] : file.arrays) {
+      auto values = expected(name, array.size());
+      arrays.emplace(name, mx::astype(mx::array(values.data(), array.shape(), mx::float32), array.dtype()));
+    }
+    auto wanted = logits_of(folder.object("config"), Weights(arrays, {}, mx::float32));
+    if (!wanted) {
+      continue;
+    }
+    auto got = logits_of(file.config, Weights(file.arrays, file.quantizations, mx::float32));
+    REQUIRE(got);
+    run += " " + path.stem().string();
+    CHECK(std::all_of(wanted->begin(), wanted->end(), [](float x) { return std::isfinite(x); }));
+    CHECK(std::adjacent_find(wanted->begin(), wanted->end(), std::not_equal_to<>()) != wanted->end());
+    REQUIRE(got->size() == wanted->size());
+    for (size_t i = 0; i < got->size(); ++i) {
+      CHECK((*got)[i] == doctest::Approx((*wanted)[i]).epsilon(1e-5));
+    }
+  }
+  MESSAGE("architectures:", run);
+  CHECK(run.find(" llama") != std::string::npos);
 }
 
 TEST_CASE("gguf: the activations' dtype") {
-  auto dtype = [](const char* name) { return read_gguf((golden_folder / "gguf_names" / name).string()).dtype; };
+  auto dtype = [](const char* name) { return read_gguf((recorded / "gguf_names" / name).string()).dtype; };
   CHECK(dtype("qwen2.gguf") == mx::float16);
   CHECK(dtype("gemma3.gguf") == mx::bfloat16); // float16 overflows in it
 }
