@@ -19,7 +19,8 @@ constexpr bool only_serve = false;
 constexpr const char* usage =
     "usage: mlx_parallm VERB [flags]\n\n"
     "  serve      the HTTP server (also: mlx_parallm_serve)\n"
-    "  generate   text from many prompts at once\n\n"
+    "  generate   text from many prompts at once\n"
+    "  download   a model of the Hugging Face hub into the cache\n\n"
     "`mlx_parallm VERB --help` lists a verb's flags.\n";
 
 int run(std::vector<std::string> arguments) {
@@ -35,6 +36,9 @@ int run(std::vector<std::string> arguments) {
   }
   if (verb == "generate") {
     return parallm::generate(std::move(arguments));
+  }
+  if (verb == "download") {
+    return parallm::download(std::move(arguments));
   }
   if (verb == "--version") {
     fmt::print("{}\n", PARALLM_VERSION);

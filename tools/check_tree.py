@@ -35,6 +35,7 @@ MAY_CATCH = {
     "src/library/generate.cpp",  # a prompt that can't begin fails alone
     "src/commands/serve.cpp",  # CLI11's own errors; the thread that loads the model
     "src/commands/generate.cpp",  # CLI11's own errors
+    "src/commands/download.cpp",  # CLI11's own errors
     "src/main.cpp",  # the rest becomes a line and an exit status
 }
 MAX_LINES = 600

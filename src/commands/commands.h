@@ -13,4 +13,7 @@ int serve(std::vector<std::string> arguments);
 /** `mlx_parallm generate`: text from many prompts at once. */
 int generate(std::vector<std::string> arguments);
 
+/** `mlx_parallm download`: a model of the Hugging Face hub into the cache. */
+int download(std::vector<std::string> arguments);
+
 } // namespace parallm
