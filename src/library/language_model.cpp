@@ -5,6 +5,7 @@
 #include "engine/runner.h"
 #include "engine/warm_up.h"
 #include "library/memory.h"
+#include "library/model_files.h"
 #include "library/text_files.h"
 #include "models/checkpoint.h"
 
@@ -70,11 +71,15 @@ namespace {
 
 /** On the engine's thread: files to a runner, and what they say to `info` and
  * `engine`. */
-std::unique_ptr<Runner>
-load(const LoadOptions& options, ModelInfo& info, EngineOptions& engine, std::optional<TextFiles>& text) {
+std::unique_ptr<Runner> load(
+    const std::string& files,
+    const LoadOptions& options,
+    ModelInfo& info,
+    EngineOptions& engine,
+    std::optional<TextFiles>& text) {
   const auto start = std::chrono::steady_clock::now();
-  Checkpoint checkpoint = open_checkpoint(info.path, {.dtype = wanted_dtype(options.dtype)});
-  text = text_files(info.path, checkpoint);
+  Checkpoint checkpoint = open_checkpoint(files, {.dtype = wanted_dtype(options.dtype)});
+  text = text_files(files, checkpoint);
   auto model = make_model(checkpoint.config, checkpoint.weights);
   const bool cpu = mx::default_device() == mx::Device::cpu;
   if (!cpu) {
@@ -134,12 +139,13 @@ load(const LoadOptions& options, ModelInfo& info, EngineOptions& engine, std::op
 
 LanguageModel::LanguageModel(const std::string& path, const LoadOptions& options) : parts_(std::make_unique<Parts>()) {
   parts_->info.path = path;
+  const std::string files = model_files(path, options.on_fetch);
   EngineOptions engine;
   engine.max_waiting = options.max_waiting;
   engine.prefix_cache = options.prefix_cache;
   std::optional<TextFiles> text;
   parts_->engine = std::make_unique<Engine>(
-      engine, [&](EngineOptions& completed) { return load(options, parts_->info, completed, text); });
+      engine, [&](EngineOptions& completed) { return load(files, options, parts_->info, completed, text); });
 
   parts_->tokenizer.emplace(text->tokenizer_json);
   if (parts_->tokenizer->size() > parts_->info.vocabulary) {
