@@ -67,6 +67,15 @@ TEST_CASE("gguf_tokenizer: BOS where the file asks for it") {
   Tokenizer t(gguf_tokenizer(v));
   CHECK(t.encode("hi", true) == Ids{260, 259});
   CHECK(t.encode("hi", false) == Ids{259});
+  CHECK(t.encode("<|end|>hi", true) == Ids{260, 259});
+  v.add_bos.reset();
+  CHECK(Tokenizer(gguf_tokenizer(v)).encode("hi", true) == Ids{260, 259}); // what the kind does by itself
+  v.pre = "qwen2";
+  CHECK(Tokenizer(gguf_tokenizer(v)).encode("hi", true) == Ids{259});
+  v.eos = 261;
+  v.add_eos = true;
+  CHECK(Tokenizer(gguf_tokenizer(v)).encode("hi", true) == Ids{259, 261});
+  v.add_bos = true;
   v.bos = 9999;
   CHECK_THROWS_AS(gguf_tokenizer(v), Error);
 }
@@ -93,6 +102,12 @@ TEST_CASE("gguf_tokenizer: what it can't open it names") {
   v = vocabulary("qwen2");
   v.tokens[257] = "12";
   CHECK(text(v).find("twice") != std::string::npos);
+  v = vocabulary("qwen2");
+  v.model = "llama";
+  CHECK(text(v).find("a score and a type for each of its 262 tokens; got 0 and 262") != std::string::npos);
+  v = vocabulary("qwen2");
+  v.merges.clear();
+  CHECK(text(v).find("needs tokenizer.ggml.merges") != std::string::npos);
   v = vocabulary("qwen2");
   v.types.pop_back();
   CHECK(text(v).find("262 tokens, but 261") != std::string::npos);
