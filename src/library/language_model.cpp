@@ -82,6 +82,8 @@ read_text(const LoadOptions& options, TextFiles files, std::vector<int32_t> end_
       : wanted_chat_template(options.chat_template, files.chat_templates);
   if (!source.empty()) {
     out.chat_template.emplace(source, files.special_tokens);
+  } else if (files.chat_templates.size() > 1) { // "default" stands there, empty
+    spdlog::warn("none of the model's chat templates is the default: --chat-template takes one by its name");
   }
   for (const std::string& token : files.end_tokens) {
     if (int32_t id = out.tokenizer->id(token); id >= 0) {

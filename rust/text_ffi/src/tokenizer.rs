@@ -204,15 +204,23 @@ fn add(tokenizer: &mut Tokenizer, additions: &str) -> Result<()> {
     Ok(())
 }
 
+/// The model's tokens by id. Its own list of them is a map, which takes a large vocabulary longer to make than all else
+/// here, so that is asked only where ids have gaps.
+fn tokens(model: &ModelWrapper) -> Vec<(u32, String)> {
+    let size = model.get_vocab_size() as u32;
+    let dense: Option<Vec<_>> = (0..size).map(|id| Some((id, model.id_to_token(id)?))).collect();
+    dense.unwrap_or_else(|| model.get_vocab().into_iter().map(|(token, id)| (id, token)).collect())
+}
+
 fn pieces(tokenizer: &Tokenizer, decoding: &Decoding) -> Vec<Piece> {
     let bytes_of = bytes_of_chars();
     let model: &ModelWrapper = tokenizer.get_model();
-    let vocab = model.get_vocab();
+    let tokens = tokens(model);
     let added = tokenizer.get_added_tokens_decoder();
-    let size = vocab.values().chain(added.keys()).max().map_or(0, |&id| id as usize + 1);
+    let size = tokens.iter().map(|(id, _)| id).chain(added.keys()).max().map_or(0, |&id| id as usize + 1);
     let mut pieces = vec![Piece::default(); size];
-    for (token, &id) in &vocab {
-        let piece = &mut pieces[id as usize];
+    for (id, token) in &tokens {
+        let piece = &mut pieces[*id as usize];
         piece.known = true;
         piece.special = tokenizer.get_added_vocabulary().is_special_token(token);
         piece.bytes = decoding.piece(token, &bytes_of);
