@@ -20,7 +20,8 @@ constexpr const char* usage =
     "usage: mlx_parallm VERB [flags]\n\n"
     "  serve      the HTTP server (also: mlx_parallm_serve)\n"
     "  generate   text from many prompts at once\n"
-    "  convert    a model to a folder in MLX's format, quantized or not\n\n"
+    "  convert    a model to a folder in MLX's format, quantized or not\n"
+    "  download   a model of the Hugging Face hub into the cache\n\n"
     "`mlx_parallm VERB --help` lists a verb's flags.\n";
 
 int run(std::vector<std::string> arguments) {
@@ -39,6 +40,9 @@ int run(std::vector<std::string> arguments) {
   }
   if (verb == "convert") {
     return parallm::convert(std::move(arguments));
+  }
+  if (verb == "download") {
+    return parallm::download(std::move(arguments));
   }
   if (verb == "--version") {
     fmt::print("{}\n", PARALLM_VERSION);

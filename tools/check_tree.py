@@ -36,6 +36,7 @@ MAY_CATCH = {
     "src/commands/serve.cpp",  # CLI11's own errors; the thread that loads the model
     "src/commands/generate.cpp",  # CLI11's own errors
     "src/commands/convert.cpp",  # CLI11's own errors
+    "src/commands/download.cpp",  # CLI11's own errors
     "src/main.cpp",  # the rest becomes a line and an exit status
 }
 MAX_LINES = 600

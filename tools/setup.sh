@@ -52,7 +52,8 @@ debian_packages() {
     boost=libboost1.81-dev
   fi
   echo g++ cmake ninja-build ccache pkg-config git curl ca-certificates python3 python3-venv \
-    "$boost" libhwy-dev libspdlog-dev libfmt-dev libcli11-dev prometheus-cpp-dev doctest-dev
+    "$boost" libhwy-dev libspdlog-dev libfmt-dev libcli11-dev prometheus-cpp-dev doctest-dev \
+    libcurl4-openssl-dev libssl-dev
 }
 
 install_debian() {
@@ -76,7 +77,7 @@ install_macos() {
   have c++ && xcode-select -p >/dev/null 2>&1 ||
     die "no C++ compiler; run: xcode-select --install, then try again"
   have brew || die "no Homebrew, which brings the C++ libraries; see https://brew.sh, then try again"
-  for formula in boost highway spdlog fmt cli11 prometheus-cpp doctest cmake ninja ccache; do
+  for formula in boost highway spdlog fmt cli11 prometheus-cpp doctest openssl@3 cmake ninja ccache; do
     brew list --formula "$formula" >/dev/null 2>&1 || missing+=("$formula")
   done
   # The Python of the command line tools is older than MLX's wheels take.

@@ -15,5 +15,7 @@ int generate(std::vector<std::string> arguments);
 
 /** `mlx_parallm convert`: a model to a folder in MLX's format. */
 int convert(std::vector<std::string> arguments);
+/** `mlx_parallm download`: a model of the Hugging Face hub into the cache. */
+int download(std::vector<std::string> arguments);
 
 } // namespace parallm

@@ -10,6 +10,11 @@
 
 namespace parallm {
 
+/** Of --model-path. */
+inline constexpr const char* model_path_help =
+    "a model folder, a .gguf file, or a model on the Hugging Face hub: ORG/NAME, ORG/NAME@REVISION, ORG/NAME/FILE.gguf, "
+    "ORG/NAME:TAG";
+
 /** --dtype, --kv-cache-memory, --max-batch-size, --max-context-length,
  * --prefix-cache, --chat-template, --threads ... */
 void add_load_flags(CLI::App& app, LoadOptions& options);

@@ -1,13 +1,12 @@
 #include "base/file.h"
 #include "base/json.h"
+#include "base/log.h"
 #include "commands/commands.h"
 #include "commands/flags.h"
 #include "commands/progress.h"
 #include "library/mlx_parallm.h"
 
 #include <boost/json.hpp>
-#include <spdlog/spdlog.h>
-
 #include <unistd.h>
 
 #include <fstream>
@@ -217,7 +216,7 @@ int generate(std::vector<std::string> arguments) {
       "Text from many prompts at once: as arguments, lines of a file, or "
       "lines of standard input",
       "mlx_parallm generate");
-  app.add_option("--model-path", flags.model_path, "a model folder or a .gguf file")->required();
+  app.add_option("--model-path", flags.model_path, model_path_help)->required();
   app.add_option("prompts", flags.prompts, "prompts");
   app.add_option("--file", flags.file, "a file of prompts; - is standard input");
   app.add_option(
@@ -250,7 +249,8 @@ int generate(std::vector<std::string> arguments) {
   check_ranges(flags.options.sampling);
   flags.options.sampling.seed =
       flags.seed ? *flags.seed : (uint64_t{std::random_device{}()} << 32 | std::random_device{}());
-  spdlog::set_level(spdlog::level::warn);
+  set_log(flags.quiet ? "warning" : "info");
+  flags.load.on_fetch = FetchBar(flags.model_path, stderr, !flags.quiet);
   return run(flags);
 }
 

@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "commands/commands.h"
 #include "commands/flags.h"
+#include "commands/progress.h"
 #include "library/mlx_parallm.h"
 
 #include <spdlog/spdlog.h>
@@ -144,7 +145,7 @@ int serve(std::vector<std::string> arguments) {
   OldFlags old;
   CLI::App app("OpenAI-compatible HTTP server for one model", "mlx_parallm_serve");
   app.set_version_flag("--version", PARALLM_VERSION);
-  app.add_option("--model-path", flags.model_path, "a model folder or a .gguf file; this string is the model's id")
+  app.add_option("--model-path", flags.model_path, std::string(model_path_help) + "; this string is the model's id")
       ->envname("MLX_PARALLM_MODEL")
       ->required();
   add_http_flags(app, flags);
@@ -159,6 +160,7 @@ int serve(std::vector<std::string> arguments) {
   old.say();
   flags.service.ids.insert(flags.service.ids.begin(), flags.model_path);
   flags.service.path = flags.model_path;
+  flags.load.on_fetch = FetchBar(flags.model_path, stderr, true);
 
   Service service(flags.service);
   Server server(flags.server, service);

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "engine/engine.h"
+#include "hub/hub.h"
 #include "text/chat_template.h"
 #include "text/text_stream.h"
 #include "text/tokenizer.h"
@@ -35,7 +36,8 @@ struct LoadOptions {
                           // what suits the device
   int mixed_tokens = 0; // and while something does; 0: likewise
   bool prefix_cache = true;
-  std::string chat_template; // Jinja source; empty: the model's own
+  OnFetch on_fetch; // where files come from the hub; without it its warnings go to the log
+  std::string chat_template; // a file, a Jinja source, or the name of one of the model's; empty: its default
 };
 
 /** What a loaded model is. */
@@ -59,8 +61,8 @@ struct ModelInfo {
 
 class LanguageModel {
  public:
-  /** Loads `path` (a folder in MLX's or Hugging Face's layout, or a .gguf file)
-   * and returns when it is ready. */
+  /** Loads `path` (a folder in MLX's or Hugging Face's layout, a .gguf file, or a model's name on the hub, which is
+   * fetched first: library/model_files.h) and returns when it is ready. */
   explicit LanguageModel(const std::string& path, const LoadOptions& options = {});
   ~LanguageModel();
   LanguageModel(LanguageModel&&) noexcept;
