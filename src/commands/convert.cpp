@@ -2,6 +2,7 @@
 
 #include "commands/commands.h"
 #include "commands/flags.h"
+#include "commands/progress.h"
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
@@ -42,7 +43,7 @@ class WrittenBytes {
 };
 
 void add_flags(CLI::App& app, ConvertOptions& options) {
-  app.add_option("--hf-path,--model,--model-path", options.model_path, "a model folder or a .gguf file")->required();
+  app.add_option("--hf-path,--model,--model-path", options.model_path, model_path_help)->required();
   app.add_option("--mlx-path", options.mlx_path, "the folder to write; it must not exist, or be empty")
       ->capture_default_str();
   auto* quantize = app.add_flag("-q,--quantize", options.quantize, "quantize the layers that aren't quantized yet");
@@ -77,6 +78,7 @@ int convert(std::vector<std::string> arguments) {
     return app.exit(error);
   }
   spdlog::set_level(spdlog::level::warn);
+  options.on_fetch = FetchBar(options.model_path, stderr, true);
   const auto start = std::chrono::steady_clock::now();
   const auto made = convert(options, WrittenBytes());
   const auto seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "library/model_files.h"
 #include "library/text_files.h"
 #include "models/convert.h"
 #include "models/quant_recipe.h"
@@ -11,6 +12,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <map>
 
 namespace parallm {
 
@@ -99,14 +101,48 @@ void write_text(const fs::path& path, const std::string& text) {
   }
 }
 
+/** tokenizer.json with the tokens that the rest of a GGUF file's metadata adds. Their ids are places in its vocabulary.
+ */
+std::string whole_tokenizer(const TokenizerSource& source, const GgufTokenizer& gguf) {
+  auto tokenizer = parse_json(source.json, "tokenizer").as_object();
+  auto& added = tokenizer["added_tokens"];
+  if (!added.is_array()) {
+    added = json::array();
+  }
+  std::map<std::string_view, size_t> ids;
+  for (size_t i = 0; i < gguf.tokens.size(); ++i) {
+    ids.emplace(gguf.tokens[i], i);
+  }
+  for (const auto& token : source.additions.tokens) {
+    const auto own = ids.find(token.content);
+    const auto same = [&](const json::value& other) { return other.at("content") == token.content; };
+    auto& list = added.as_array();
+    if (own != ids.end() && std::none_of(list.begin(), list.end(), same)) {
+      list.push_back(
+          {{"id", own->second},
+           {"content", token.content},
+           {"single_word", token.single_word},
+           {"lstrip", token.lstrip},
+           {"rstrip", token.rstrip},
+           {"normalized", token.normalized},
+           {"special", token.special}});
+    }
+  }
+  return json_text(tokenizer);
+}
+
 /** A GGUF file's tokenizer as transformers' files. */
-void write_tokenizer(const TextFiles& text, const fs::path& to) {
-  write_text(to / "tokenizer.json", text.tokenizer_json);
+void write_tokenizer(const TextFiles& text, const GgufTokenizer& gguf, const fs::path& to) {
+  write_text(to / "tokenizer.json", whole_tokenizer(text.tokenizer, gguf));
   auto config = parse_json(text.special_tokens, "special tokens").as_object();
   config["tokenizer_class"] = "PreTrainedTokenizerFast";
   config["clean_up_tokenization_spaces"] = false;
-  if (!text.chat_template.empty()) {
-    config["chat_template"] = text.chat_template;
+  if (const auto& ends = text.tokenizer.additions.ends) {
+    config["add_bos_token"] = !ends->begin.empty();
+    config["add_eos_token"] = !ends->end.empty();
+  }
+  if (const auto own = text.chat_templates.find("default"); own != text.chat_templates.end()) {
+    config["chat_template"] = own->second;
   }
   write_text(to / "tokenizer_config.json", pretty_json(config) + "\n");
 }
@@ -145,11 +181,12 @@ Conversion conversion_of(const ConvertOptions& options) {
 Converted convert(const ConvertOptions& options, const std::function<void(const ConvertProgress&)>& progress) {
   const auto how = conversion_of(options);
   NewFolder folder(target_of(options.mlx_path));
-  auto checkpoint = open_checkpoint(options.model_path);
+  const auto source = model_files(options.model_path, options.on_fetch);
+  auto checkpoint = open_checkpoint(source);
   if (checkpoint.gguf) {
-    write_tokenizer(text_files(options.model_path, checkpoint), folder.path());
+    write_tokenizer(text_files(source, checkpoint), *checkpoint.gguf, folder.path());
   } else {
-    copy_files(options.model_path, folder.path());
+    copy_files(source, folder.path());
   }
   auto model = convert_model(std::move(checkpoint), how);
   const Converted out{model.bytes, model.parameters, model.widened};

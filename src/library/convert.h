@@ -2,6 +2,8 @@
 // a thread that does nothing else with MLX.
 #pragma once
 
+#include "hub/hub.h"
+
 #include <functional>
 #include <optional>
 #include <string>
@@ -10,7 +12,8 @@
 namespace parallm {
 
 struct ConvertOptions {
-  std::string model_path; // a folder or a .gguf file
+  std::string model_path; // a folder, a .gguf file or a model's name on the Hugging Face hub
+  OnFetch on_fetch; // where files come from the hub
   std::string mlx_path; // the folder to write: not there yet, or empty
   bool quantize = false;
   std::string mode = "affine";
