@@ -115,7 +115,7 @@ std::string whole_tokenizer(const TokenizerSource& source, const GgufTokenizer& 
   }
   for (const auto& token : source.additions.tokens) {
     const auto own = ids.find(token.content);
-    const auto same = [&](const json::value& other) { return other.at("content") == token.content; };
+    const auto same = [&](const json::value& other) { return other.at("content").as_string() == token.content; };
     auto& list = added.as_array();
     if (own != ids.end() && std::none_of(list.begin(), list.end(), same)) {
       list.push_back(
