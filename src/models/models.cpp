@@ -12,6 +12,11 @@ namespace parallm {
 // Each is defined in the file of its name.
 using Maker = std::unique_ptr<Model>(const Config&, Weights&);
 Maker make_llama;
+Maker make_mixtral;
+Maker make_olmoe;
+Maker make_qwen2_moe;
+Maker make_qwen3_moe;
+Maker make_qwen3_vl_moe;
 
 namespace {
 
@@ -21,6 +26,11 @@ constexpr struct {
 } architectures[] = {
     {"llama", make_llama},
     {"mistral", make_llama},
+    {"mixtral", make_mixtral},
+    {"olmoe", make_olmoe},
+    {"qwen2_moe", make_qwen2_moe},
+    {"qwen3_moe", make_qwen3_moe},
+    {"qwen3_vl_moe", make_qwen3_vl_moe},
 };
 
 } // namespace
