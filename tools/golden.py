@@ -12,6 +12,8 @@ Each tests/golden/models/<name>.json is a config.json; its key "golden" (optiona
   quantized   false: no second model
   hf          stored under the names and in the layout of Hugging Face's repository: {"stacked": "separate"}, where
               "{}" of the separate name counts experts
+  extra       names of tensors that mlx-lm's sanitize drops, stored as well
+  tied        true: as mlx-lm opens a checkpoint without an output layer, where the file decides that
   scale       factor on the random weights
 
 OUT/<name>/ is then a checkpoint with reference.safetensors:
@@ -23,6 +25,7 @@ the stored weights cast to float32, one prompt at a time. Weights follow from th
 the same file by the same program, is left as it is.
 """
 
+import copy
 import hashlib
 import importlib.metadata
 import json
@@ -44,7 +47,7 @@ LENGTHS = [23, 5, 14]
 
 def build_model(config):
     model_class, args_class = utils._get_classes(config)
-    return model_class(args_class.from_dict(config))
+    return model_class(args_class.from_dict(copy.deepcopy(config)))  # some write into it
 
 
 def draw(rng, path, x, scale):
@@ -66,9 +69,12 @@ def draw(rng, path, x, scale):
     return mx.array(values.astype(np.float32))
 
 
-def random_model(config, seed, scale):
+def random_model(config, seed, how):
     rng = np.random.default_rng(seed)
     model = build_model(config)
+    scale = how.get("scale", 1.6)
+    if how.get("tied"):
+        model.sanitize({k: v for k, v in tree_flatten(model.parameters()) if "lm_head" not in k})
     parameters = sorted(tree_flatten(model.parameters()))
     model.load_weights([(k, draw(rng, k, v, scale)) for k, v in parameters])
     return model
@@ -142,7 +148,7 @@ def reference(model, config, how, seed):
     return out
 
 
-def hf_layout(weights, names, model):
+def hf_layout(weights, names, extra, model):
     """The names of Hugging Face's repository; mlx-lm's own sanitize must lead back."""
     out = {}
     for key, value in weights.items():
@@ -156,6 +162,7 @@ def hf_layout(weights, names, model):
                 break
         else:
             out[key] = value
+    out.update({name: mx.ones((4, 4)) for name in extra})
     back = model.sanitize(dict(out))
     assert back.keys() == weights.keys(), set(back) ^ set(weights)
     assert all(mx.array_equal(back[k], weights[k]) for k in weights)
@@ -241,8 +248,8 @@ def save(folder, model, config, how, seed):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     weights = dict(tree_flatten(model.parameters()))
-    if "hf" in how:
-        weights = hf_layout(weights, how["hf"], model)
+    if "hf" in how or "extra" in how:
+        weights = hf_layout(weights, how.get("hf", {}), how.get("extra", []), build_model(config))
     if how.get("gguf"):
         save_gguf(folder, weights, config)
     else:
@@ -259,13 +266,13 @@ def build(name, config, out):
     how = config.pop("golden", {})
     seed = zlib.crc32(name.encode())
     plain = {k: v for k, v in config.items() if not (how.get("dynamic") and k == "rope_scaling")}
-    model = random_model(plain, seed, how.get("scale", 1.6))
+    model = random_model(plain, seed, how)
     cast(model, getattr(mx, how.get("dtype", "float16")))
     stored = config
     if "bits" in how:
         model, stored = quantize(model, config, how)
     elif how.get("quantized", True):
-        again = random_model(plain, seed, how.get("scale", 1.6))
+        again = random_model(plain, seed, how)
         cast(again, getattr(mx, how.get("dtype", "float16")))
         again, quantized = quantize(again, config, {"bits": 4, "group_size": 32})
         save(out / f"{name}-4bit", again, quantized, {}, seed)
