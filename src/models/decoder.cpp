@@ -1,119 +1,109 @@
 #include "models/decoder.h"
 
 #include "base/error.h"
-#include "models/head.h"
-#include "nn/norm.h"
+
+#include <algorithm>
 
 namespace parallm {
 
-namespace {
+Sizes::Sizes(const Config& config)
+    : hidden_size(config.count("hidden_size")),
+      num_hidden_layers(config.count("num_hidden_layers")),
+      intermediate_size(config.count("intermediate_size")),
+      num_attention_heads(config.count("num_attention_heads")),
+      num_key_value_heads(config.count("num_key_value_heads", num_attention_heads)),
+      head_dim(config.count("head_dim", std::max(hidden_size / num_attention_heads, 1))),
+      vocab_size(config.count("vocab_size")) {
+  if (num_attention_heads % num_key_value_heads != 0) {
+    fail(
+        Kind::invalid,
+        "[{}] 'num_attention_heads' must be a multiple of 'num_key_value_heads'; got {} and {}",
+        config.where,
+        num_attention_heads,
+        num_key_value_heads);
+  }
+}
 
-class Decoder : public Model {
- public:
-  explicit Decoder(DecoderParts parts) : parts_(std::move(parts)) {}
-
-  mx::array hidden(const mx::array& ids, Caches& caches) override {
-    auto h = scaled(parts_.embedding(ids), parts_.embedding_scale);
-    for (size_t i = 0; i < parts_.layers.size(); ++i) {
-      h = parts_.layers[i].run(h, caches.layer(i));
+std::vector<int> layer_windows(const Config& config, int layers, int pattern) {
+  std::vector<int> windows(layers, 0);
+  if (!config.has("layer_types")) {
+    for (int i = 0; pattern > 0 && i < layers; ++i) {
+      windows[i] = (i + 1) % pattern != 0 ? config.count("sliding_window") : 0;
     }
-    return parts_.norm(h);
+    return windows;
   }
-
-  mx::array logits(const mx::array& hidden) override {
-    auto out = parts_.head ? (*parts_.head)(hidden) : parts_.embedding.as_linear(hidden);
-    return scaled(out, parts_.logits_scale);
-  }
-
-  std::vector<CacheSpec> cache_specs() const override {
-    std::vector<CacheSpec> specs;
-    for (auto& layer : parts_.layers) {
-      specs.push_back(layer.cache);
-    }
-    return specs;
-  }
-
-  int vocabulary() const override {
-    return parts_.vocabulary;
-  }
-
-  int own_kv_past() const override {
-    return parts_.own_kv_past;
-  }
-
- private:
-  static mx::array scaled(const mx::array& x, float scale) {
-    return scale == 1 ? x : x * mx::array(scale, x.dtype());
-  }
-
-  DecoderParts parts_;
-};
-
-} // namespace
-
-std::unique_ptr<Model> make_decoder(DecoderParts parts) {
-  return std::make_unique<Decoder>(std::move(parts));
-}
-
-Attend pre_norm_block(
-    Weights& weights,
-    const std::string& name,
-    int dims,
-    float eps,
-    Attend attend,
-    Map feed_forward,
-    float residual_scale) {
-  RMSNorm before(weights, name + ".input_layernorm", dims, eps);
-  RMSNorm between(weights, name + ".post_attention_layernorm", dims, eps);
-  const auto scaled = [residual_scale](const mx::array& x) {
-    return residual_scale == 1 ? x : x * mx::array(residual_scale, x.dtype());
-  };
-  return [=](const mx::array& x, Cache& cache) {
-    auto h = x + scaled(attend(before(x), cache));
-    return h + scaled(feed_forward(between(h)));
-  };
-}
-
-DecoderParts usual_parts(const Config& config, Weights& weights, int dims, float eps) {
-  int vocabulary = config.count("vocab_size");
-  return {
-      .vocabulary = vocabulary,
-      .embedding = Embedding(weights, "model.embed_tokens", vocabulary, dims),
-      .layers = {},
-      .norm = RMSNorm(weights, "model.norm", dims, eps),
-      .head = untied_head(config, weights, vocabulary, dims)};
-}
-
-std::vector<int> layer_windows(const Config& config, int layers) {
   auto types = config.texts("layer_types");
   if (int(types.size()) != layers) {
     fail(Kind::invalid, "[{}] 'layer_types' must name {} layers; got {}", config.where, layers, types.size());
   }
-  std::vector<int> windows;
-  for (auto& type : types) {
-    if (type != "sliding_attention" && type != "full_attention") {
+  for (int i = 0; i < layers; ++i) {
+    if (types[i] == "sliding_attention") {
+      windows[i] = config.count("sliding_window");
+    } else if (types[i] != "full_attention") {
       fail(
           Kind::invalid,
           "[{}] 'layer_types' may hold full_attention and sliding_attention; got '{}'",
           config.where,
-          type);
+          types[i]);
     }
-    windows.push_back(type == "sliding_attention" ? config.count("sliding_window") : 0);
   }
   return windows;
 }
 
-Config with_default(Config config, const char* field, double value) {
-  if (!config.has(field)) {
-    config.json[field] = value;
-  }
-  return config;
-}
-
-void require_text(const Config& config, const char* field, const char* wanted) {
-  if (auto got = config.text(field, wanted); got != wanted) {
+void require_text(const Config& config, const std::string& field, const std::string& wanted) {
+  auto got = config.text(field, wanted);
+  if (got != wanted) {
     fail(Kind::invalid, "[{}] '{}' must be {}; got '{}'", config.where, field, wanted, got);
   }
+}
+
+void require_off(const Config& config, const std::string& field) {
+  if (config.boolean(field, false)) {
+    fail(Kind::invalid, "[{}] '{}' must be false; got true", config.where, field);
+  }
+}
+
+const Rope* Decoder::keep(Rope rope) {
+  return ropes_.emplace_back(std::make_unique<const Rope>(std::move(rope))).get();
+}
+
+void Decoder::add(Block block, CacheSpec spec) {
+  blocks_.push_back(std::move(block));
+  specs_.push_back(std::move(spec));
+}
+
+mx::array Decoder::hidden(const mx::array& ids, Caches& caches) {
+  auto h = embedding_(ids);
+  if (embedded) {
+    h = embedded(h, caches);
+  }
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    h = blocks_[i](h, caches.layer(i));
+  }
+  return norm(h);
+}
+
+mx::array Decoder::logits(const mx::array& hidden) {
+  auto out = head ? (*head)(hidden) : embedding_.as_linear(hidden);
+  return scored ? scored(out) : out;
+}
+
+int Decoder::own_kv_past() const {
+  int past = 0; // where the first of "dynamic" ropes begins to grow
+  for (auto& rope : ropes_) {
+    if (rope->original_length > 0) {
+      past = past == 0 ? rope->original_length : std::min(past, rope->original_length);
+    }
+  }
+  return past;
+}
+
+mx::array scaled(const mx::array& x, float factor) {
+  return x * mx::array(factor, x.dtype());
+}
+
+mx::array softcapped(const mx::array& x, float cap) {
+  return mx::tanh(x / mx::array(cap, x.dtype())) * mx::array(cap, x.dtype());
 }
 
 } // namespace parallm

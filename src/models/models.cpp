@@ -11,6 +11,8 @@ namespace parallm {
 
 // Each is defined in the file of its name.
 using Maker = std::unique_ptr<Model>(const Config&, Weights&);
+Maker make_gemma3;
+Maker make_gemma3_text;
 Maker make_llama;
 Maker make_mixtral;
 Maker make_olmoe;
@@ -24,6 +26,8 @@ constexpr struct {
   const char* model_type;
   Maker* make;
 } architectures[] = {
+    {"gemma3", make_gemma3},
+    {"gemma3_text", make_gemma3_text},
     {"llama", make_llama},
     {"mistral", make_llama},
     {"mixtral", make_mixtral},

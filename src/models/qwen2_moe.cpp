@@ -1,9 +1,7 @@
 // Qwen1.5-MoE and Qwen2-MoE (arXiv 2407.10671): many small experts, and one that
 // all tokens go to, gated.
-#include "base/error.h"
-#include "models/decoder.h"
+#include "models/pre_norm.h"
 #include "models/rope_scaling.h"
-#include "models/self_attention.h"
 #include "nn/mlp.h"
 #include "nn/moe.h"
 
@@ -48,35 +46,32 @@ bool is_sparse(const Config& config, int layer) {
 
 std::unique_ptr<Model> make_qwen2_moe(const Config& config, Weights& weights) {
   require_text(config, "hidden_act", "silu");
-  if (config.boolean("use_sliding_window", false)) {
-    fail(Kind::invalid, "[{}] 'use_sliding_window' must be false: no layer says that it slides", config.where);
-  }
-  SelfAttentionArgs attention(config);
-  auto rope = std::make_shared<Rope>(make_rope(with_default(config, "rope_theta", 1e6), attention.head_dim));
-  attention.rope = rope;
+  require_off(config, "use_sliding_window"); // no layer says that it slides
+  GroupedAttentionArgs attention{Sizes(config)};
+  auto& sizes = attention.sizes;
   attention.bias = config.boolean("qkv_bias", true);
-  int dims = attention.dims;
+  int dims = sizes.hidden_size;
   int choices = config.count("num_experts_per_tok");
   bool normalize = config.boolean("norm_topk_prob", false);
   float eps = config.number("rms_norm_eps", 1e-6);
   auto choose = [=](const mx::array& logits) { return choose_by_softmax(logits, choices, normalize); };
 
-  auto parts = usual_parts(config, weights, dims, eps);
-  for (int i = 0; i < config.count("num_hidden_layers"); ++i) {
-    auto name = fmt::format("model.layers.{}", i);
+  auto model = usual_decoder(config, weights, dims, eps);
+  auto* rope = model->keep(make_rope(config, sizes.head_dim, {.theta = 1e6}));
+  for (int i = 0; i < sizes.num_hidden_layers; ++i) {
+    auto name = layer_name(i);
     auto mlp = name + ".mlp";
-    SelfAttention attend(attention, weights, name + ".self_attn");
-    auto feed_forward = [&]() -> Map {
+    GroupedAttention attend(weights, name + ".self_attn", attention, scaled_attention(sizes.head_dim, rope));
+    auto feed_forward = [&]() -> Decoder::Map {
       if (!is_sparse(config, i)) {
         return GatedMLP(weights, mlp, dims, config.count("intermediate_size"));
       }
       stack_experts(weights, mlp + ".experts", mlp + ".switch_mlp", config.count("num_experts"));
       return SparseMoeBlock(config, weights, mlp, dims, choose);
     }();
-    parts.layers.push_back({pre_norm_block(weights, name, dims, eps, attend, feed_forward), attention.cache()});
+    model->add(pre_norm_block(weights, name, dims, eps, attend, feed_forward), sizes.cache());
   }
-  parts.own_kv_past = rope->original_length;
-  return make_decoder(std::move(parts));
+  return model;
 }
 
 } // namespace parallm

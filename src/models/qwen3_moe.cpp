@@ -1,8 +1,7 @@
 // Qwen3-MoE (arXiv 2505.09388): norms of q and k in each head, experts in some
 // layers. Also the text part of Qwen3-VL-MoE.
-#include "models/decoder.h"
+#include "models/pre_norm.h"
 #include "models/rope_scaling.h"
-#include "models/self_attention.h"
 #include "nn/mlp.h"
 #include "nn/moe.h"
 
@@ -12,17 +11,14 @@ namespace parallm {
 
 std::unique_ptr<Model> make_qwen3_moe(const Config& config, Weights& weights) {
   require_text(config, "hidden_act", "silu");
-  SelfAttentionArgs attention(config);
-  auto rope = std::make_shared<Rope>(make_rope(config, attention.head_dim));
+  GroupedAttentionArgs attention{Sizes(config)};
+  auto& sizes = attention.sizes;
   float eps = config.number("rms_norm_eps");
-  attention.rope = rope;
   attention.norms = HeadNorms::each_head;
   attention.norm_eps = eps;
   attention.bias = attention.output_bias = config.boolean("attention_bias", false);
-  if (config.boolean("use_sliding_window", false)) {
-    attention.window = config.count("sliding_window");
-  }
-  int dims = attention.dims;
+  int window = config.boolean("use_sliding_window", false) ? config.count("sliding_window") : 0;
+  int dims = sizes.hidden_size;
   int experts = config.count("num_experts");
   int choices = config.count("num_experts_per_tok");
   int hidden = config.count("moe_intermediate_size");
@@ -31,23 +27,23 @@ std::unique_ptr<Model> make_qwen3_moe(const Config& config, Weights& weights) {
   auto dense = config.integers("mlp_only_layers");
   auto choose = [=](const mx::array& logits) { return choose_by_softmax(logits, choices, normalize); };
 
-  auto parts = usual_parts(config, weights, dims, eps);
-  for (int i = 0; i < config.count("num_hidden_layers"); ++i) {
-    auto name = fmt::format("model.layers.{}", i);
+  auto model = usual_decoder(config, weights, dims, eps);
+  auto* rope = model->keep(make_rope(config, sizes.head_dim));
+  for (int i = 0; i < sizes.num_hidden_layers; ++i) {
+    auto name = layer_name(i);
     auto mlp = name + ".mlp";
-    SelfAttention attend(attention, weights, name + ".self_attn");
+    GroupedAttention attend(weights, name + ".self_attn", attention, scaled_attention(sizes.head_dim, rope, window));
     bool sparse = (i + 1) % step == 0 && std::find(dense.begin(), dense.end(), i) == dense.end();
-    auto feed_forward = [&]() -> Map {
+    auto feed_forward = [&]() -> Decoder::Map {
       if (!sparse) {
         return GatedMLP(weights, mlp, dims, config.count("intermediate_size"));
       }
       stack_experts(weights, mlp + ".experts", mlp + ".switch_mlp", experts);
       return SparseMoe(weights, mlp + ".gate", mlp + ".switch_mlp", experts, dims, hidden, choose);
     }();
-    parts.layers.push_back({pre_norm_block(weights, name, dims, eps, attend, feed_forward), attention.cache()});
+    model->add(pre_norm_block(weights, name, dims, eps, attend, feed_forward), sizes.cache());
   }
-  parts.own_kv_past = rope->original_length;
-  return make_decoder(std::move(parts));
+  return model;
 }
 
 /** The language model of a checkpoint that also sees; both of its layouts. */

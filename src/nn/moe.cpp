@@ -170,15 +170,15 @@ mx::array MultiLinear::operator()(const mx::array& x) const {
   return mx::swapaxes(mx::reshape(y, {heads_, count, y.shape(1)}), 0, 1);
 }
 
-const ProjectionNames numbered_projections{{"w1", "gate_proj"}, {"w2", "down_proj"}, {"w3", "up_proj"}};
-const ProjectionNames named_projections{{"gate_proj", "gate_proj"}, {"down_proj", "down_proj"}, {"up_proj", "up_proj"}};
+const ExpertNames numbered_projections{{"w1", "gate_proj"}, {"w2", "down_proj"}, {"w3", "up_proj"}};
+const ExpertNames named_projections{{"gate_proj", "gate_proj"}, {"down_proj", "down_proj"}, {"up_proj", "up_proj"}};
 
 void stack_experts(
     Weights& weights,
     const std::string& from,
     const std::string& to,
     int count,
-    const ProjectionNames& names) {
+    const ExpertNames& names) {
   for (auto& [theirs, ours] : names) {
     weights.stack(from + ".{}." + theirs, count, to + "." + ours);
   }

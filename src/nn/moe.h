@@ -168,9 +168,9 @@ class MultiLinear {
 
 /** The three matrices of a feed-forward expert, by Mixtral's names and by most
  * others'. */
-using ProjectionNames = std::vector<std::pair<std::string, std::string>>; // theirs, ours
-extern const ProjectionNames numbered_projections; // w1, w2, w3
-extern const ProjectionNames named_projections; // gate_proj, down_proj, up_proj
+using ExpertNames = std::vector<std::pair<std::string, std::string>>; // theirs, ours
+extern const ExpertNames numbered_projections; // w1, w2, w3
+extern const ExpertNames named_projections; // gate_proj, down_proj, up_proj
 
 /** `<from>.<e>.<theirs>` of `count` experts to `<to>.<ours>`, stacked. */
 void stack_experts(
@@ -178,7 +178,7 @@ void stack_experts(
     const std::string& from,
     const std::string& to,
     int count,
-    const ProjectionNames& names = named_projections);
+    const ExpertNames& names = named_projections);
 
 /** One dense tensor [count, dims, 2*hidden] (`transposed`) or [count, 2*hidden,
  * dims] of gates, then ups, to `<to>.gate_proj.weight` and `<to>.up_proj.weight`. */
