@@ -108,7 +108,9 @@ std::vector<int32_t> read_chat_prompt(Fields& fields, const ServedModel& served)
     variables["reasoning_effort"] = *effort;
   }
   if (!served.chat_template) {
-    fail_field("messages", "[chat] the model has no chat template; use completions");
+    fail_field(
+        "messages",
+        "[messages] the model has no chat template: start the server with --chat-template FILE, or use completions");
   }
   if (resume) {
     mark_last(messages);

@@ -1,6 +1,5 @@
 #include "commands/flags.h"
 
-#include "base/file.h"
 #include "kernels/cpu/ops.h"
 
 #include <algorithm>
@@ -69,10 +68,11 @@ void add_load_flags(CLI::App& app, LoadOptions& options) {
       ->check(CLI::Range(1, 1 << 20));
   app.add_option("--prefix-cache", options.prefix_cache, "true|false: reuse the KV of equal beginnings")
       ->capture_default_str();
-  app.add_option_function<std::string>(
+  app.add_option(
       "--chat-template",
-      [&](const std::string& path) { options.chat_template = read_file(path); },
-      "a file with a Jinja chat template, instead of the model's own");
+      options.chat_template,
+      "a Jinja chat template instead of the model's own: a file, the template's text, or the name of another one of the "
+      "model's, such as tool_use");
   app.add_option_function<int>(
          "--threads",
          [](const int& count) { cpu::set_threads(count); },

@@ -1,7 +1,6 @@
 #include "library/mlx_parallm.h"
 
 #include "base/error.h"
-#include "base/file.h"
 #include "engine/runner.h"
 #include "engine/warm_up.h"
 #include "library/memory.h"
@@ -57,24 +56,51 @@ int capacity(const LoadOptions& load, const EngineOptions& engine, size_t block_
   return static_cast<int>(std::min<size_t>(blocks, 1 << 26));
 }
 
+/** What the engine never sees. */
+struct TextParts {
+  std::optional<Tokenizer> tokenizer;
+  std::optional<ChatTemplate> chat_template;
+};
+
 } // namespace
 
 struct LanguageModel::Parts {
   ModelInfo info;
-  std::optional<Tokenizer> tokenizer;
-  std::optional<ChatTemplate> chat_template;
+  TextParts text;
   std::unique_ptr<Engine> engine;
 };
 
 namespace {
 
+/** Returns the ids that end a text: the checkpoint's and the tokenizer's own, as
+ * mlx-lm has them. */
+std::vector<int32_t>
+read_text(const LoadOptions& options, TextFiles files, std::vector<int32_t> end_ids, TextParts& out) {
+  out.tokenizer.emplace(files.tokenizer);
+  const std::string source = options.chat_template.empty()
+      ? files.chat_templates["default"]
+      : wanted_chat_template(options.chat_template, files.chat_templates);
+  if (!source.empty()) {
+    out.chat_template.emplace(source, files.special_tokens);
+  } else if (files.chat_templates.size() > 1) { // "default" stands there, empty
+    spdlog::warn("none of the model's chat templates is the default: --chat-template takes one by its name");
+  }
+  for (const std::string& token : files.end_tokens) {
+    if (int32_t id = out.tokenizer->id(token); id >= 0) {
+      end_ids.push_back(id);
+    }
+  }
+  std::sort(end_ids.begin(), end_ids.end());
+  end_ids.erase(std::unique(end_ids.begin(), end_ids.end()), end_ids.end());
+  return end_ids;
+}
+
 /** On the engine's thread: files to a runner, and what they say to `info` and
  * `engine`. */
-std::unique_ptr<Runner>
-load(const LoadOptions& options, ModelInfo& info, EngineOptions& engine, std::optional<TextFiles>& text) {
+std::unique_ptr<Runner> load(const LoadOptions& options, ModelInfo& info, EngineOptions& engine, TextParts& text) {
   const auto start = std::chrono::steady_clock::now();
   Checkpoint checkpoint = open_checkpoint(info.path, {.dtype = wanted_dtype(options.dtype)});
-  text = text_files(info.path, checkpoint);
+  info.end_ids = read_text(options, text_files(info.path, checkpoint), checkpoint.eos_ids, text);
   auto model = make_model(checkpoint.config, checkpoint.weights);
   const bool cpu = mx::default_device() == mx::Device::cpu;
   if (!cpu) {
@@ -86,7 +112,6 @@ load(const LoadOptions& options, ModelInfo& info, EngineOptions& engine, std::op
   info.dtype = name(checkpoint.dtype);
   info.kv_dtype = name(checkpoint.kv_dtype);
   info.vocabulary = model->vocabulary();
-  info.end_ids = checkpoint.eos_ids;
   info.bos = checkpoint.bos_id;
   info.temperature = checkpoint.generation.temperature;
   info.top_p = checkpoint.generation.top_p;
@@ -137,21 +162,16 @@ LanguageModel::LanguageModel(const std::string& path, const LoadOptions& options
   EngineOptions engine;
   engine.max_waiting = options.max_waiting;
   engine.prefix_cache = options.prefix_cache;
-  std::optional<TextFiles> text;
   parts_->engine = std::make_unique<Engine>(
-      engine, [&](EngineOptions& completed) { return load(options, parts_->info, completed, text); });
+      engine, [&](EngineOptions& completed) { return load(options, parts_->info, completed, parts_->text); });
 
-  parts_->tokenizer.emplace(text->tokenizer_json);
-  if (parts_->tokenizer->size() > parts_->info.vocabulary) {
+  const int ids = parts_->text.tokenizer->size();
+  if (ids > parts_->info.vocabulary) {
     spdlog::warn(
         "the tokenizer has {} ids, the model's logits are {} wide: prompts "
         "with ids beyond are refused",
-        parts_->tokenizer->size(),
+        ids,
         parts_->info.vocabulary);
-  }
-  const std::string& source = options.chat_template.empty() ? text->chat_template : options.chat_template;
-  if (!source.empty()) {
-    parts_->chat_template.emplace(source, text->special_tokens);
   }
 }
 
@@ -163,11 +183,11 @@ const ModelInfo& LanguageModel::info() const {
 }
 
 const Tokenizer& LanguageModel::tokenizer() const {
-  return *parts_->tokenizer;
+  return *parts_->text.tokenizer;
 }
 
 const ChatTemplate* LanguageModel::chat_template() const {
-  return parts_->chat_template ? &*parts_->chat_template : nullptr;
+  return parts_->text.chat_template ? &*parts_->text.chat_template : nullptr;
 }
 
 Engine& LanguageModel::engine() {
@@ -175,13 +195,13 @@ Engine& LanguageModel::engine() {
 }
 
 std::vector<int32_t> LanguageModel::chat_prompt(const std::string& message) const {
-  if (!parts_->chat_template) {
+  if (!parts_->text.chat_template) {
     fail(Kind::invalid, "[chat] the model {} has no chat template; --chat-template gives one", parts_->info.path);
   }
   boost::json::object variables{
       {"messages", boost::json::array{{{"role", "user"}, {"content", message}}}}, {"add_generation_prompt", true}};
   // The template writes BOS and its like itself.
-  return parts_->tokenizer->encode(parts_->chat_template->render(boost::json::serialize(variables)), false);
+  return parts_->text.tokenizer->encode(parts_->text.chat_template->render(boost::json::serialize(variables)), false);
 }
 
 } // namespace parallm

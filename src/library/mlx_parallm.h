@@ -35,7 +35,7 @@ struct LoadOptions {
                           // what suits the device
   int mixed_tokens = 0; // and while something does; 0: likewise
   bool prefix_cache = true;
-  std::string chat_template; // Jinja source; empty: the model's own
+  std::string chat_template; // a file, a Jinja source, or the name of one of the model's; empty: its default
 };
 
 /** What a loaded model is. */

@@ -44,6 +44,7 @@ struct Tokenizer::Handle {
   std::vector<std::string> pieces; // by id
   std::string flags; // TEXT_TOKEN_*, by id
   Joining joining;
+  std::vector<int32_t> begin; // what the post-processor puts before a text
 };
 
 } // namespace parallm

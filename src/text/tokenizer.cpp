@@ -1,13 +1,52 @@
 #include "text/tokenizer.h"
 
+#include "base/json.h"
+#include "base/log.h"
 #include "text/ffi.h"
+
+#include <algorithm>
 
 namespace parallm {
 
-Tokenizer::Tokenizer(std::string_view tokenizer_json) : handle_(std::make_unique<Handle>()) {
+namespace {
+
+json::value token_or_null(const std::string& token) {
+  return token.empty() ? json::value() : json::value(token);
+}
+
+std::string to_json(const Additions& additions) {
+  json::array tokens;
+  for (const AddedToken& token : additions.tokens) {
+    tokens.push_back(json::object{
+        {"content", token.content},
+        {"special", token.special},
+        {"single_word", token.single_word},
+        {"lstrip", token.lstrip},
+        {"rstrip", token.rstrip},
+        {"normalized", token.normalized}});
+  }
+  json::object out{{"added_tokens", std::move(tokens)}, {"special_tokens", json::value_from(additions.special)}};
+  if (additions.ends) {
+    out["ends"] = {{"begin", token_or_null(additions.ends->begin)}, {"end", token_or_null(additions.ends->end)}};
+  }
+  return json::serialize(out);
+}
+
+/** `with` is `bare` with something before and after it: what is before. */
+std::vector<int32_t> before(const std::vector<int32_t>& with, const std::vector<int32_t>& bare) {
+  auto middle = std::search(with.begin(), with.end(), bare.begin(), bare.end());
+  return bare.empty() || middle == with.end() ? std::vector<int32_t>() : std::vector<int32_t>(with.begin(), middle);
+}
+
+} // namespace
+
+Tokenizer::Tokenizer(std::string_view tokenizer_json, const Additions& additions)
+    : handle_(std::make_unique<Handle>()) {
   text_bytes error;
   text_tokenizer* opened = nullptr;
-  int status = text_tokenizer_open(tokenizer_json.data(), tokenizer_json.size(), &opened, &error);
+  const std::string more = to_json(additions);
+  int status =
+      text_tokenizer_open(tokenizer_json.data(), tokenizer_json.size(), more.data(), more.size(), &opened, &error);
   expect(status, error, "tokenizer");
   handle_->ffi.reset(opened);
   text_pieces pieces;
@@ -21,6 +60,16 @@ Tokenizer::Tokenizer(std::string_view tokenizer_json) : handle_(std::make_unique
   handle_->flags.assign(pieces.flags.data, pieces.flags.size);
   handle_->joining = {pieces.joining == TEXT_PIECES_OPAQUE, static_cast<int>(pieces.strip), pieces.bare_first != 0};
   text_pieces_free(pieces);
+  for (const AddedToken& token : additions.tokens) {
+    if (token.id >= 0 && id(token.content) != token.id) {
+      spdlog::warn(
+          "the token \"{}\" should have the id {}, but the tokenizer's is {}",
+          token.content,
+          token.id,
+          id(token.content));
+    }
+  }
+  handle_->begin = before(ids("a", true), ids("a", false));
 }
 
 Tokenizer::~Tokenizer() = default;
@@ -28,6 +77,17 @@ Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, bool special) const {
+  std::vector<int32_t> out = ids(text, special);
+  const auto& begin = handle_->begin;
+  const auto size = static_cast<ptrdiff_t>(begin.size());
+  if (special && size > 0 && out.size() >= 2 * begin.size() &&
+      std::equal(begin.begin(), begin.end(), out.begin() + size)) {
+    out.erase(out.begin(), out.begin() + size);
+  }
+  return out;
+}
+
+std::vector<int32_t> Tokenizer::ids(std::string_view text, bool special) const {
   text_bytes error;
   text_ids ids;
   int status = text_tokenizer_encode(handle_->ffi.get(), text.data(), text.size(), special, &ids, &error);

@@ -284,7 +284,12 @@ TEST_CASE("an unknown model is a 404 with OpenAI's words") {
   CHECK(parsed(answer).at("error").at("message") == "The model `x` does not exist");
 }
 
-TEST_CASE("no chat template") {
+TEST_CASE("a model without a chat template says which flag gives one") {
   TestServer server({.chat_template = false});
-  CHECK(server.post("/v1/chat/completions", chat("")).status == 400);
+  auto answer = server.post("/v1/chat/completions", chat(""));
+  CHECK(answer.status == 400);
+  json::value error = parse_json(answer.body, "answer").at("error");
+  CHECK(error.at("param") == "messages");
+  CHECK(std::string(error.at("message").as_string()).find("--chat-template FILE") != std::string::npos);
+  CHECK(server.post("/tokenize", R"({"messages":[{"role":"user","content":"x"}]})").status == 400);
 }

@@ -27,7 +27,7 @@ GgufVocabulary vocabulary(const std::string& pre) {
 }
 
 Ids encode(const std::string& pre, const char* text) {
-  return Tokenizer(tokenizer_json(vocabulary(pre))).encode(text, false);
+  return Tokenizer(gguf_tokenizer(vocabulary(pre))).encode(text, false);
 }
 
 } // namespace
@@ -46,14 +46,14 @@ TEST_CASE("gguf_tokenizer: every kind encodes and decodes any text") {
                           "falcon3", "dbrx",      "smaug-bpe",   "qwen2",     "deepseek-r1-qwen", "stablelm2",
                           "tekken",  "gpt-4o",    "deepseek-v3", "default"}) {
     CAPTURE(pre);
-    Tokenizer t(tokenizer_json(vocabulary(pre)));
+    Tokenizer t(gguf_tokenizer(vocabulary(pre)));
     const char* text = "Hi, I'LL say:  \"你好\" 12345\r\n\n\tx<tool> é🙂 [a]_{b}";
     CHECK(t.decode(t.encode(text, true), false) == text);
   }
 }
 
 TEST_CASE("gguf_tokenizer: control and user-defined tokens are added tokens") {
-  Tokenizer t(tokenizer_json(vocabulary("smollm")));
+  Tokenizer t(gguf_tokenizer(vocabulary("smollm")));
   CHECK(t.encode("hi<|end|>hi<tool>", false) == Ids{259, 260, 259, 261});
   CHECK(t.is_special(260));
   CHECK_FALSE(t.is_special(261));
@@ -64,17 +64,26 @@ TEST_CASE("gguf_tokenizer: BOS where the file asks for it") {
   GgufVocabulary v = vocabulary("llama-bpe");
   v.bos = 260;
   v.add_bos = true;
-  Tokenizer t(tokenizer_json(v));
+  Tokenizer t(gguf_tokenizer(v));
   CHECK(t.encode("hi", true) == Ids{260, 259});
   CHECK(t.encode("hi", false) == Ids{259});
+  CHECK(t.encode("<|end|>hi", true) == Ids{260, 259});
+  v.add_bos.reset();
+  CHECK(Tokenizer(gguf_tokenizer(v)).encode("hi", true) == Ids{260, 259}); // what the kind does by itself
+  v.pre = "qwen2";
+  CHECK(Tokenizer(gguf_tokenizer(v)).encode("hi", true) == Ids{259});
+  v.eos = 261;
+  v.add_eos = true;
+  CHECK(Tokenizer(gguf_tokenizer(v)).encode("hi", true) == Ids{259, 261});
+  v.add_bos = true;
   v.bos = 9999;
-  CHECK_THROWS_AS(tokenizer_json(v), Error);
+  CHECK_THROWS_AS(gguf_tokenizer(v), Error);
 }
 
 TEST_CASE("gguf_tokenizer: what it can't open it names") {
   auto text = [](const GgufVocabulary& v) -> std::string {
     try {
-      tokenizer_json(v);
+      gguf_tokenizer(v);
     } catch (const Error& e) {
       CHECK(e.kind == Kind::invalid);
       return e.what();
@@ -93,6 +102,12 @@ TEST_CASE("gguf_tokenizer: what it can't open it names") {
   v = vocabulary("qwen2");
   v.tokens[257] = "12";
   CHECK(text(v).find("twice") != std::string::npos);
+  v = vocabulary("qwen2");
+  v.model = "llama";
+  CHECK(text(v).find("a score and a type for each of its 262 tokens; got 0 and 262") != std::string::npos);
+  v = vocabulary("qwen2");
+  v.merges.clear();
+  CHECK(text(v).find("needs tokenizer.ggml.merges") != std::string::npos);
   v = vocabulary("qwen2");
   v.types.pop_back();
   CHECK(text(v).find("262 tokens, but 261") != std::string::npos);

@@ -53,8 +53,17 @@ typedef struct {
   uint32_t bare_first; /* 1: a decoded text's first piece loses all its spaces */
 } text_pieces;
 
-/* From a tokenizer.json; padding and truncation in it are turned off. */
-int text_tokenizer_open(const char* json, size_t size, text_tokenizer** out, text_bytes* error);
+/* From a tokenizer.json; padding and truncation in it are turned off. additions: a JSON object.
+ * "added_tokens": tokens as tokenizer.json's own list has them, without ids; one that is there already takes these
+ * flags. "special_tokens": texts; those in the vocabulary become special added tokens, where they are no added tokens
+ * yet. "ends": {"begin": token or null, "end": token or null} replaces the post-processor; absent: it stays. */
+int text_tokenizer_open(
+    const char* json,
+    size_t size,
+    const char* additions,
+    size_t additions_size,
+    text_tokenizer** out,
+    text_bytes* error);
 void text_tokenizer_close(text_tokenizer* tokenizer);
 /* text: valid UTF-8. special: 1 adds what the post-processor adds. */
 int text_tokenizer_encode(

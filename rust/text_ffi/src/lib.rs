@@ -43,11 +43,14 @@ pub unsafe extern "C" fn text_ids_free(ids: Ids) {
 pub unsafe extern "C" fn text_tokenizer_open(
     json: *const u8,
     size: usize,
+    additions: *const u8,
+    additions_size: usize,
     out: *mut *mut TextTokenizer,
     error: *mut Bytes,
 ) -> i32 {
     guard(error, || {
-        out.write(boxed(TextTokenizer(Arc::new(Text::open(slice(json, size))?))));
+        let opened = Text::open(slice(json, size), text(additions, additions_size)?)?;
+        out.write(boxed(TextTokenizer(Arc::new(opened))));
         Ok(())
     })
 }

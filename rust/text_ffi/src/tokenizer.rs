@@ -1,9 +1,11 @@
 //! Hugging Face's tokenizer, and each id's own bytes.
 use anyhow::{anyhow, Result};
-use serde_json::Value;
+use serde_json::{json, Value};
 use std::collections::HashMap;
+use tokenizers::models::bpe::BPE;
 use tokenizers::models::ModelWrapper;
-use tokenizers::{Model, Tokenizer};
+use tokenizers::processors::PostProcessorWrapper;
+use tokenizers::{AddedToken, DecoderWrapper, Model, NormalizerWrapper, PreTokenizerWrapper, Tokenizer, TokenizerImpl};
 
 /// How a decoder makes a text of tokens, where that can be said id by id.
 #[derive(Clone, Copy, PartialEq)]
@@ -123,8 +125,9 @@ pub struct Text {
 }
 
 impl Text {
-    pub fn open(json: &[u8]) -> Result<Text> {
-        let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| anyhow!("not a tokenizer.json: {e}"))?;
+    pub fn open(json: &[u8], additions: &str) -> Result<Text> {
+        let mut tokenizer = read(json)?;
+        add(&mut tokenizer, additions)?;
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| anyhow!("{e}"))?;
         let decoder = match tokenizer.get_decoder() {
@@ -146,15 +149,78 @@ impl Text {
     }
 }
 
+type BpeTokenizer = TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+
+/// The library reads a model of an unknown kind through a tree of its JSON, which takes a large vocabulary twice the
+/// time; most are BPE.
+fn read(json: &[u8]) -> Result<Tokenizer> {
+    match serde_json::from_slice::<BpeTokenizer>(json) {
+        Ok(tokenizer) => Ok(tokenizer.into()),
+        Err(_) => Tokenizer::from_bytes(json).map_err(|e| anyhow!("not a tokenizer.json: {e}")),
+    }
+}
+
+/// What a model's other files add to its tokenizer.json; include/text_ffi.h has the form.
+fn add(tokenizer: &mut Tokenizer, additions: &str) -> Result<()> {
+    let mut additions: Value = serde_json::from_str(additions).map_err(|e| anyhow!("additions: {e}"))?;
+    if let Some(tokens) = additions.get_mut("added_tokens") {
+        let tokens: Vec<AddedToken> =
+            serde_json::from_value(tokens.take()).map_err(|e| anyhow!("additions: added_tokens: {e}"))?;
+        tokenizer.add_tokens(tokens).map_err(|e| anyhow!("added tokens: {e}"))?;
+    }
+    // A name for a token that the vocabulary lacks would get an id that the model lacks.
+    let special: Vec<AddedToken> = additions["special_tokens"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .filter(|token| tokenizer.token_to_id(token).is_some())
+        .filter(|token| !tokenizer.get_added_vocabulary().get_vocab().contains_key(*token))
+        .map(|token| AddedToken::from(token, true))
+        .collect();
+    tokenizer.add_tokens(special).map_err(|e| anyhow!("special tokens: {e}"))?;
+    if let Some(ends) = additions.get("ends") {
+        let (begin, end) = (ends["begin"].as_str(), ends["end"].as_str());
+        let mut known = serde_json::Map::new();
+        for token in begin.iter().chain(end.iter()) {
+            let id = tokenizer.token_to_id(token).ok_or_else(|| anyhow!("the vocabulary has no token {token:?}"))?;
+            known.insert(token.to_string(), json!({ "id": token, "ids": [id], "tokens": [token] }));
+        }
+        let special = |token: Option<&str>| token.map(|id| json!({ "SpecialToken": { "id": id, "type_id": 0 } }));
+        let parts = |sequence: &str| {
+            let sequence = json!({ "Sequence": { "id": sequence, "type_id": 0 } });
+            [special(begin), Some(sequence), special(end)].into_iter().flatten().collect::<Vec<Value>>()
+        };
+        let pair = [parts("A"), parts("B")].concat();
+        let processor: PostProcessorWrapper = serde_json::from_value(json!({
+            "type": "TemplateProcessing",
+            "single": parts("A"),
+            "pair": pair,
+            "special_tokens": known,
+        }))
+        .map_err(|e| anyhow!("ends: {e}"))?;
+        tokenizer.with_post_processor(Some(processor));
+    }
+    Ok(())
+}
+
+/// The model's tokens by id. Its own list of them is a map, which takes a large vocabulary longer to make than all else
+/// here, so that is asked only where ids have gaps.
+fn tokens(model: &ModelWrapper) -> Vec<(u32, String)> {
+    let size = model.get_vocab_size() as u32;
+    let dense: Option<Vec<_>> = (0..size).map(|id| Some((id, model.id_to_token(id)?))).collect();
+    dense.unwrap_or_else(|| model.get_vocab().into_iter().map(|(token, id)| (id, token)).collect())
+}
+
 fn pieces(tokenizer: &Tokenizer, decoding: &Decoding) -> Vec<Piece> {
     let bytes_of = bytes_of_chars();
     let model: &ModelWrapper = tokenizer.get_model();
-    let vocab = model.get_vocab();
+    let tokens = tokens(model);
     let added = tokenizer.get_added_tokens_decoder();
-    let size = vocab.values().chain(added.keys()).max().map_or(0, |&id| id as usize + 1);
+    let size = tokens.iter().map(|(id, _)| id).chain(added.keys()).max().map_or(0, |&id| id as usize + 1);
     let mut pieces = vec![Piece::default(); size];
-    for (token, &id) in &vocab {
-        let piece = &mut pieces[id as usize];
+    for (id, token) in &tokens {
+        let piece = &mut pieces[*id as usize];
         piece.known = true;
         piece.special = tokenizer.get_added_vocabulary().is_special_token(token);
         piece.bytes = decoding.piece(token, &bytes_of);

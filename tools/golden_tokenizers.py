@@ -1,0 +1,162 @@
+"""Records what SentencePiece and transformers say of small tokenizers: tests/golden/text/.
+
+    python tools/golden_tokenizers.py
+
+Each folder is one of a kind that model repositories have: its files, as transformers names them, and `expected.json`:
+for each text `ids`, what transformers' AutoTokenizer gives for the folder, and `spm`, what the `sentencepiece` package
+gives for tokenizer.model itself (null where the text names a special token, which SentencePiece never finds in a text).
+The SentencePiece models are trained here on a fixed text; training is deterministic. Needs mlx-lm's own packages
+(transformers 5.24.0, sentencepiece 0.2.3): .venv-golden of `make golden`.
+"""
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import sentencepiece as spm
+from transformers import AutoTokenizer
+
+OUT = Path(__file__).resolve().parent.parent / "tests" / "golden" / "text"
+
+CORPUS = """The quick brown fox jumps over the lazy dog while the other dogs are sleeping in the sun.
+A parallel server reads many prompts at once and writes their answers as they come.
+What is the capital of France? The capital of France is Paris, and it's a large city.
+Numbers such as 1, 12, 123, 1234 and 3.14159 are split in many ways; 2024-01-02 is a date.
+def add(first, second):\n    return first + second  # two numbers
+Der schnelle braune Fuchs springt über den faulen Hund. Où est la bibliothèque ? ¿Dónde está?
+你好，世界。今天天气很好，我们去公园吧。 日本語のテキストです。 한국어 문장입니다. Привет, мир!
+I don't know; they're here, we've seen it, and he'll say so. UPPER lower CamelCase snake_case.
+"""
+
+TEXTS = [
+    "", "a", " ", "  ", " a", "a ", "  a  b  ", "hello world", "Hello, World! It's 12345 and we're here.",
+    "\n", "\n\n", "a\n\n\nb", "\ta\t\tb\r\nc", " \n \n x", "你好，世界！", "日本語のテキスト", "한국어", "Привет, мир! Ёлка",
+    "العربية", "🙂", "a🙂b👩‍👩‍👧c", "café cafe\u0301", "\u00a0x\u3000y\u200bz", "def f(x):\n    return x**2",
+    "1 12 123 1234", "don't won't", "aaaaaaaaaaaaaaaaaaaa", "▁ ▁▁ literal▁mark", "tab\tend\t", "ＡＢ ﬁne ①",
+    "http://example.com/a?b=c&d=e#f", "\\n \"quoted\"", "x  y   z    w", "<0x0A> <unknown>",
+    "<|user|>hi there<|end|>", "a <|user|> b", "<|user|><|user|> x", " <|user|>",
+]
+SPECIAL_TEXTS = ["<s>hello</s> there", "<s> a", "</s>\n<s>", "<extra> now <extra>x", "a<unk>b"]
+
+COMMON = dict(vocab_size=600, character_coverage=0.995, hard_vocab_limit=False, minloglevel=2, num_threads=1)
+# A few rules of nmt_nfkc's: the whole map alone has 240 kB.
+RULES = "\n".join(
+    ["FF21\t41", "FF22\t42", "FB01\t66 69", "2460\t31", "9\t20", "A\t20", "D\t20", "A0\t20", "3000\t20", "65 301\tE9"])
+
+MODELS = {
+    "spm_bpe": dict(
+        train=dict(model_type="bpe", byte_fallback=True, normalization_rule_name="identity",
+                   remove_extra_whitespaces=False, user_defined_symbols=["<|user|>", "<|end|>"]),
+        config={"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, "bos_token": "<s>",
+                "eos_token": "</s>", "unk_token": "<unk>"}),
+    "spm_llama": dict(
+        train=dict(model_type="bpe", byte_fallback=True, normalization_rule_name="identity",
+                   remove_extra_whitespaces=False, split_digits=True),
+        config={"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": True, "legacy": False,
+                "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "added_tokens_decoder": {
+                    str(i): {"content": token, "special": True, "lstrip": False, "rstrip": False, "normalized": False,
+                             "single_word": False}
+                    for i, token in [(0, "<unk>"), (1, "<s>"), (2, "</s>"), (-1, "<extra>")]}}),
+    "spm_gemma": dict(
+        train=dict(model_type="bpe", byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=False,
+                   remove_extra_whitespaces=False, split_digits=True,
+                   user_defined_symbols=["<|user|>", "<|end|>", "▁▁", "▁▁▁▁", "\n\n"]),
+        config={"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, "bos_token": "<s>",
+                "eos_token": "</s>", "unk_token": "<unk>"}),
+    "spm_unigram": dict(
+        train=dict(model_type="unigram", normalization_rule_tsv="rules.tsv"),
+        config={"tokenizer_class": "PreTrainedTokenizerFast", "add_eos_token": True, "bos_token": "<s>",
+                "eos_token": "</s>", "unk_token": "<unk>"}),
+    "spm_unigram_bytes": dict(
+        train=dict(model_type="unigram", byte_fallback=True, normalization_rule_name="identity",
+                   remove_extra_whitespaces=False, user_defined_symbols=["<|user|>"]),
+        config={"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
+                "unk_token": "<unk>"}),
+}
+
+
+def write(path, value):
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def train(folder, options):
+    with tempfile.TemporaryDirectory() as scratch:
+        corpus = Path(scratch, "corpus.txt")
+        corpus.write_text(CORPUS * 20)
+        if options.pop("normalization_rule_tsv", None):
+            rules = Path(scratch, "rules.tsv")
+            rules.write_text(RULES + "\n")
+            options["normalization_rule_tsv"] = str(rules)
+        spm.SentencePieceTrainer.train(input=str(corpus), model_prefix=str(Path(scratch, "m")), **COMMON, **options)
+        # The trainer's own settings name the scratch folder; the fields that encoding needs stay.
+        model = spm.sentencepiece_model_pb2.ModelProto() if hasattr(spm, "sentencepiece_model_pb2") else None
+        if model is None:
+            from sentencepiece import sentencepiece_model_pb2 as pb
+            model = pb.ModelProto()
+        model.ParseFromString(Path(scratch, "m.model").read_bytes())
+        for field in ("input", "model_prefix"):
+            model.trainer_spec.ClearField(field)
+        model.normalizer_spec.ClearField("normalization_rule_tsv")
+        (folder / "tokenizer.model").write_bytes(model.SerializeToString(deterministic=True))
+
+
+def record(folder, texts, special_texts):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    own = spm.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")) if (
+        folder / "tokenizer.model").exists() else None
+    entries = []
+    for text in [*texts, *special_texts]:
+        entry = {"text": text, "ids": tokenizer.encode(text), "spm": None}
+        if own is not None and text not in special_texts:
+            entry["spm"] = own.encode(text)
+        entries.append(entry)
+    write(folder / "expected.json", entries)
+
+
+def sentence_pieces():
+    for name, model in MODELS.items():
+        folder = OUT / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        train(folder, dict(model["train"]))
+        config = dict(model["config"])
+        size = spm.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).get_piece_size()
+        if "added_tokens_decoder" in config:
+            config["added_tokens_decoder"] = {
+                (str(size) if i == "-1" else i): token for i, token in config["added_tokens_decoder"].items()}
+        write(folder / "tokenizer_config.json", config)
+        record(folder, TEXTS, SPECIAL_TEXTS)
+
+
+def byte_level():
+    """vocab.json and merges.txt of a small byte-level BPE, under two classes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    for name, tokenizer_class, end in [("bpe_qwen2", "Qwen2Tokenizer", "<|im_end|>"),
+                                       ("bpe_gpt2", "GPT2Tokenizer", "<|endoftext|>")]:
+        folder = OUT / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        bpe = Tokenizer(models.BPE())
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.decoder = decoders.ByteLevel()
+        specials = ["<|endoftext|>"] if tokenizer_class == "GPT2Tokenizer" else []
+        bpe.train_from_iterator(CORPUS.splitlines(), trainers.BpeTrainer(
+            vocab_size=600, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False))
+        bpe.model.save(str(folder))
+        size = bpe.get_vocab_size()
+        config = {"tokenizer_class": tokenizer_class, "eos_token": end, "unk_token": "<|endoftext|>"}
+        if tokenizer_class == "Qwen2Tokenizer":
+            config["added_tokens_decoder"] = {
+                str(size + i): {"content": token, "special": special, "lstrip": False, "rstrip": False,
+                                "normalized": False, "single_word": False}
+                for i, (token, special) in enumerate(
+                    [("<|endoftext|>", True), ("<|im_start|>", True), ("<|im_end|>", True), ("<tool_call>", False)])}
+            config["add_bos_token"] = False
+        write(folder / "tokenizer_config.json", config)
+        record(folder, TEXTS, ["<|im_start|>user\nhi<|im_end|>\n", "a<|endoftext|>b", "<tool_call> x"])
+
+
+if __name__ == "__main__":
+    sentence_pieces()
+    byte_level()
