@@ -1,4 +1,5 @@
 #include "base/file.h"
+#include "base/json.h"
 #include "commands/commands.h"
 #include "commands/flags.h"
 #include "commands/progress.h"
