@@ -14,6 +14,9 @@ Each tests/golden/models/<name>.json is a config.json; its key "golden" (optiona
   quantized   false: no second model
   hf          stored under the names and in the layout of Hugging Face's repository: {"stacked": "separate"}, where
               "{}" of the separate name counts experts
+  fused       of that layout: tensors that are one there, a list of rules (see `fuse`)
+  extra       names of tensors that mlx-lm's sanitize drops, stored as well
+  tied        true: as mlx-lm opens a checkpoint without an output layer, where the file decides that
   scale       factor on the random weights
 
 OUT/<name>/ is then a checkpoint with reference.safetensors:
@@ -25,6 +28,7 @@ the stored weights cast to float32, one prompt at a time. Weights follow from th
 the same file by the same program, is left as it is.
 """
 
+import copy
 import hashlib
 import importlib.metadata
 import json
@@ -46,7 +50,7 @@ LENGTHS = [23, 5, 14]
 
 def build_model(config):
     model_class, args_class = utils._get_classes(config)
-    return model_class(args_class.from_dict(config))
+    return model_class(args_class.from_dict(copy.deepcopy(config)))  # some write into it
 
 
 def draw(rng, path, x, scale):
@@ -68,9 +72,12 @@ def draw(rng, path, x, scale):
     return mx.array(values.astype(np.float32))
 
 
-def random_model(config, seed, scale):
+def random_model(config, seed, how):
     rng = np.random.default_rng(seed)
     model = build_model(config)
+    scale = how.get("scale", 1.6)
+    if how.get("tied"):
+        model.sanitize({k: v for k, v in tree_flatten(model.parameters()) if "lm_head" not in k})
     parameters = sorted(tree_flatten(model.parameters()))
     model.load_weights([(k, draw(rng, k, v, scale)) for k, v in parameters])
     return model
@@ -146,11 +153,29 @@ def reference(model, config, how, seed):
     return out
 
 
-def hf_layout(weights, names, model):
+def fuse(weights, rule):
+    """Tensors that stand beside each other to one, by rule: the names' ends ("parts") and the end of the new name
+    ("to"); experts' rows one after another, or ("interleaved") in turn; "swapped": inputs first; "blocks": mxfp4
+    codes as bytes, 16 a group."""
+    first, *others = rule["parts"]
+    for key in [k for k in weights if k.endswith(first)]:
+        parts = [weights.pop(key.removesuffix(first) + part) for part in [first, *others]]
+        if rule.get("interleaved"):
+            x = mx.stack(parts, axis=2).flatten(1, 2)
+        else:
+            x = mx.concatenate(parts, axis=1)
+        if rule.get("swapped"):
+            x = x.swapaxes(1, 2)
+        if rule.get("blocks"):
+            x = mx.unflatten(mx.contiguous(x).view(mx.uint8), -1, (-1, 16))
+        weights[key.removesuffix(first) + rule["to"]] = mx.contiguous(x)
+
+
+def hf_layout(weights, how, model):
     """The names of Hugging Face's repository; mlx-lm's own sanitize must lead back."""
     out = {}
     for key, value in weights.items():
-        for stacked, separate in names.items():
+        for stacked, separate in how.get("hf", {}).items():
             if stacked in key:
                 if "{}" in separate:
                     for e in range(value.shape[0]):
@@ -160,6 +185,9 @@ def hf_layout(weights, names, model):
                 break
         else:
             out[key] = value
+    for rule in how.get("fused", []):
+        fuse(out, rule)
+    out.update({name: mx.ones((4, 4)) for name in how.get("extra", [])})
     back = model.sanitize(dict(out))
     assert back.keys() == weights.keys(), set(back) ^ set(weights)
     assert all(mx.array_equal(back[k], weights[k]) for k in weights)
@@ -273,8 +301,8 @@ def save(folder, model, config, how, seed):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     weights = dict(tree_flatten(model.parameters()))
-    if "hf" in how:
-        weights = hf_layout(weights, how["hf"], model)
+    if {"hf", "extra", "fused"} & how.keys():
+        weights = hf_layout(weights, how, build_model(config))
     if "awq" in how:
         model = save_awq(folder, weights, config, how["awq"], seed)
     elif how.get("gguf"):
@@ -293,13 +321,13 @@ def build(name, config, out):
     how = config.pop("golden", {})
     seed = zlib.crc32(name.encode())
     plain = {k: v for k, v in config.items() if not (how.get("dynamic") and k == "rope_scaling")}
-    model = random_model(plain, seed, how.get("scale", 1.6))
+    model = random_model(plain, seed, how)
     cast(model, getattr(mx, how.get("dtype", "float16")))
     stored = config
     if "bits" in how:
         model, stored = quantize(model, config, how)
     elif how.get("quantized", "awq" not in how):
-        again = random_model(plain, seed, how.get("scale", 1.6))
+        again = random_model(plain, seed, how)
         cast(again, getattr(mx, how.get("dtype", "float16")))
         again, quantized = quantize(again, config, {"bits": 4, "group_size": 32})
         save(out / f"{name}-4bit", again, quantized, {}, seed)

@@ -271,7 +271,7 @@ MODELS = {
     "llama": (Arch.LLAMA, dict(model_type="llama", tie_word_embeddings=False, rope_scaling=dict(
         rope_type="frequency_factors", factors=[1.0, 2.5])), LAYER | HEAD, add_llama3),
     "mixtral": (Arch.LLAMA, dict(model_type="mixtral", num_local_experts=3, num_experts_per_tok=2), ATTENTION | NORMS | {
-        name.replace("mlp", "block_sparse_moe", 1): shape for name, shape in EXPERTS.items()}, add_mixtral),
+        name.replace("mlp", "block_sparse_moe", 1): shape.replace("m", "f") for name, shape in EXPERTS.items()}, add_mixtral),
     "qwen2": (Arch.QWEN2, dict(model_type="qwen2"), LAYER | QKV_BIASES, None),
     "qwen3": (Arch.QWEN3, dict(model_type="qwen3", head_dim=4), LAYER | QK_NORMS, add_head_dim),
     "qwen2moe": (Arch.QWEN2MOE, dict(

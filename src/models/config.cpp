@@ -154,6 +154,15 @@ Config Config::object(std::string_view name) const {
   return {value.get_object(), where + ": " + std::string(name)};
 }
 
+Config with_defaults(Config config, const json::object& defaults) {
+  for (auto& [name, value] : defaults) {
+    if (!config.has(name)) {
+      config.json.insert_or_assign(name, value);
+    }
+  }
+  return config;
+}
+
 Config read_config(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) {

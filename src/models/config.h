@@ -37,6 +37,10 @@ struct Config {
   const boost::json::value& at(std::string_view name) const;
 };
 
+/** `config` with the fields of `defaults` that it lacks: what a model's family
+ * leaves out of its config.json. */
+Config with_defaults(Config config, const boost::json::object& defaults);
+
 /** Errors: invalid, for a file that can't be read or holds no JSON object. */
 Config read_config(const std::string& path);
 

@@ -11,7 +11,14 @@ namespace parallm {
 
 // Each is defined in the file of its name.
 using Maker = std::unique_ptr<Model>(const Config&, Weights&);
+Maker make_gemma3;
+Maker make_gemma3_text;
 Maker make_llama;
+Maker make_mixtral;
+Maker make_olmoe;
+Maker make_qwen2_moe;
+Maker make_qwen3_moe;
+Maker make_qwen3_vl_moe;
 
 namespace {
 
@@ -19,8 +26,15 @@ constexpr struct {
   const char* model_type;
   Maker* make;
 } architectures[] = {
+    {"gemma3", make_gemma3},
+    {"gemma3_text", make_gemma3_text},
     {"llama", make_llama},
     {"mistral", make_llama},
+    {"mixtral", make_mixtral},
+    {"olmoe", make_olmoe},
+    {"qwen2_moe", make_qwen2_moe},
+    {"qwen3_moe", make_qwen3_moe},
+    {"qwen3_vl_moe", make_qwen3_vl_moe},
 };
 
 } // namespace

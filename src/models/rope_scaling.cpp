@@ -117,7 +117,10 @@ constexpr struct {
     {"frequency_factors", scale_by_factors},
 };
 
-Config rope_options(const Config& config) {
+Config rope_options(const Config& config, const std::string& layer_type) {
+  if (has_rope_of(config, layer_type)) {
+    return config.object("rope_parameters").object(layer_type);
+  }
   for (auto name : {"rope_scaling", "rope_parameters"}) {
     if (config.has(name)) {
       return config.object(name);
@@ -128,18 +131,33 @@ Config rope_options(const Config& config) {
 
 } // namespace
 
-Rope make_rope(const Config& config, int head_dim) {
-  auto options = rope_options(config);
+bool has_rope_of(const Config& config, const std::string& layer_type) {
+  return config.has("rope_parameters") && config.object("rope_parameters").has(layer_type);
+}
+
+Rope plain_rope(int dims, double theta, bool traditional) {
+  Rope rope;
+  rope.dims = dims;
+  rope.base = theta;
+  rope.traditional = traditional;
+  for (int i = 0; i < dims; i += 2) {
+    rope.inverse_frequencies.push_back(std::pow(theta, -double(i) / dims));
+  }
+  return rope;
+}
+
+Rope make_rope(const Config& config, int head_dim, const RopeDefaults& defaults) {
+  auto options = rope_options(config, defaults.layer_type);
   auto type = options.text("rope_type", options.text("type", "default"));
-  auto partial = options.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0));
+  auto partial = options.number("partial_rotary_factor", config.number("partial_rotary_factor", defaults.partial));
 
   Rope rope;
   rope.dims = static_cast<int>(head_dim * partial);
   if (rope.dims <= 0 || rope.dims % 2 != 0 || rope.dims > head_dim) {
     fail(Kind::invalid, "[make_rope] rotated dims must be even and within head_dim {}; got {}", head_dim, rope.dims);
   }
-  rope.base = options.number("rope_theta", config.number("rope_theta", 10000.0));
-  rope.traditional = config.boolean("rope_traditional", false);
+  rope.base = options.number("rope_theta", config.number("rope_theta", defaults.theta));
+  rope.traditional = config.boolean("rope_traditional", defaults.traditional);
 
   Frequencies frequencies;
   for (int i = 0; i < rope.dims; i += 2) {

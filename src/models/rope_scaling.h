@@ -10,8 +10,22 @@
 
 namespace parallm {
 
+/** What an architecture means where config.json is silent. */
+struct RopeDefaults {
+  double theta = 10000;
+  bool traditional = false;
+  double partial = 1; // of a head's dims, those rotated
+  std::string layer_type = ""; // picks its part of a `rope_parameters` that has one for each type of layer
+};
+
 /** `head_dim`: the model's, of which `partial_rotary_factor` is rotated.
  * Errors: invalid, for an unknown type. */
-Rope make_rope(const Config& config, int head_dim);
+Rope make_rope(const Config& config, int head_dim, const RopeDefaults& defaults = {});
+
+/** Not scaled. */
+Rope plain_rope(int dims, double theta, bool traditional = false);
+
+/** Whether `rope_parameters` has a part for each type of layer. */
+bool has_rope_of(const Config& config, const std::string& layer_type);
 
 } // namespace parallm
