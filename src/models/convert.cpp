@@ -7,6 +7,7 @@
 #include "nn/linear.h"
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <map>
 
@@ -151,6 +152,32 @@ boost::json::object json_of(
   return out;
 }
 
+/** A GGUF file has Llama 3's scaling as a factor for each frequency, which only our own config names. Where the factors
+ * are those of "llama3" with Meta's settings, that is what is written. */
+void name_scaling(boost::json::object& json) {
+  const Config config{json};
+  if (!config.has("rope_scaling") || config.object("rope_scaling").text("rope_type", "") != "frequency_factors") {
+    return;
+  }
+  const auto factors = config.object("rope_scaling").numbers("factors");
+  const double low = 1, high = 4, original = 8192;
+  const double factor = factors.empty() ? 1 : *std::max_element(factors.begin(), factors.end());
+  const double base = config.number("rope_theta", 10000);
+  for (size_t i = 0; i < factors.size(); ++i) {
+    const double wave = 2 * M_PI * std::pow(base, double(i) / factors.size());
+    const double keep = std::clamp((original / wave - low) / (high - low), 0.0, 1.0);
+    if (std::abs(factors[i] * ((1 - keep) / factor + keep) - 1) > 1e-4) {
+      return;
+    }
+  }
+  json["rope_scaling"] = {
+      {"rope_type", "llama3"},
+      {"factor", factor},
+      {"low_freq_factor", low},
+      {"high_freq_factor", high},
+      {"original_max_position_embeddings", static_cast<int>(original)}};
+}
+
 boost::json::object
 config_of(const Checkpoint& checkpoint, const Conversion& how, const std::map<std::string, Quantization>& quantized) {
   auto config = checkpoint.config.json;
@@ -160,6 +187,7 @@ config_of(const Checkpoint& checkpoint, const Conversion& how, const std::map<st
   if (auto* text = config.if_contains("text_config"); text && text->is_object()) {
     text->get_object().erase("quantization_config");
   }
+  name_scaling(config);
   if (!quantized.empty()) {
     config["quantization"] = json_of(quantized, how.quantize);
     config["quantization_config"] = config["quantization"]; // where the hub's pages look for it

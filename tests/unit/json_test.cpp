@@ -31,4 +31,20 @@ TEST_CASE("json: everything but numbers is written as Boost.JSON writes it") {
   CHECK(json_text(value) == json::serialize(value));
 }
 
+TEST_CASE("json: pretty text has a line for each member and reads back the same") {
+  const json::value value{{"a", {1, 2.0}}, {"b", json::object{}}, {"c", json::array{}}, {"d", {{"e", "f"}}}};
+  CHECK(pretty_json(value) == R"({
+    "a": [
+        1,
+        2.0
+    ],
+    "b": {},
+    "c": [],
+    "d": {
+        "e": "f"
+    }
+})");
+  CHECK(parse_json(pretty_json(value), "text") == value);
+}
+
 } // namespace parallm::test
