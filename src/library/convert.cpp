@@ -101,12 +101,12 @@ void write_text(const fs::path& path, const std::string& text) {
 
 /** A GGUF file's tokenizer as transformers' files. */
 void write_tokenizer(const TextFiles& text, const fs::path& to) {
-  write_text(to / "tokenizer.json", text.tokenizer_json);
+  write_text(to / "tokenizer.json", text.tokenizer.json);
   auto config = parse_json(text.special_tokens, "special tokens").as_object();
   config["tokenizer_class"] = "PreTrainedTokenizerFast";
   config["clean_up_tokenization_spaces"] = false;
-  if (!text.chat_template.empty()) {
-    config["chat_template"] = text.chat_template;
+  if (auto found = text.chat_templates.find("default"); found != text.chat_templates.end() && !found->second.empty()) {
+    config["chat_template"] = found->second;
   }
   write_text(to / "tokenizer_config.json", pretty_json(config) + "\n");
 }
