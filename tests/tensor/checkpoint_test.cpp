@@ -103,7 +103,10 @@ TEST_CASE("checkpoint: errors say what is wrong with which file") {
   {
     Copy copy("llama_mha");
     copy.edit("\"llama\"", "\"lama\"");
-    CHECK_HAS(message(copy.path()), "one of llama, mistral; got 'lama'");
+    auto error = message(copy.path());
+    CHECK_HAS(error, "'model_type' must be one of ");
+    CHECK_HAS(error, ", mistral, ");
+    CHECK_HAS(error, "; got 'lama'");
   }
   {
     Copy copy("llama_mha");
