@@ -25,7 +25,7 @@ size_t bytes_before_data() {
       return size_t(0);
     }
     std::memcpy(&size, start, sizeof(size));
-    return size == 64 ? sizeof(size) : size_t(0);
+    return size >= 64 ? sizeof(size) : size_t(0); // greater where it is one used before
   }();
   return bytes;
 }
