@@ -57,8 +57,9 @@ TEST_CASE("gguf: loading a real file takes at most 1.15 times its weights") {
 
 #endif
 
-// llama.cpp computes in float32 from the same weights, KV too, but for a table of GELU in float16: its logits, which reach
-// 40, lie within 0.013 of a float64 computation. Where its two best lie nearer than twice the tolerance, either may win.
+// llama.cpp computes in float32 from the same weights, KV too, but for a table of GELU in float16: its logits, which
+// reach 40, lie within 0.013 of a float64 computation. Where its two best lie nearer than twice the tolerance, either
+// may win.
 TEST_CASE("gguf: Gemma 3 270M Q4_K_M says what llama.cpp says") {
   auto* path = std::getenv("PARALLM_TEST_GEMMA3");
   if (!path) {
