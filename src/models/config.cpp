@@ -40,6 +40,24 @@ double to_double(const std::string& where, std::string_view name, const json::va
   return value.to_number<double>();
 }
 
+/** Python's json writes Infinity and NaN, which are no JSON: as a number that is
+ * beyond all doubles, and as null. */
+std::string without_infinity(std::string text) {
+  bool quoted = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '"') {
+      quoted = !quoted;
+    } else if (text[i] == '\\') {
+      ++i;
+    } else if (!quoted && text.compare(i, 8, "Infinity") == 0) {
+      text.replace(i, 8, "1e999");
+    } else if (!quoted && text.compare(i, 3, "NaN") == 0) {
+      text.replace(i, 3, "null");
+    }
+  }
+  return text;
+}
+
 const json::array& to_array(const std::string& where, std::string_view name, const json::value& value) {
   if (!value.is_array()) {
     wrong_type(where, name, "a list", value);
@@ -170,7 +188,7 @@ Config read_config(const std::string& path) {
   }
   std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
   boost::system::error_code error;
-  auto value = json::parse(text, error);
+  auto value = json::parse(without_infinity(std::move(text)), error);
   if (error) {
     fail(Kind::invalid, "[read_config] {} is not JSON: {}", path, error.message());
   }

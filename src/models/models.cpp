@@ -13,11 +13,18 @@ namespace parallm {
 using Maker = std::unique_ptr<Model>(const Config&, Weights&);
 Maker make_gemma3;
 Maker make_gemma3_text;
+Maker make_granitemoehybrid;
+Maker make_jamba;
+Maker make_lfm2;
 Maker make_llama;
+Maker make_mamba2;
+Maker make_mamba;
 Maker make_mixtral;
 Maker make_olmoe;
 Maker make_qwen2_moe;
+Maker make_qwen3_5;
 Maker make_qwen3_moe;
+Maker make_qwen3_next;
 Maker make_qwen3_vl_moe;
 
 namespace {
@@ -26,14 +33,24 @@ constexpr struct {
   const char* model_type;
   Maker* make;
 } architectures[] = {
+    {"falcon_mamba", make_mamba},
     {"gemma3", make_gemma3},
     {"gemma3_text", make_gemma3_text},
+    {"granitemoehybrid", make_granitemoehybrid},
+    {"jamba", make_jamba},
+    {"lfm2", make_lfm2},
+    {"lfm2_moe", make_lfm2},
     {"llama", make_llama},
+    {"mamba", make_mamba},
+    {"mamba2", make_mamba2},
     {"mistral", make_llama},
     {"mixtral", make_mixtral},
     {"olmoe", make_olmoe},
     {"qwen2_moe", make_qwen2_moe},
+    {"qwen3_5", make_qwen3_5},
+    {"qwen3_5_moe", make_qwen3_5},
     {"qwen3_moe", make_qwen3_moe},
+    {"qwen3_next", make_qwen3_next},
     {"qwen3_vl_moe", make_qwen3_vl_moe},
 };
 
