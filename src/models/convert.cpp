@@ -227,12 +227,29 @@ void write_json(const std::string& path, const boost::json::object& value) {
   }
 }
 
+/** In multimodal wrappers the text part's layers lie under language_model, as
+ * mlx-lm names them; make_model takes that away. */
+void wrap(Recording& taken) {
+  const std::string prefix = "language_model.";
+  for (auto& tensor : taken.tensors) {
+    tensor.name = prefix + tensor.name;
+  }
+  std::map<std::string, std::optional<Quantization>> layers;
+  for (auto& [layer, kind] : taken.layers) {
+    layers.emplace(prefix + layer, kind);
+  }
+  taken.layers = std::move(layers);
+}
+
 } // namespace
 
 ConvertedModel convert_model(Checkpoint checkpoint, const Conversion& how) {
   Recording taken;
   checkpoint.weights.record(taken);
   make_model(checkpoint.config, checkpoint.weights); // the model itself isn't needed
+  if (checkpoint.config.has("text_config")) {
+    wrap(taken);
+  }
   ConvertedModel out;
   {
     Converter converter(taken, how, checkpoint.config, checkpoint.stored_dtype);
