@@ -8,6 +8,7 @@ Each tests/golden/models/<name>.json is a config.json; its key "golden" (optiona
   gguf        a GGUF file instead of a folder
   dynamic     mlx-lm's Llama can't do "dynamic" RoPE at a fixed prompt length: the frequencies follow transformers'
               modeling_rope_utils.py
+  windows     mlx-lm's model knows no sliding window: one for each layer (0: none), as transformers' has
   bits, group_size, mode, layers   quantized so (layers: what differs), and no second, 4-bit, model is made
   unnamed     layers that config.json leaves out, so that a loader must tell their kind from the tensors
   awq         a group size: as AutoAWQ packs them, and no second model
@@ -43,6 +44,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm import utils
+from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import make_prompt_cache
 
 CONFIGS = Path(__file__).resolve().parent.parent / "tests" / "golden" / "models"
@@ -130,6 +132,18 @@ def dynamic_frequencies(config, length):
     return 1.0 / base ** (np.arange(0, dim, 2) / dim)
 
 
+class Windowed(nn.Module):
+    """A layer that sees a window, at any offset."""
+
+    def __init__(self, layer, window):
+        super().__init__()
+        self._layer = layer
+        self._window = window or None
+
+    def __call__(self, x, mask=None, cache=None):
+        return self._layer(x, create_causal_mask(x.shape[1], cache.offset, self._window), cache)
+
+
 def vocabulary(config):
     text = config.get("text_config", config)
     return text.get("vocab_size", config.get("vocab_size"))
@@ -138,6 +152,8 @@ def vocabulary(config):
 def reference(model, config, how, seed):
     rng = np.random.default_rng(seed)
     out = {}
+    for i, window in enumerate(how.get("windows", [])):
+        model.model.layers[i] = Windowed(model.model.layers[i], window)
     for i, length in enumerate(LENGTHS):
         prompt = rng.integers(0, vocabulary(config), length)
         after = rng.integers(0, vocabulary(config), 4)
@@ -344,7 +360,7 @@ def build(name, config, out):
         again = random_model(plain, seed, how)
         cast(again, getattr(mx, how.get("dtype", "float16")))
         again, quantized = quantize(again, config, {"bits": 4, "group_size": 32})
-        save(out / f"{name}-4bit", again, quantized, {}, seed)
+        save(out / f"{name}-4bit", again, quantized, {"windows": how.get("windows", [])}, seed)
     save(out / name, model, stored, how, seed)
 
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "models/decoder.h"
+#include "nn/norm.h"
 
 namespace parallm {
 
@@ -83,6 +84,28 @@ class SelfAttention {
 
  private:
   Project project_;
+  Attention how_;
+};
+
+/** Attention with a norm over each head of q and k. */
+template <class Norm = RMSNorm, class Project = Projections>
+class NormedAttention {
+ public:
+  NormedAttention(Project projections, Norm q_norm, Norm k_norm, Attention how)
+      : project_(std::move(projections)),
+        q_norm_(std::move(q_norm)),
+        k_norm_(std::move(k_norm)),
+        how_(std::move(how)) {}
+
+  mx::array operator()(const mx::array& x, Cache& cache) const {
+    auto [q, k, v] = project_(x);
+    return project_.out(cache.attend(q_norm_(q), k_norm_(k), v, how_));
+  }
+
+ private:
+  Project project_;
+  Norm q_norm_;
+  Norm k_norm_;
   Attention how_;
 };
 

@@ -181,6 +181,16 @@ Config with_defaults(Config config, const json::object& defaults) {
   return config;
 }
 
+Config with_names(Config config, const std::vector<std::pair<std::string, std::string>>& names) {
+  for (auto& [common, own] : names) {
+    if (!config.has(common) && config.has(own)) {
+      json::value value = config.json.at(own);
+      config.json.insert_or_assign(common, std::move(value));
+    }
+  }
+  return config;
+}
+
 Config read_config(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) {

@@ -50,6 +50,24 @@ std::vector<int> layer_windows(const Config& config, int layers, int pattern) {
   return windows;
 }
 
+std::vector<int> same_windows(const Config& config, int layers) {
+  return std::vector<int>(layers, config.has("sliding_window") ? config.count("sliding_window") : 0);
+}
+
+std::vector<int> late_windows(const Config& config, int layers) {
+  if (!config.boolean("use_sliding_window", false) || !config.has("sliding_window")) {
+    return std::vector<int>(layers, 0); // also where `layer_types` stands: transformers ignores its windows then
+  }
+  if (config.has("layer_types")) {
+    return layer_windows(config, layers);
+  }
+  std::vector<int> windows(layers, 0);
+  for (int i = std::max(config.integer("max_window_layers", layers), 0); i < layers; ++i) {
+    windows.at(i) = config.count("sliding_window");
+  }
+  return windows;
+}
+
 void require_text(const Config& config, const std::string& field, const std::string& wanted) {
   auto got = config.text(field, wanted);
   if (got != wanted) {

@@ -37,6 +37,13 @@ struct Sizes {
  * where the pattern is 0. */
 std::vector<int> layer_windows(const Config& config, int layers, int pattern = 0);
 
+/** One window for all layers from `sliding_window`, 0 where that is absent. */
+std::vector<int> same_windows(const Config& config, int layers);
+
+/** Qwen's: by `layer_types`, else `use_sliding_window` (off unless said) slides
+ * in the layers from `max_window_layers` on. */
+std::vector<int> late_windows(const Config& config, int layers);
+
 /** Errors: invalid, unless `field` is absent or says `wanted`. */
 void require_text(const Config& config, const std::string& field, const std::string& wanted);
 void require_off(const Config& config, const std::string& field);
@@ -46,7 +53,8 @@ class Decoder : public Model {
   using Map = std::function<mx::array(const mx::array&)>;
   using Block = std::function<mx::array(const mx::array& x, Cache& cache)>;
 
-  Decoder(Embedding embedding, int vocabulary) : embedding_(std::move(embedding)), vocabulary_(vocabulary) {}
+  Decoder(Weights& weights, const std::string& embedding, const Sizes& sizes)
+      : embedding_(weights, embedding, sizes.vocab_size, sizes.hidden_size), vocabulary_(sizes.vocab_size) {}
 
   /** Blocks point to what this returns. */
   const Rope* keep(Rope rope);
@@ -73,6 +81,26 @@ class Decoder : public Model {
   std::vector<Block> blocks_;
   std::vector<CacheSpec> specs_;
   std::vector<std::unique_ptr<const Rope>> ropes_;
+};
+
+/** The usual block: x + attention of its norm, then the same with the
+ * feed-forward part. */
+template <class Attend, class Feed, class Norm>
+class PreNormBlock {
+ public:
+  PreNormBlock(Norm first, Attend attend, Norm second, Feed feed)
+      : first_(std::move(first)), attend_(std::move(attend)), second_(std::move(second)), feed_(std::move(feed)) {}
+
+  mx::array operator()(const mx::array& x, Cache& cache) const {
+    auto h = x + attend_(first_(x), cache);
+    return h + feed_(second_(h));
+  }
+
+ private:
+  Norm first_;
+  Attend attend_;
+  Norm second_;
+  Feed feed_;
 };
 
 /** x by a number, in x's dtype. */

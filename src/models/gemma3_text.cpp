@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "models/attention.h"
 #include "models/rope_scaling.h"
+#include "models/text_part.h"
 #include "nn/mlp.h"
 #include "nn/norm.h"
 
@@ -59,30 +60,14 @@ mx::array add_clipped(const mx::array& x, const mx::array& y) {
   return mx::astype(mx::clip(sum, -bound, bound), mx::float16);
 }
 
-class NormedAttention {
- public:
-  NormedAttention(const GemmaArgs& args, Weights& weights, const std::string& name, const Rope* rope, int window)
-      : project(weights, name, args),
-        q_norm(weights, name + ".q_norm", args.head_dim, args.rms_norm_eps, 1),
-        k_norm(weights, name + ".k_norm", args.head_dim, args.rms_norm_eps, 1),
-        how_(scaled_attention(args.query_pre_attn_scalar, rope, window)) {}
-
-  mx::array operator()(const mx::array& x, Cache& cache) const {
-    auto [q, k, v] = project(x);
-    return project.out(cache.attend(q_norm(q), k_norm(k), v, how_));
-  }
-
- private:
-  Projections project;
-  RMSNorm q_norm;
-  RMSNorm k_norm;
-  Attention how_;
-};
-
 class Block {
  public:
   Block(const GemmaArgs& args, Weights& weights, const std::string& name, const Rope* rope, int window)
-      : self_attn(args, weights, name + ".self_attn", rope, window),
+      : self_attn(
+            Projections(weights, name + ".self_attn", args),
+            RMSNorm(weights, name + ".self_attn.q_norm", args.head_dim, args.rms_norm_eps, 1),
+            RMSNorm(weights, name + ".self_attn.k_norm", args.head_dim, args.rms_norm_eps, 1),
+            scaled_attention(args.query_pre_attn_scalar, rope, window)),
         mlp(weights, name + ".mlp", args.hidden_size, args.intermediate_size, args.act),
         input_layernorm(weights, name + ".input_layernorm", args.hidden_size, args.rms_norm_eps, 1),
         post_attention_layernorm(weights, name + ".post_attention_layernorm", args.hidden_size, args.rms_norm_eps, 1),
@@ -100,7 +85,7 @@ class Block {
   }
 
  private:
-  NormedAttention self_attn;
+  NormedAttention<> self_attn;
   GatedMLP mlp;
   RMSNorm input_layernorm;
   RMSNorm post_attention_layernorm;
@@ -113,8 +98,7 @@ class Block {
 std::unique_ptr<Model> make_gemma3_text(const Config& given, Weights& weights) {
   auto config = with_defaults(given, defaults);
   GemmaArgs args(config);
-  auto model = std::make_unique<Decoder>(
-      Embedding(weights, "model.embed_tokens", args.vocab_size, args.hidden_size), args.vocab_size);
+  auto model = std::make_unique<Decoder>(weights, "model.embed_tokens", args);
   auto* full = model->keep(make_rope(config, args.head_dim, {.layer_type = "full_attention"}));
   auto* sliding = model->keep(
       has_rope_of(config, "sliding_attention")
@@ -139,14 +123,13 @@ std::unique_ptr<Model> make_gemma3_text(const Config& given, Weights& weights) {
 }
 
 std::unique_ptr<Model> make_gemma3(const Config& config, Weights& weights) {
-  auto text = with_defaults(config.object("text_config"), wrapped_defaults);
+  auto text = with_defaults(
+      text_part(
+          config,
+          weights,
+          {"vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."}),
+      wrapped_defaults);
   text.json["vocab_size"] = config.count("vocab_size", text.has("vocab_size") ? text.count("vocab_size") : 262208);
-  weights.rename("model.language_model.", "model.");
-  weights.rename("language_model.", "");
-  for (auto* prefix :
-       {"vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."}) {
-    weights.ignore(prefix);
-  }
   return make_gemma3_text(text, weights);
 }
 

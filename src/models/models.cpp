@@ -11,8 +11,15 @@ namespace parallm {
 
 // Each is defined in the file of its name.
 using Maker = std::unique_ptr<Model>(const Config&, Weights&);
+Maker make_cohere2;
+Maker make_cohere;
+Maker make_gemma2;
 Maker make_gemma3;
 Maker make_gemma3_text;
+Maker make_gemma;
+Maker make_glm4;
+Maker make_glm;
+Maker make_granite;
 Maker make_granitemoehybrid;
 Maker make_jamba;
 Maker make_lfm2;
@@ -20,12 +27,21 @@ Maker make_llama;
 Maker make_mamba2;
 Maker make_mamba;
 Maker make_mixtral;
+Maker make_olmo2;
+Maker make_olmo3;
 Maker make_olmoe;
+Maker make_phi3;
+Maker make_qwen2;
 Maker make_qwen2_moe;
+Maker make_qwen2_vl;
+Maker make_qwen3;
 Maker make_qwen3_5;
 Maker make_qwen3_moe;
 Maker make_qwen3_next;
+Maker make_qwen3_vl;
 Maker make_qwen3_vl_moe;
+Maker make_stablelm;
+Maker make_starcoder2;
 
 namespace {
 
@@ -33,10 +49,18 @@ constexpr struct {
   const char* model_type;
   Maker* make;
 } architectures[] = {
+    {"cohere", make_cohere},
+    {"cohere2", make_cohere2},
     {"falcon_mamba", make_mamba},
+    {"gemma", make_gemma},
+    {"gemma2", make_gemma2},
     {"gemma3", make_gemma3},
     {"gemma3_text", make_gemma3_text},
+    {"glm", make_glm},
+    {"glm4", make_glm4},
+    {"granite", make_granite},
     {"granitemoehybrid", make_granitemoehybrid},
+    {"iquestcoder", make_llama},
     {"jamba", make_jamba},
     {"lfm2", make_lfm2},
     {"lfm2_moe", make_lfm2},
@@ -45,13 +69,25 @@ constexpr struct {
     {"mamba2", make_mamba2},
     {"mistral", make_llama},
     {"mixtral", make_mixtral},
+    {"olmo2", make_olmo2},
+    {"olmo3", make_olmo3},
     {"olmoe", make_olmoe},
+    {"phi3", make_phi3},
+    {"qwen2", make_qwen2},
+    {"qwen2_5_vl", make_qwen2_vl},
     {"qwen2_moe", make_qwen2_moe},
+    {"qwen2_vl", make_qwen2_vl},
+    {"qwen3", make_qwen3},
     {"qwen3_5", make_qwen3_5},
     {"qwen3_5_moe", make_qwen3_5},
     {"qwen3_moe", make_qwen3_moe},
     {"qwen3_next", make_qwen3_next},
+    {"qwen3_vl", make_qwen3_vl},
     {"qwen3_vl_moe", make_qwen3_vl_moe},
+    {"smollm3", make_llama},
+    {"stablelm", make_stablelm},
+    {"starcoder2", make_starcoder2},
+    {"xverse", make_llama},
 };
 
 } // namespace

@@ -16,6 +16,7 @@ using Frequencies = std::vector<double>; // radians a position
 struct Scaling {
   const Config& config; // the whole model's
   const Config& options; // rope_scaling
+  int head_dim;
   Rope& rope;
   Frequencies& frequencies;
 };
@@ -105,6 +106,39 @@ void scale_by_factors(Scaling& s) {
   }
 }
 
+/** Phi-3's (LongRoPE, arXiv 2402.13753). As mlx-lm's SuScaledRoPE: the long
+ * factors at any length, where transformers takes the short ones for sequences
+ * within the original length (and so for the first tokens of a longer one). */
+void scale_longrope(Scaling& s) {
+  auto factors = s.options.numbers("long_factor");
+  if (factors.size() != s.frequencies.size()) {
+    fail(Kind::invalid, "[make_rope] 'long_factor' must hold {} numbers; got {}", s.frequencies.size(), factors.size());
+  }
+  for (size_t i = 0; i < factors.size(); ++i) {
+    s.frequencies[i] /= factors[i];
+  }
+  double original =
+      s.options.count("original_max_position_embeddings", s.config.count("original_max_position_embeddings", 4096));
+  double growth = s.config.count("max_position_embeddings", 131072) / original;
+  if (s.options.has("attention_factor")) {
+    s.rope.magnitude = s.options.number("attention_factor");
+  } else if (growth > 1) {
+    s.rope.magnitude = std::sqrt(1 + std::log(growth) / std::log(original));
+  }
+}
+
+/** Gemma 4's: pairs lie as if all dims were rotated, but only the first
+ * frequencies turn. */
+void scale_proportional(Scaling& s) {
+  int rotated = s.rope.dims;
+  s.rope.dims = s.head_dim;
+  double factor = s.options.number("factor", 1);
+  s.frequencies.assign(s.head_dim / 2, 0);
+  for (int i = 0; i < rotated / 2; ++i) {
+    s.frequencies[i] = std::pow(s.rope.base, -2.0 * i / s.head_dim) / factor;
+  }
+}
+
 constexpr struct {
   const char* type;
   void (*scale)(Scaling&);
@@ -114,6 +148,12 @@ constexpr struct {
     {"dynamic", scale_dynamic},
     {"llama3", scale_llama3},
     {"yarn", scale_yarn},
+    {"deepseek_yarn", scale_yarn},
+    {"telechat3-yarn", scale_yarn},
+    {"longrope", scale_longrope},
+    {"su", scale_longrope},
+    {"mrope", scale_default}, // of text: all three positions are the same
+    {"proportional", scale_proportional},
     {"frequency_factors", scale_by_factors},
 };
 
@@ -171,7 +211,7 @@ Rope make_rope(const Config& config, int head_dim, const RopeDefaults& defaults)
     }
     fail(Kind::invalid, "[make_rope] rope type must be one of {}; got '{}'", known, type);
   }
-  Scaling scaling{config, options, rope, frequencies};
+  Scaling scaling{config, options, head_dim, rope, frequencies};
   kind->scale(scaling);
   rope.inverse_frequencies.assign(frequencies.begin(), frequencies.end());
   return rope;

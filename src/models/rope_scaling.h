@@ -1,6 +1,8 @@
 // The Rope that a config.json asks for: `rope_theta`, `rope_scaling` (or
 // transformers 5's `rope_parameters`, which holds both). Types: default,
-// linear, dynamic, llama3, yarn as in transformers' modeling_rope_utils.py; and
+// linear, dynamic, llama3, yarn as in transformers' modeling_rope_utils.py;
+// longrope (its old name: su), mrope, proportional and yarn's other names as in
+// mlx-lm's models/rope_utils.py; and
 // frequency_factors, which no config.json has: a GGUF file's rope_freqs tensor,
 // one divisor a frequency.
 #pragma once
