@@ -53,8 +53,9 @@ class Decoder : public Model {
   using Map = std::function<mx::array(const mx::array&)>;
   using Block = std::function<mx::array(const mx::array& x, Cache& cache)>;
 
+  Decoder(Embedding embedding, int vocabulary) : embedding_(std::move(embedding)), vocabulary_(vocabulary) {}
   Decoder(Weights& weights, const std::string& embedding, const Sizes& sizes)
-      : embedding_(weights, embedding, sizes.vocab_size, sizes.hidden_size), vocabulary_(sizes.vocab_size) {}
+      : Decoder(Embedding(weights, embedding, sizes.vocab_size, sizes.hidden_size), sizes.vocab_size) {}
 
   /** Blocks point to what this returns. */
   const Rope* keep(Rope rope);

@@ -36,6 +36,7 @@ struct Lfm2Args {
   int conv_L_cache;
   std::vector<bool> attends; // one a layer; the others convolve
   int ff_dim; // of feed-forward blocks without experts
+  MLPNames mlp_names;
   int dense_layers; // the first layers, which have no experts
   int num_experts = 0;
   int num_experts_per_tok = 0;
@@ -109,6 +110,7 @@ Lfm2Args::Lfm2Args(const Config& config)
     }
     ff_dim = feed_forward_size(config);
     dense_layers = num_hidden_layers;
+    mlp_names = {"w1", "w3", "w2"};
     return;
   }
   ff_dim = config.count("intermediate_size");
@@ -229,7 +231,7 @@ class Block {
       conv.emplace(args, weights, name + ".conv");
     }
     if (layer < args.dense_layers) {
-      mlp.emplace(weights, name + ".feed_forward", args.hidden_size, args.ff_dim);
+      mlp.emplace(weights, name + ".feed_forward", args.hidden_size, args.ff_dim, silu, false, args.mlp_names);
     } else {
       experts.emplace(args, weights, name + ".feed_forward");
     }
@@ -307,9 +309,12 @@ class Lfm2 : public Model {
   std::optional<Linear> lm_head;
 };
 
-/** Llama's first names of a feed-forward block's matrices, and one expert
- * apiece, to ours. */
+/** LFM2 keeps Llama's first names of a feed-forward block's matrices; with
+ * experts they have the usual ones, as in mlx-lm. */
 void rename_feed_forward(const Lfm2Args& args, Weights& weights) {
+  if (args.num_experts == 0) {
+    return;
+  }
   for (int i = 0; i < args.num_hidden_layers; ++i) {
     auto name = fmt::format("model.layers.{}.feed_forward.", i);
     for (auto [theirs, ours] : {std::pair("w1", "gate_proj"), {"w2", "down_proj"}, {"w3", "up_proj"}}) {
