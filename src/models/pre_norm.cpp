@@ -45,7 +45,9 @@ Decoder::Block pre_norm_block(
     float residual_scale) {
   RMSNorm before(weights, name + ".input_layernorm", dims, eps);
   RMSNorm between(weights, name + ".post_attention_layernorm", dims, eps);
-  const auto added = [residual_scale](const mx::array& x) { return residual_scale == 1 ? x : scaled(x, residual_scale); };
+  const auto added = [residual_scale](const mx::array& x) {
+    return residual_scale == 1 ? x : scaled(x, residual_scale);
+  };
   return [=](const mx::array& x, Cache& cache) {
     auto h = x + added(attend(before(x), cache));
     return h + added(feed_forward(between(h)));
