@@ -64,14 +64,11 @@ void scale_yarn(Scaling& s) {
   auto& o = s.options;
   double factor = o.number("factor");
   double length = o.count("original_max_position_embeddings", 4096);
-  double mscale = o.number("mscale", 0);
-  double mscale_all_dim = o.number("mscale_all_dim", 0);
   if (o.has("attention_factor")) {
     s.rope.magnitude = o.number("attention_factor");
-  } else if (mscale != 0 && mscale_all_dim != 0) {
+  } else { // DeepSeek's form; without either it is YaRN's own
+    double mscale = o.number("mscale", 1), mscale_all_dim = o.number("mscale_all_dim", 0);
     s.rope.magnitude = yarn_magnitude(factor, mscale) / yarn_magnitude(factor, mscale_all_dim);
-  } else {
-    s.rope.magnitude = yarn_magnitude(factor, 1);
   }
 
   int dims = s.rope.dims;

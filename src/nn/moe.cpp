@@ -33,7 +33,7 @@ mx::array normalized(const mx::array& weights) {
 mx::array keep_groups(const mx::array& scores, const Selection& how) {
   int count = scores.shape(0), width = scores.shape(1);
   auto grouped = mx::reshape(scores, {count, how.groups, width / how.groups});
-  auto best = mx::sum(mx::topk(grouped, std::min(2, width / how.groups), 2), 2); // [T,G]
+  auto best = mx::sum(mx::topk(grouped, std::min(how.group_terms, width / how.groups), 2), 2); // [T,G]
   auto kept = top_experts(best, how.kept_groups);
   auto ones = mx::ones(kept.shape(), mx::float32);
   auto mask = mx::put_along_axis(mx::zeros(best.shape(), mx::float32), kept, ones, 1);

@@ -33,7 +33,8 @@ Choice choose_then_softmax(const mx::array& logits, int k);
 struct Selection {
   int choices; // k
   int groups = 1; // of neighbouring experts
-  int kept_groups = 1; // whose experts may be chosen: those of the greatest sums of 2
+  int kept_groups = 1; // whose experts may be chosen
+  int group_terms = 2; // a group is as good as the sum of so many of its best
   bool normalize = true; // the weights sum to 1, before `scale`
   float scale = 1;
 };
