@@ -23,6 +23,8 @@ Maker make_glm4_moe_lite;
 Maker make_gpt_oss;
 Maker make_kimi_vl;
 Maker make_llama;
+Maker make_llama4;
+Maker make_llama4_text;
 Maker make_mixtral;
 Maker make_olmoe;
 Maker make_qwen2_moe;
@@ -50,6 +52,8 @@ constexpr struct {
     {"kimi_k25", make_kimi_vl},
     {"kimi_vl", make_kimi_vl},
     {"llama", make_llama},
+    {"llama4", make_llama4},
+    {"llama4_text", make_llama4_text},
     {"mistral", make_llama},
     {"mixtral", make_mixtral},
     {"olmoe", make_olmoe},
