@@ -104,7 +104,13 @@ void split_kv_b(Weights& weights, const std::string& name, const LatentArgs& arg
     if (!how) {
       fail(Kind::invalid, "[latent_attention] {}: can't tell how it is quantized", from);
     }
-    w = mx::dequantize(*w, *scales, biases, how->group_size, how->bits, how->mode);
+    // What stays dense keeps all that the codes say; what is packed again goes mlx-lm's way, in the scales' type.
+    auto wide = quantized_again ? std::nullopt : std::optional(mx::float32);
+    if (wide && biases) {
+      scales = mx::astype(*scales, *wide);
+      biases = mx::astype(*biases, *wide);
+    }
+    w = mx::dequantize(*w, *scales, biases, how->group_size, how->bits, how->mode, {}, wide);
   }
   int heads = args.num_attention_heads, width = args.qk_nope_head_dim + args.v_head_dim;
   if (w->shape() != mx::Shape{heads * width, args.kv_lora_rank}) {

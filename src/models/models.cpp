@@ -33,6 +33,8 @@ Maker make_jamba;
 Maker make_kimi_vl;
 Maker make_lfm2;
 Maker make_llama;
+Maker make_llama4;
+Maker make_llama4_text;
 Maker make_mamba;
 Maker make_mamba2;
 Maker make_mixtral;
@@ -86,6 +88,8 @@ constexpr struct {
     {"lfm2", make_lfm2},
     {"lfm2_moe", make_lfm2},
     {"llama", make_llama},
+    {"llama4", make_llama4},
+    {"llama4_text", make_llama4_text},
     {"mamba", make_mamba},
     {"mamba2", make_mamba2},
     {"mistral", make_llama},
