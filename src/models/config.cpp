@@ -34,6 +34,15 @@ int to_integer(const std::string& where, std::string_view name, const json::valu
 }
 
 double to_double(const std::string& where, std::string_view name, const json::value& value) {
+  // transformers 5 writes what JSON has no number for as an object.
+  if (auto* object = value.if_object(); object && object->size() == 1 && object->contains("__float__")) {
+    if (object->at("__float__") == "Infinity") {
+      return std::numeric_limits<double>::infinity();
+    }
+    if (object->at("__float__") == "-Infinity") {
+      return -std::numeric_limits<double>::infinity();
+    }
+  }
   if (!value.is_number()) {
     wrong_type(where, name, "a number", value);
   }
