@@ -42,6 +42,7 @@ Maker make_olmo2;
 Maker make_olmo3;
 Maker make_olmoe;
 Maker make_phi3;
+Maker make_phimoe;
 Maker make_qwen2;
 Maker make_qwen2_moe;
 Maker make_qwen2_vl;
@@ -98,6 +99,7 @@ constexpr struct {
     {"olmo3", make_olmo3},
     {"olmoe", make_olmoe},
     {"phi3", make_phi3},
+    {"phimoe", make_phimoe},
     {"qwen2", make_qwen2},
     {"qwen2_5_vl", make_qwen2_vl},
     {"qwen2_moe", make_qwen2_moe},

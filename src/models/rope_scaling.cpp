@@ -119,6 +119,8 @@ void scale_longrope(Scaling& s) {
   double growth = s.config.count("max_position_embeddings", 131072) / original;
   if (s.options.has("attention_factor")) {
     s.rope.magnitude = s.options.number("attention_factor");
+  } else if (s.options.has("long_mscale")) {
+    s.rope.magnitude = s.options.number("long_mscale");
   } else if (growth > 1) {
     s.rope.magnitude = std::sqrt(1 + std::log(growth) / std::log(original));
   }
