@@ -204,8 +204,9 @@ config_of(const Checkpoint& checkpoint, const Conversion& how, const std::map<st
   }
   name_scaling(config);
   if (!quantized.empty()) {
-    config["quantization"] = json_of(quantized, how.quantize);
-    config["quantization_config"] = config["quantization"]; // where the hub's pages look for it
+    boost::json::value kinds = json_of(quantized, how.quantize);
+    config["quantization"] = kinds;
+    config["quantization_config"] = std::move(kinds); // where the hub's pages look for it
   }
   if (how.dtype && config.contains("torch_dtype")) {
     config["torch_dtype"] = *how.dtype == mx::float32 ? "float32" : *how.dtype == mx::float16 ? "float16" : "bfloat16";
