@@ -92,6 +92,8 @@ QK_NORMS = {"self_attn.q_norm.weight": "d", "self_attn.k_norm.weight": "d"}
 EXPERTS = {"mlp.gate.weight": "e h", "mlp.switch_mlp.gate_proj.weight": "e m h", "mlp.switch_mlp.up_proj.weight": "e m h",
            "mlp.switch_mlp.down_proj.weight": "e h m"}
 LAYER = ATTENTION | MLP | NORMS
+NORM_BIAS = {"model.norm.bias": "h"}  # the last norm's, named beside a layer's
+ONE_NORM = {"input_layernorm.weight": "h"}
 HEAD = {"lm_head.weight": "v h"}
 TYPES_2 = dict(layer_types=["sliding_attention", "full_attention"])
 
@@ -271,7 +273,7 @@ MODELS = {
     "llama": (Arch.LLAMA, dict(model_type="llama", tie_word_embeddings=False, rope_scaling=dict(
         rope_type="frequency_factors", factors=[1.0, 2.5])), LAYER | HEAD, add_llama3),
     "mixtral": (Arch.LLAMA, dict(model_type="mixtral", num_local_experts=3, num_experts_per_tok=2), ATTENTION | NORMS | {
-        name.replace("mlp", "block_sparse_moe", 1): shape for name, shape in EXPERTS.items()}, add_mixtral),
+        name.replace("mlp", "block_sparse_moe", 1): shape.replace("m", "f") for name, shape in EXPERTS.items()}, add_mixtral),
     "qwen2": (Arch.QWEN2, dict(model_type="qwen2"), LAYER | QKV_BIASES, None),
     "qwen3": (Arch.QWEN3, dict(model_type="qwen3", head_dim=4), LAYER | QK_NORMS, add_head_dim),
     "qwen2moe": (Arch.QWEN2MOE, dict(
@@ -296,12 +298,12 @@ MODELS = {
     "phi3_long": (Arch.PHI3, dict(model_type="phi3", original_max_position_embeddings=16, rope_scaling=dict(
         type="longrope", long_factor=[1.5, 2.0], short_factor=[1.0, 1.25])), NORMS | FUSED | {
         "self_attn.qkv_proj.weight": "Q h", "self_attn.o_proj.weight": "h q"}, add_phi3_long),
-    "starcoder2": (Arch.STARCODER2, dict(model_type="starcoder2", norm_epsilon=1e-5), STARCODER2 | biases(STARCODER2),
+    "starcoder2": (Arch.STARCODER2, dict(model_type="starcoder2", norm_epsilon=1e-5), STARCODER2 | biases(STARCODER2) | NORM_BIAS,
                    add_starcoder2),
     "stablelm": (Arch.STABLELM, dict(
         model_type="stablelm", layer_norm_eps=1e-5, use_parallel_residual=True, partial_rotary_factor=0.5,
         use_qkv_bias=True, qk_layernorm=True, tie_word_embeddings=False),
-        LAYER | QKV_BIASES | biases(NORMS) | HEAD | STABLELM_NORMS, add_stablelm),
+        ATTENTION | MLP | ONE_NORM | QKV_BIASES | biases(ONE_NORM) | NORM_BIAS | HEAD | STABLELM_NORMS, add_stablelm),
     "cohere2": (Arch.COHERE2, dict(
         model_type="cohere2", layer_norm_eps=1e-5, logit_scale=0.25, sliding_window=8, sliding_window_pattern=4,
         head_dim=4), ATTENTION | MLP | {"input_layernorm.weight": "h"}, add_cohere2),
@@ -363,9 +365,9 @@ def pairs(x, heads):
 def shapes(layers):
     each = layers if isinstance(layers, list) else [layers] * SIZES["num_hidden_layers"]
     top = swapped(TOP, {"model.norm.weight": "model.embedding_norm.weight"} if each[0] is LFM2_CONV else {})
-    top |= {name: shape for name, shape in each[0].items() if name in HEAD}
+    top |= {name: shape for name, shape in each[0].items() if name in HEAD | NORM_BIAS}
     for i, layer in enumerate(each):
-        top |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items() if name not in HEAD}
+        top |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items() if name not in HEAD | NORM_BIAS}
     return {name: [LETTERS[letter] for letter in shape.split()] for name, shape in top.items()}
 
 

@@ -39,22 +39,37 @@ std::optional<mx::Dtype> wanted_dtype(const std::string& text) {
 }
 
 /** Blocks that the KV cache gets: what was asked for, or half of the free
- * memory, but no more than all rows can use. */
-int capacity(const LoadOptions& load, const EngineOptions& engine, size_t block_bytes) {
+ * memory, less the rows' states, but no more than all rows can use. */
+int capacity(const LoadOptions& load, const EngineOptions& engine, size_t block_bytes, size_t states) {
   const size_t context_blocks = (engine.max_context + engine.block_size - 1) / engine.block_size;
-  const size_t most = context_blocks * engine.max_rows;
-  size_t blocks =
-      load.kv_cache_bytes > 0 ? load.kv_cache_bytes / block_bytes : std::min(most, free_memory() / 2 / block_bytes);
-  if (blocks == 0) {
+  const size_t most = std::min<size_t>(context_blocks * engine.max_rows, 1 << 26);
+  const size_t budget = load.kv_cache_bytes > 0 ? load.kv_cache_bytes : free_memory() / 2;
+  if (states + block_bytes > budget) {
     fail(
         Kind::invalid,
-        "[load] the KV cache's memory must hold at least one block of {} "
-        "tokens, {} bytes; got {}",
+        "[load] the KV cache's memory must hold at least one block of {} tokens, {} bytes, and the recurrent states of "
+        "max_rows {}, {} bytes; got {}",
         engine.block_size,
         block_bytes,
-        load.kv_cache_bytes);
+        engine.max_rows,
+        states,
+        budget);
   }
-  return static_cast<int>(std::min<size_t>(blocks, 1 << 26));
+  if (block_bytes == 0) { // no layer keeps keys
+    return static_cast<int>(most);
+  }
+  const size_t blocks = (budget - states) / block_bytes;
+  return static_cast<int>(load.kv_cache_bytes > 0 ? std::min<size_t>(blocks, 1 << 26) : std::min(most, blocks));
+}
+
+/** The longest context that the model was made for. Repositories of several
+ * parts have it in their text model's. */
+int own_context(const Config& config, bool keeps_keys) {
+  if (config.has("text_config") && !config.has("max_position_embeddings")) {
+    return own_context(config.object("text_config"), keeps_keys);
+  }
+  // Without keys nothing grows with the context and no config.json bounds it.
+  return config.count("max_position_embeddings", keeps_keys ? 2048 : 131072);
 }
 
 /** What the engine never sees. */
@@ -124,7 +139,10 @@ std::unique_ptr<Runner> load(
   info.top_k = checkpoint.generation.top_k;
   info.repetition_penalty = checkpoint.generation.repetition_penalty;
 
-  const int own = checkpoint.config.count("max_position_embeddings", 2048);
+  KVOptions kv{.block_size = engine.block_size, .slots = options.max_rows, .dtype = checkpoint.kv_dtype};
+  const auto specs = model->cache_specs();
+  const size_t block_bytes = kv_block_bytes(specs, kv);
+  const int own = own_context(checkpoint.config, block_bytes > 0);
   engine.max_context = options.max_context > 0 ? options.max_context : own;
   engine.vocabulary = info.vocabulary;
   engine.end_ids = info.end_ids;
@@ -134,11 +152,9 @@ std::unique_ptr<Runner> load(
   engine.prefill_tokens = options.prefill_tokens > 0 ? options.prefill_tokens : cpu ? 256 : 2048;
   engine.mixed_tokens = options.mixed_tokens > 0 ? options.mixed_tokens : cpu ? 32 : 512;
 
-  KVOptions kv{.block_size = engine.block_size, .slots = engine.max_rows, .dtype = checkpoint.kv_dtype};
-  const auto specs = model->cache_specs();
-  const size_t block_bytes = kv_block_bytes(specs, kv);
-  engine.blocks = kv.blocks = capacity(options, engine, std::max<size_t>(block_bytes, 1));
-  info.kv_bytes = block_bytes * engine.blocks + state_bytes(specs) * engine.max_rows;
+  const size_t states = state_bytes(specs) > 0 ? state_bytes(specs) * (engine.max_rows + 1) : 0; // and one of zeros
+  engine.blocks = kv.blocks = capacity(options, engine, block_bytes, states);
+  info.kv_bytes = block_bytes * engine.blocks + states;
   // A recurrent layer's state stands for all tokens before it: it has no beginning that others could share.
   engine.prefix_cache = engine.prefix_cache && state_bytes(specs) == 0;
   info.kv_tokens = engine.blocks * engine.block_size;

@@ -34,10 +34,37 @@ int to_integer(const std::string& where, std::string_view name, const json::valu
 }
 
 double to_double(const std::string& where, std::string_view name, const json::value& value) {
+  // transformers 5 writes what JSON has no number for as an object.
+  if (auto* object = value.if_object(); object && object->size() == 1 && object->contains("__float__")) {
+    if (object->at("__float__") == "Infinity") {
+      return std::numeric_limits<double>::infinity();
+    }
+    if (object->at("__float__") == "-Infinity") {
+      return -std::numeric_limits<double>::infinity();
+    }
+  }
   if (!value.is_number()) {
     wrong_type(where, name, "a number", value);
   }
   return value.to_number<double>();
+}
+
+/** Python's json writes Infinity and NaN, which are no JSON: as a number that is
+ * beyond all doubles, and as null. */
+std::string without_infinity(std::string text) {
+  bool quoted = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '"') {
+      quoted = !quoted;
+    } else if (text[i] == '\\') {
+      ++i;
+    } else if (!quoted && text.compare(i, 8, "Infinity") == 0) {
+      text.replace(i, 8, "1e999");
+    } else if (!quoted && text.compare(i, 3, "NaN") == 0) {
+      text.replace(i, 3, "null");
+    }
+  }
+  return text;
 }
 
 const json::array& to_array(const std::string& where, std::string_view name, const json::value& value) {
@@ -154,6 +181,25 @@ Config Config::object(std::string_view name) const {
   return {value.get_object(), where + ": " + std::string(name)};
 }
 
+Config with_defaults(Config config, const json::object& defaults) {
+  for (auto& [name, value] : defaults) {
+    if (!config.has(name)) {
+      config.json.insert_or_assign(name, value);
+    }
+  }
+  return config;
+}
+
+Config with_names(Config config, const std::vector<std::pair<std::string, std::string>>& names) {
+  for (auto& [common, own] : names) {
+    if (!config.has(common) && config.has(own)) {
+      json::value value = config.json.at(own);
+      config.json.insert_or_assign(common, std::move(value));
+    }
+  }
+  return config;
+}
+
 Config read_config(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) {
@@ -161,7 +207,7 @@ Config read_config(const std::string& path) {
   }
   std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
   boost::system::error_code error;
-  auto value = json::parse(text, error);
+  auto value = json::parse(without_infinity(std::move(text)), error);
   if (error) {
     fail(Kind::invalid, "[read_config] {} is not JSON: {}", path, error.message());
   }

@@ -37,6 +37,14 @@ struct Config {
   const boost::json::value& at(std::string_view name) const;
 };
 
+/** `config` with the fields of `defaults` that it lacks: what a model's family
+ * leaves out of its config.json. */
+Config with_defaults(Config config, const boost::json::object& defaults);
+
+/** `config` with its field `second` under the name `first` too: a family's own
+ * names for common fields. */
+Config with_names(Config config, const std::vector<std::pair<std::string, std::string>>& names);
+
 /** Errors: invalid, for a file that can't be read or holds no JSON object. */
 Config read_config(const std::string& path);
 

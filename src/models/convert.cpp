@@ -178,6 +178,21 @@ void name_scaling(boost::json::object& json) {
       {"original_max_position_embeddings", static_cast<int>(original)}};
 }
 
+/** JSON has no infinity: written as transformers 5 does. */
+void spell_infinities(boost::json::value& value) {
+  if (auto* object = value.if_object()) {
+    for (auto& member : *object) {
+      spell_infinities(member.value());
+    }
+  } else if (auto* array = value.if_array()) {
+    for (auto& item : *array) {
+      spell_infinities(item);
+    }
+  } else if (auto* number = value.if_double(); number && std::isinf(*number)) {
+    value = {{"__float__", *number > 0 ? "Infinity" : "-Infinity"}};
+  }
+}
+
 boost::json::object
 config_of(const Checkpoint& checkpoint, const Conversion& how, const std::map<std::string, Quantization>& quantized) {
   auto config = checkpoint.config.json;
@@ -189,8 +204,9 @@ config_of(const Checkpoint& checkpoint, const Conversion& how, const std::map<st
   }
   name_scaling(config);
   if (!quantized.empty()) {
-    config["quantization"] = json_of(quantized, how.quantize);
-    config["quantization_config"] = config["quantization"]; // where the hub's pages look for it
+    boost::json::value kinds = json_of(quantized, how.quantize);
+    config["quantization"] = kinds;
+    config["quantization_config"] = std::move(kinds); // where the hub's pages look for it
   }
   if (how.dtype && config.contains("torch_dtype")) {
     config["torch_dtype"] = *how.dtype == mx::float32 ? "float32" : *how.dtype == mx::float16 ? "float16" : "bfloat16";
@@ -202,6 +218,9 @@ config_of(const Checkpoint& checkpoint, const Conversion& how, const std::map<st
   }
   if (checkpoint.bos_id >= 0 && !config.contains("bos_token_id")) {
     config["bos_token_id"] = checkpoint.bos_id;
+  }
+  for (auto& member : config) {
+    spell_infinities(member.value());
   }
   return config;
 }
@@ -227,12 +246,60 @@ void write_json(const std::string& path, const boost::json::object& value) {
   }
 }
 
+/** What mlx-lm's names have where a name here has `ours`. Null: the model makes other layers of what it reads, so that
+ * mlx-lm could not open what would be written. */
+constexpr struct {
+  const char* model_type;
+  const char* ours;
+  const char* theirs;
+} other_names[] = {
+    {"llama4_text", "lm_head.", "output."},
+    {"deepseek_v2", "self_attn.embed_q", nullptr}, // kv_b_proj
+    {"kimi_vl", "self_attn.embed_q", nullptr},
+    {"qwen3_next", "linear_attn.in_proj_", nullptr}, // in_proj_qkvz, in_proj_ba
+    {"stablelm", "self_attn.q_layernorm", nullptr}, // one norm a head
+};
+
+std::string written_name(const Config& config, std::string name) {
+  const auto type = config.text("model_type");
+  for (auto& [model_type, ours, theirs] : other_names) {
+    const auto at = type == model_type ? name.find(ours) : std::string::npos;
+    if (at != std::string::npos && !theirs) {
+      fail(
+          Kind::invalid,
+          "[convert] models of type {} can't be converted yet: mlx-lm has other layers than {}",
+          type,
+          name);
+    }
+    if (at != std::string::npos) {
+      name.replace(at, std::string(ours).size(), theirs);
+    }
+  }
+  // In multimodal wrappers the text part's layers lie under language_model; make_model takes that away.
+  const bool wrapped = config.has("text_config") || type == "qwen2_vl" || type == "qwen2_5_vl";
+  return wrapped ? "language_model." + name : name;
+}
+
+void rename(Recording& taken, const Config& config) {
+  for (auto& tensor : taken.tensors) {
+    tensor.name = written_name(config, tensor.name);
+  }
+  std::map<std::string, std::optional<Quantization>> layers;
+  for (auto& [layer, kind] : taken.layers) {
+    auto name = written_name(config, layer + ".");
+    name.pop_back();
+    layers.emplace(std::move(name), kind);
+  }
+  taken.layers = std::move(layers);
+}
+
 } // namespace
 
 ConvertedModel convert_model(Checkpoint checkpoint, const Conversion& how) {
   Recording taken;
   checkpoint.weights.record(taken);
   make_model(checkpoint.config, checkpoint.weights); // the model itself isn't needed
+  rename(taken, checkpoint.config);
   ConvertedModel out;
   {
     Converter converter(taken, how, checkpoint.config, checkpoint.stored_dtype);

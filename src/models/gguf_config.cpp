@@ -89,7 +89,8 @@ json::object rope_scaling(const GgufContents& contents) {
   auto* longer = find_gguf_tensor(contents, "rope_factors_long.weight");
   auto* shorter = find_gguf_tensor(contents, "rope_factors_short.weight");
   if (longer && shorter) {
-    out["rope_type"] = out["type"] = "longrope";
+    out["type"] = "longrope";
+    out["rope_type"] = "longrope";
     out["long_factor"] = numbers_of(*longer);
     out["short_factor"] = numbers_of(*shorter);
     return out;
@@ -100,7 +101,8 @@ json::object rope_scaling(const GgufContents& contents) {
   if (type == "none" || (type == "linear" && !factor)) {
     return {};
   }
-  out["rope_type"] = out["type"] = type;
+  out["type"] = type;
+  out["rope_type"] = type;
   copy("factor", "factor");
   copy("attention_factor", "yarn_attn_factor");
   copy("beta_fast", "yarn_beta_fast");

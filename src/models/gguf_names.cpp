@@ -284,7 +284,8 @@ void finish_deepseek2(const GgufContents& contents, json::object& config) {
   int rotated = metadata.integer(gguf_key(metadata, "rope.dimension_count"));
   config["qk_nope_head_dim"] = size("attention.key_length_mla", "attention.key_length") - rotated;
   config["v_head_dim"] = size("attention.value_length_mla", "attention.value_length");
-  config["num_key_value_heads"] = config["num_attention_heads"];
+  boost::json::value heads = config["num_attention_heads"]; // a copy: the next insertion may move it
+  config["num_key_value_heads"] = std::move(heads);
   config.erase("head_dim");
   config.erase("partial_rotary_factor");
   if (!config.contains("q_lora_rank")) {

@@ -98,8 +98,8 @@ class Walk {
   }
 
   template <typename T>
-  GgufValue one() {
-    return int64_t(number<T>());
+  static GgufValue one(Walk& walk) {
+    return int64_t(walk.number<T>());
   }
 
   GgufValue fraction() {
@@ -122,7 +122,7 @@ class Walk {
     if (type >= std::size(kinds)) {
       broken(fmt::format("unknown value type {} at byte {}", type, at_));
     }
-    return (this->*kinds[type].read)();
+    return kinds[type].read(*this);
   }
 
   GgufValue list() {
@@ -134,24 +134,25 @@ class Walk {
     if (count > left() / kinds[type].least) {
       broken(fmt::format("a list of {} values goes on past the end", count));
     }
-    return (this->*kinds[type].items)(count, kinds[type].read);
+    return kinds[type].items(*this, count, kinds[type].read);
   }
 
-  using Read = GgufValue (Walk::*)();
+  // Plain functions: GCC 12 calls the wrong member through a table of member pointers under UBSan.
+  using Read = GgufValue (*)(Walk&);
 
   template <typename From, typename To = From>
-  GgufValue items(uint64_t count, Read read) {
+  static GgufValue items(Walk& walk, uint64_t count, Read read) {
     std::vector<To> out;
     out.reserve(count);
     for (uint64_t i = 0; i < count; ++i) {
-      out.push_back(std::get<From>((this->*read)()));
+      out.push_back(std::get<From>(read(walk)));
     }
     return out;
   }
 
   struct ValueKind {
     Read read;
-    GgufValue (Walk::*items)(uint64_t, Read); // null: in no list
+    GgufValue (*items)(Walk&, uint64_t, Read); // null: in no list
     size_t least; // bytes of a value
   };
   static const ValueKind kinds[13];
@@ -223,13 +224,13 @@ const Walk::ValueKind Walk::kinds[13] = {
     {&Walk::one<int16_t>, &Walk::items<int64_t>, 2},
     {&Walk::one<uint32_t>, &Walk::items<int64_t>, 4},
     {&Walk::one<int32_t>, &Walk::items<int64_t>, 4},
-    {&Walk::fraction, &Walk::items<double>, 4},
-    {&Walk::truth_value, &Walk::items<bool, int64_t>, 1},
-    {&Walk::text, &Walk::items<std::string>, 8},
-    {&Walk::list, nullptr, 0},
-    {&Walk::whole, &Walk::items<int64_t>, 8},
+    {[](Walk& walk) { return walk.fraction(); }, &Walk::items<double>, 4},
+    {[](Walk& walk) { return walk.truth_value(); }, &Walk::items<bool, int64_t>, 1},
+    {[](Walk& walk) { return walk.text(); }, &Walk::items<std::string>, 8},
+    {[](Walk& walk) { return walk.list(); }, nullptr, 0},
+    {[](Walk& walk) { return walk.whole(); }, &Walk::items<int64_t>, 8},
     {&Walk::one<int64_t>, &Walk::items<int64_t>, 8},
-    {&Walk::long_fraction, &Walk::items<double>, 8},
+    {[](Walk& walk) { return walk.long_fraction(); }, &Walk::items<double>, 8},
 };
 
 /** "<name>-00002-of-00003.gguf" -> "<name>-00001-of-00003.gguf" and its fellows (gguf.md, "Sharding"). */

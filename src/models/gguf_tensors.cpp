@@ -55,7 +55,7 @@ struct Rows {
  * dropped behind it: a large tensor isn't in memory twice. */
 template <typename Work>
 void for_rows(const GgufTensor& tensor, const Rows& rows, Work work) {
-  constexpr size_t slab = size_t(8) << 20; // bytes
+  constexpr size_t slab = size_t(2) << 20; // bytes
   const size_t height = std::max(size_t(1), slab / rows.bytes);
   const size_t cores = std::max(1u, std::thread::hardware_concurrency());
   for (size_t begin = 0; begin < rows.count; begin += height) {

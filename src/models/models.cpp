@@ -11,7 +11,49 @@ namespace parallm {
 
 // Each is defined in the file of its name.
 using Maker = std::unique_ptr<Model>(const Config&, Weights&);
+Maker make_cohere;
+Maker make_cohere2;
+Maker make_deepseek;
+Maker make_deepseek_v2;
+Maker make_deepseek_v3;
+Maker make_dots1;
+Maker make_exaone_moe;
+Maker make_gemma;
+Maker make_gemma2;
+Maker make_gemma3;
+Maker make_gemma3_text;
+Maker make_glm;
+Maker make_glm4;
+Maker make_glm4_moe;
+Maker make_glm4_moe_lite;
+Maker make_gpt_oss;
+Maker make_granite;
+Maker make_granitemoehybrid;
+Maker make_jamba;
+Maker make_kimi_vl;
+Maker make_lfm2;
 Maker make_llama;
+Maker make_llama4;
+Maker make_llama4_text;
+Maker make_mamba;
+Maker make_mamba2;
+Maker make_mixtral;
+Maker make_olmo2;
+Maker make_olmo3;
+Maker make_olmoe;
+Maker make_phi3;
+Maker make_phimoe;
+Maker make_qwen2;
+Maker make_qwen2_moe;
+Maker make_qwen2_vl;
+Maker make_qwen3;
+Maker make_qwen3_5;
+Maker make_qwen3_moe;
+Maker make_qwen3_next;
+Maker make_qwen3_vl;
+Maker make_qwen3_vl_moe;
+Maker make_stablelm;
+Maker make_starcoder2;
 
 namespace {
 
@@ -19,8 +61,61 @@ constexpr struct {
   const char* model_type;
   Maker* make;
 } architectures[] = {
+    {"cohere", make_cohere},
+    {"cohere2", make_cohere2},
+    {"deepseek", make_deepseek},
+    {"deepseek_v2", make_deepseek_v2},
+    {"deepseek_v3", make_deepseek_v3},
+    {"dots1", make_dots1},
+    {"exaone_moe", make_exaone_moe},
+    {"falcon_mamba", make_mamba},
+    {"gemma", make_gemma},
+    {"gemma2", make_gemma2},
+    {"gemma3", make_gemma3},
+    {"gemma3_text", make_gemma3_text},
+    {"glm", make_glm},
+    {"glm4", make_glm4},
+    {"glm4_moe", make_glm4_moe},
+    {"glm4_moe_lite", make_glm4_moe_lite},
+    {"gpt_oss", make_gpt_oss},
+    {"granite", make_granite},
+    {"granitemoehybrid", make_granitemoehybrid},
+    {"iquestcoder", make_llama},
+    {"jamba", make_jamba},
+    {"joyai_llm_flash", make_deepseek_v3},
+    {"kimi_k2", make_deepseek_v3},
+    {"kimi_k25", make_kimi_vl},
+    {"kimi_vl", make_kimi_vl},
+    {"lfm2", make_lfm2},
+    {"lfm2_moe", make_lfm2},
     {"llama", make_llama},
+    {"llama4", make_llama4},
+    {"llama4_text", make_llama4_text},
+    {"mamba", make_mamba},
+    {"mamba2", make_mamba2},
     {"mistral", make_llama},
+    {"mixtral", make_mixtral},
+    {"olmo2", make_olmo2},
+    {"olmo3", make_olmo3},
+    {"olmoe", make_olmoe},
+    {"phi3", make_phi3},
+    {"phimoe", make_phimoe},
+    {"qwen2", make_qwen2},
+    {"qwen2_5_vl", make_qwen2_vl},
+    {"qwen2_moe", make_qwen2_moe},
+    {"qwen2_vl", make_qwen2_vl},
+    {"qwen3", make_qwen3},
+    {"qwen3_5", make_qwen3_5},
+    {"qwen3_5_moe", make_qwen3_5},
+    {"qwen3_moe", make_qwen3_moe},
+    {"qwen3_next", make_qwen3_next},
+    {"qwen3_vl", make_qwen3_vl},
+    {"qwen3_vl_moe", make_qwen3_vl_moe},
+    {"smollm3", make_llama},
+    {"solar_open", make_glm4_moe},
+    {"stablelm", make_stablelm},
+    {"starcoder2", make_starcoder2},
+    {"xverse", make_llama},
 };
 
 } // namespace

@@ -43,6 +43,14 @@ mx::array dequantize_small_groups(
   return mx::reshape(groups * mx::expand_dims(scales, -1) + mx::expand_dims(biases, -1), whole);
 }
 
+/** MLX's gather_mm, which on a CPU (in tests) takes float32 only. */
+mx::array gather_matmul(const mx::array& rows, const mx::array& weight, const mx::array& which) {
+  bool widen = mx::default_device() == mx::Device::cpu;
+  auto x = widen ? mx::astype(rows, mx::float32) : rows;
+  auto w = widen ? mx::astype(weight, mx::float32) : weight;
+  return mx::astype(mx::gather_mm(x, mx::swapaxes(w, 1, 2), {}, which, true), rows.dtype());
+}
+
 } // namespace
 
 mx::array dequantize(
@@ -119,7 +127,7 @@ mx::array Matrix::multiply_by_group(const mx::array& x, const mx::array& which, 
                               quantization->mode,
                               {},
                               true)
-                        : mx::gather_mm(rows, mx::swapaxes(weight, 1, 2), {}, which, true);
+                        : gather_matmul(rows, weight, which);
   y = mx::squeeze(y, 1);
   return bias ? y + mx::take(*bias, which, 0) : y;
 }

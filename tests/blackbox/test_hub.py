@@ -15,7 +15,7 @@ import pytest
 from fake_hub import TOKEN, FakeHub, Fault, Proxy, Repo, etag_of, running
 from serving import NAME, ROOT, Server, binary
 
-GOLDEN = ROOT / "tests" / "golden"
+GOLDEN = Path(os.environ.get("PARALLM_GOLDEN", ROOT / "build" / "golden"))
 COMMIT = "a" * 40
 BIG = random.Random(1).randbytes(3_000_000)
 BIG_PATH = "/" + etag_of("model.safetensors", BIG)
@@ -33,9 +33,9 @@ def tokenizer_json():
     return json.dumps(shape | {"pre_tokenizer": level, "post_processor": None, "decoder": level, "model": model}).encode()
 
 
-def tiny(folder="mha"):
+def tiny(folder="llama_mha"):
     """A model that loads, and beside it what must not be fetched."""
-    files = {p.name: p.read_bytes() for p in sorted((GOLDEN / folder).iterdir()) if p.name != "reference.safetensors"}
+    files = {p.name: p.read_bytes() for p in sorted((GOLDEN / folder).iterdir()) if p.name not in ("reference.safetensors", "made-from")}
     unwanted = ("pytorch_model.bin", "original/consolidated.00.pth", "original/params.json", "onnx/model.onnx", "README.md",
                 "modeling_x.py", ".gitattributes", "consolidated.safetensors", "model.fp16.safetensors", "w-Q4_K_M.gguf")  # fmt: skip
     return files | {"tokenizer.json": tokenizer_json()} | {name: b"no" for name in unwanted}
@@ -49,7 +49,7 @@ def large():
 def hub():
     repos = {
         "org/tiny": Repo(tiny()),
-        "org/sharded": Repo(tiny("sharded")),
+        "org/sharded": Repo(tiny("llama_sharded")),
         "org/big": Repo(large()),
         "org/gated": Repo(large(), gated=True),
         "org/private": Repo(large(), private=True),
@@ -203,7 +203,9 @@ def wait_until(true, limit=20):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_at_once_and_what_came_stays(hub, env, number):
     hub.faults[BIG_PATH] = Fault(slow=500_000)
-    process = subprocess.Popen(command("org/big"), env=env, stderr=subprocess.DEVNULL)
+    # What a shell starts in the background ignores SIGINT: the tests themselves may be such a job.
+    heed = lambda: signal.signal(number, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(command("org/big"), env=env, stderr=subprocess.DEVNULL, preexec_fn=heed)
     partial = storage(env) / "blobs" / f"{BIG_PATH[1:]}.incomplete"
     wait_until(lambda: partial.exists() and partial.stat().st_size > 200_000)
     process.send_signal(number)

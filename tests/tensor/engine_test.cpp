@@ -32,9 +32,14 @@ std::unique_ptr<Engine> engine_of(const std::string& name, const EngineOptions& 
     auto model = make_model(checkpoint.config, checkpoint.weights);
     completed.vocabulary = model->vocabulary();
     completed.own_kv_past = model->own_kv_past();
+    auto specs = model->cache_specs();
+    completed.prefix_cache = completed.prefix_cache && state_bytes(specs) == 0;
     auto caches = make_paged_caches(
-        model->cache_specs(),
-        {.block_size = completed.block_size, .blocks = completed.blocks, .dtype = checkpoint.kv_dtype});
+        specs,
+        {.block_size = completed.block_size,
+         .blocks = completed.blocks,
+         .slots = completed.max_rows,
+         .dtype = checkpoint.kv_dtype});
     auto runner = std::make_unique<ModelRunner>(std::move(model), std::move(caches), completed.max_rows);
     if (warm) {
       warm_up(*runner, completed);
@@ -129,11 +134,20 @@ void together(
 
 const std::vector<std::string> models =
     {"llama_mha", "llama", "mistral", "llama_rope_yarn", "llama_rope_dynamic", "llama_quantized_4"};
+// Whose layers, some or all, keep states.
+const std::vector<std::string> recurrent_models =
+    {"lfm2", "mamba2", "jamba", "qwen3_next", "granitemoehybrid", "qwen3_5-4bit"};
+
+std::vector<std::string> all_models() {
+  auto all = models;
+  all.insert(all.end(), recurrent_models.begin(), recurrent_models.end());
+  return all;
+}
 
 } // namespace
 
 TEST_CASE("engine: the first tokens are the reference's most likely ones") {
-  for (const auto& name : models) {
+  for (const auto& name : all_models()) {
     CAPTURE(name);
     auto engine = engine_of(name, small_engine());
     for (const auto& sequence : references(name)) {
@@ -154,7 +168,7 @@ TEST_CASE("engine: the first tokens are the reference's most likely ones") {
 }
 
 TEST_CASE("engine: tokens don't depend on company, chunks or preemption") {
-  for (const auto& name : models) {
+  for (const auto& name : all_models()) {
     CAPTURE(name);
     const auto all = prompts(90);
     const auto expected = one_by_one(name, all);
@@ -174,11 +188,14 @@ TEST_CASE("engine: tokens don't depend on company, chunks or preemption") {
 TEST_CASE("engine: warming up changes no token") {
   auto request = greedy(prompts(90)[2], wanted_tokens);
   request.sampling.repetition_penalty = 1.3f; // a slot's counts are its own request's
-  auto cold = engine_of("llama_mha", small_engine());
-  auto warm = engine_of("llama_mha", small_engine(), true);
-  auto expected = cold->generate(request);
-  auto got = warm->generate(request);
-  CHECK(read(got).ids == read(expected).ids);
+  for (auto* name : {"llama_mha", "mamba2", "qwen3_next"}) { // a slot's states too
+    CAPTURE(name);
+    auto cold = engine_of(name, small_engine());
+    auto warm = engine_of(name, small_engine(), true);
+    auto expected = cold->generate(request);
+    auto got = warm->generate(request);
+    CHECK(read(got).ids == read(expected).ids);
+  }
 }
 
 TEST_CASE("engine: a prefix hit changes no token") {
@@ -244,7 +261,7 @@ TEST_CASE("engine: a seed gives the same tokens in any company") {
 }
 
 TEST_CASE("engine: prompt_logprobs are the reference's") {
-  for (const auto& name : models) {
+  for (const auto& name : all_models()) {
     if (name == "llama_rope_dynamic") {
       continue; // the reference's continuation was no prompt
     }

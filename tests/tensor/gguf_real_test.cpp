@@ -57,17 +57,18 @@ TEST_CASE("gguf: loading a real file takes at most 1.15 times its weights") {
 
 #endif
 
-// llama.cpp computes in float32 from the same weights, so the two differ by rounding alone: 1e-2 in logits that reach
-// 30. Where its two best lie nearer than twice that, either may win.
+// llama.cpp computes in float32 from the same weights, KV too, but for a table of GELU in float16: its logits, which
+// reach 40, lie within 0.013 of a float64 computation. Where its two best lie nearer than twice the tolerance, either
+// may win.
 TEST_CASE("gguf: Gemma 3 270M Q4_K_M says what llama.cpp says") {
   auto* path = std::getenv("PARALLM_TEST_GEMMA3");
   if (!path) {
     MESSAGE("PARALLM_TEST_GEMMA3 is not set");
     return;
   }
-  constexpr double tolerance = 1e-2;
+  constexpr double tolerance = 0.03;
   auto recorded = read_config("tests/golden/gemma3_q4_k_m.json");
-  Loaded loaded(path, std::nullopt, 32, 16);
+  Loaded loaded(path, mx::float32, 32, 16);
   int steps = 0, near = 0;
   double worst = 0;
   for (auto& item : recorded.json.at("prompts").as_array()) {

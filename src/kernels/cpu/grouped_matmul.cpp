@@ -2,6 +2,8 @@
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/quantized.h"
 
+#include <cstring>
+
 namespace parallm::cpu {
 namespace {
 
@@ -20,25 +22,25 @@ struct GroupedJob {
     const auto at = [](const void* base, size_t bytes) {
       return base ? static_cast<const char*>(base) + bytes : nullptr;
     };
-    for (size_t first = 0; first < all.rows;) {
-      const size_t group = which[first];
-      size_t end = first + 1;
+    for (size_t first = 0, end = 0; first < all.rows; first = end) {
+      end = first + 1;
       while (end < all.rows && which[end] == which[first]) {
         end++;
       }
-      if (which[first] < 0 || group >= groups) {
-        fail_op("grouped_matmul", "which must lie from 0 to ", groups - 1, "; got ", which[first]);
-      }
       MatmulJob job = all;
       job.rows = end - first;
+      job.out = static_cast<char*>(all.out) + first * out_bytes;
+      if (which[first] < 0 || size_t(which[first]) >= groups) {
+        std::memset(job.out, 0xFF, job.rows * out_bytes); // a NaN in every float type
+        continue;
+      }
+      const size_t group = which[first];
       job.x = at(all.x, first * x_bytes);
       job.w = at(all.w, group * w_bytes);
       job.scales = at(all.scales, group * scale_bytes);
       job.biases = at(all.biases, group * scale_bytes);
       job.bias = at(all.bias, group * bias_bytes);
-      job.out = static_cast<char*>(all.out) + first * out_bytes;
       run_matmul(job);
-      first = end;
     }
   }
 };

@@ -32,7 +32,8 @@ mx::array quantized_matmul(
     const std::optional<mx::array>& bias = {},
     const std::string& mode = "affine");
 
-/** As matmul, by one of E matrices a row: row m of x by w[which[m]], w [E,N,K], which int32 [M] rising, bias [E,N]. */
+/** As matmul, by one of E matrices a row: row m of x by w[which[m]], w [E,N,K], which int32 [M] rising, bias [E,N]. A
+ *  row whose `which` is no matrix's becomes NaN: a task can't throw. */
 mx::array grouped_matmul(
     const mx::array& x,
     const mx::array& w,
@@ -50,6 +51,22 @@ mx::array grouped_quantized_matmul(
     const mx::array& which,
     const std::optional<mx::array>& bias = {},
     const std::string& mode = "affine");
+
+/** The places of the k greatest of each row of scores float32 [T,E] -> int32 [T,k], in falling order, of equal ones the first
+ *  first. */
+mx::array greatest(const mx::array& scores, int k);
+
+/** The entries of groups, int32 [T,k] from 0 to count - 1, ordered by group, those of one group as they stood. */
+struct GroupOrder {
+  mx::array rows; // int32 [T*k] the row of groups of each entry, in that order
+  mx::array groups; // int32 [T*k] its group: rising
+  mx::array places; // int32 [T*k] where entry t*k + c went
+};
+GroupOrder order_by_group(const mx::array& groups, int count);
+
+/** Row t is the sum over c of weights[t,c] * y[places[t*k + c]]: y [M,N], weights float32 [T,k], places int32 [T*k]
+ *  from 0 to M - 1 -> [T,N] in y's dtype, rounded once. */
+mx::array weighted_sum(const mx::array& y, const mx::array& places, const mx::array& weights);
 
 /** x [M,D] / rms(x) * weight [D]. */
 mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps);

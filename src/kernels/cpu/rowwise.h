@@ -1,4 +1,4 @@
-// The work of rms_norm, swiglu and sample (ops.h), without MLX: row-contiguous
+// The work of rms_norm, swiglu, weighted_sum and sample (ops.h), without MLX: row-contiguous
 // memory in and out.
 #pragma once
 
@@ -24,6 +24,16 @@ struct SwigluJob {
   void* out;
 };
 
+struct WeightedSumJob {
+  size_t rows, width; // T, N
+  size_t terms; // k
+  const void* y; // [M,N]
+  Type type; // of y and out
+  const int32_t* places; // [T,k]
+  const float* weights; // [T,k]
+  void* out;
+};
+
 struct SampleJob {
   size_t rows, width;
   const float* logits;
@@ -37,6 +47,7 @@ struct SampleJob {
 
 void run_norm(const NormJob& job);
 void run_swiglu(const SwigluJob& job);
+void run_weighted_sum(const WeightedSumJob& job);
 void run_sample(const SampleJob& job);
 
 } // namespace parallm::cpu

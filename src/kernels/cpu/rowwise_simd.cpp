@@ -77,6 +77,31 @@ void Swiglu(const SwigluJob& job) {
   });
 }
 
+void WeightedSum(const WeightedSumJob& job) {
+  const size_t padded = round_up(job.width, lanes);
+  const auto add_up = [&](size_t row) {
+    float* sums = thread_scratch(0, padded);
+    float* term = thread_scratch(1, padded);
+    std::memset(sums, 0, padded * sizeof(float));
+    for (size_t c = 0; c < job.terms; c++) {
+      const size_t place = job.places[row * job.terms + c];
+      const V weight = hn::Set(F32(), job.weights[row * job.terms + c]);
+      with_type(job.type, job.y, [&](auto* y) { widen(y + place * job.width, job.width, term, padded); });
+      for (size_t i = 0; i < padded; i += lanes) {
+        store(hn::MulAdd(weight, load(term + i), load(sums + i)), sums + i);
+      }
+    }
+    with_type(job.type, job.out, [&](auto* to) { narrow(sums, job.width, to + row * job.width); });
+  };
+  const size_t step = std::max<size_t>(1, chunk_elements / (padded * job.terms));
+  parallel_for((job.rows + step - 1) / step, [&](size_t chunk) {
+    const size_t end = std::min(job.rows, (chunk + 1) * step);
+    for (size_t row = chunk * step; row < end; row++) {
+      add_up(row);
+    }
+  });
+}
+
 } // namespace HWY_NAMESPACE
 } // namespace parallm::cpu
 HWY_AFTER_NAMESPACE();
@@ -85,6 +110,7 @@ HWY_AFTER_NAMESPACE();
 namespace parallm::cpu {
 HWY_EXPORT(Norm);
 HWY_EXPORT(Swiglu);
+HWY_EXPORT(WeightedSum);
 
 void run_norm(const NormJob& job) {
   HWY_DYNAMIC_DISPATCH(Norm)(job);
@@ -92,6 +118,10 @@ void run_norm(const NormJob& job) {
 
 void run_swiglu(const SwigluJob& job) {
   HWY_DYNAMIC_DISPATCH(Swiglu)(job);
+}
+
+void run_weighted_sum(const WeightedSumJob& job) {
+  HWY_DYNAMIC_DISPATCH(WeightedSum)(job);
 }
 } // namespace parallm::cpu
 #endif

@@ -1,0 +1,137 @@
+#include "models/latent_attention.h"
+
+#include "base/error.h"
+
+#include <cmath>
+
+namespace parallm {
+
+namespace {
+
+/** YaRN's temperature on scores: (0.1 * mscale_all_dim * ln(factor) + 1) squared
+ * (modeling_deepseek.py). */
+float yarn_temperature(const Config& config) {
+  if (!config.has("rope_scaling")) {
+    return 1;
+  }
+  auto options = config.object("rope_scaling");
+  double factor = options.number("factor", 1);
+  double all_dims = options.number("mscale_all_dim", 0);
+  double m = factor > 1 ? 0.1 * all_dims * std::log(factor) + 1 : 1;
+  return m * m;
+}
+
+mx::array part(const mx::array& x, int first, int last) { // of the last axis
+  mx::Shape start(x.ndim(), 0);
+  auto stop = x.shape();
+  start.back() = first;
+  stop.back() = last;
+  return mx::slice(x, start, stop);
+}
+
+} // namespace
+
+LatentArgs::LatentArgs(const Config& config)
+    : hidden_size(config.count("hidden_size")),
+      num_attention_heads(config.count("num_attention_heads")),
+      q_lora_rank(config.count("q_lora_rank", 0)),
+      kv_lora_rank(config.count("kv_lora_rank")),
+      qk_nope_head_dim(config.count("qk_nope_head_dim")),
+      qk_rope_head_dim(config.count("qk_rope_head_dim")),
+      v_head_dim(config.count("v_head_dim")),
+      attention_bias(config.boolean("attention_bias", false)),
+      scale(yarn_temperature(config) / std::sqrt(float(qk_nope_head_dim + qk_rope_head_dim))) {}
+
+LatentAttention::LatentAttention(Weights& weights, const std::string& name, const LatentArgs& args, const Rope* rope)
+    : args_(args),
+      how_{.scale = args.scale, .rope = rope, .sinks = {}},
+      kv_a_proj_with_mqa(
+          weights,
+          name + ".kv_a_proj_with_mqa",
+          args.kv_lora_rank + args.qk_rope_head_dim,
+          args.hidden_size,
+          args.attention_bias),
+      kv_a_layernorm(weights, name + ".kv_a_layernorm", args.kv_lora_rank, args.norm_eps),
+      embed_q(weights, name + ".embed_q", args.num_attention_heads, args.kv_lora_rank, args.qk_nope_head_dim),
+      unembed_out(weights, name + ".unembed_out", args.num_attention_heads, args.v_head_dim, args.kv_lora_rank),
+      o_proj(
+          weights,
+          name + ".o_proj",
+          args.hidden_size,
+          args.num_attention_heads * args.v_head_dim,
+          args.attention_bias) {
+  int width = args.num_attention_heads * (args.qk_nope_head_dim + args.qk_rope_head_dim);
+  if (args.q_lora_rank == 0) {
+    q_proj.emplace(weights, name + ".q_proj", width, args.hidden_size);
+    return;
+  }
+  q_a_proj.emplace(weights, name + ".q_a_proj", args.q_lora_rank, args.hidden_size, args.attention_bias);
+  q_a_layernorm.emplace(weights, name + ".q_a_layernorm", args.q_lora_rank, args.norm_eps);
+  q_b_proj.emplace(weights, name + ".q_b_proj", width, args.q_lora_rank);
+}
+
+mx::array LatentAttention::queries(const mx::array& x) const {
+  auto q = q_proj ? (*q_proj)(x) : (*q_b_proj)((*q_a_layernorm)((*q_a_proj)(x)));
+  return args_.q_scale == 1 ? q : scaled(q, args_.q_scale);
+}
+
+mx::array LatentAttention::operator()(const mx::array& x, Cache& cache) const {
+  int count = x.shape(0);
+  int nope = args_.qk_nope_head_dim, rank = args_.kv_lora_rank, rotated = args_.qk_rope_head_dim;
+  auto q = mx::reshape(queries(x), {count, args_.num_attention_heads, nope + rotated});
+  q = mx::concatenate({part(q, nope, nope + rotated), embed_q(part(q, 0, nope))}, 2);
+
+  auto both = kv_a_proj_with_mqa(x);
+  auto latent = kv_a_layernorm(part(both, 0, rank));
+  latent = args_.kv_scale == 1 ? latent : scaled(latent, args_.kv_scale);
+  auto k = mx::concatenate({part(both, rank, rank + rotated), latent}, 1);
+
+  auto y = cache.attend(q, mx::expand_dims(k, 1), mx::expand_dims(latent, 1), how_); // [T,H,rank]
+  return o_proj(mx::flatten(unembed_out(y), 1, 2));
+}
+
+void split_kv_b(Weights& weights, const std::string& name, const LatentArgs& args, bool quantized_again) {
+  auto from = name + ".kv_b_proj";
+  auto w = weights.pull(from + ".weight");
+  if (!w) {
+    return;
+  }
+  auto scales = weights.pull(from + ".scales");
+  auto biases = weights.pull(from + ".biases");
+  std::optional<Quantization> how;
+  if (scales) {
+    how = infer_quantization(w->shape(-1), scales->shape(-1), args.kv_lora_rank, scales->dtype() == mx::uint8);
+    if (!how) {
+      fail(Kind::invalid, "[latent_attention] {}: can't tell how it is quantized", from);
+    }
+    // What stays dense keeps all that the codes say; what is packed again goes mlx-lm's way, in the scales' type.
+    auto wide = quantized_again ? std::nullopt : std::optional(mx::float32);
+    if (wide && biases) {
+      scales = mx::astype(*scales, *wide);
+      biases = mx::astype(*biases, *wide);
+    }
+    w = mx::dequantize(*w, *scales, biases, how->group_size, how->bits, how->mode, {}, wide);
+  }
+  int heads = args.num_attention_heads, width = args.qk_nope_head_dim + args.v_head_dim;
+  if (w->shape() != mx::Shape{heads * width, args.kv_lora_rank}) {
+    fail(Kind::invalid, "[latent_attention] {}.weight must be [{}, {}]", from, heads * width, args.kv_lora_rank);
+  }
+  auto parts = mx::split(mx::reshape(*w, {heads, width, args.kv_lora_rank}), mx::Shape{args.qk_nope_head_dim}, 1);
+  const auto put = [&](const std::string& to, mx::array matrix) {
+    matrix = mx::contiguous(matrix);
+    if (!how || !quantized_again) {
+      weights.put(to + ".weight", matrix);
+      return;
+    }
+    auto packed = mx::quantize(matrix, how->group_size, how->bits, how->mode);
+    weights.put(to + ".weight", packed[0]);
+    weights.put(to + ".scales", packed[1]);
+    if (packed.size() > 2) {
+      weights.put(to + ".biases", packed[2]);
+    }
+  };
+  put(name + ".embed_q", mx::swapaxes(parts[0], 1, 2));
+  put(name + ".unembed_out", parts[1]);
+}
+
+} // namespace parallm

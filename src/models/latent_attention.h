@@ -1,0 +1,66 @@
+// Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): keys and values of
+// all heads are one small vector a token. The matrices that would unfold it are
+// absorbed into the queries and the outputs, so that the cache holds the vector
+// alone, as one kv head. Engine thread only.
+#pragma once
+
+#include "models/decoder.h"
+#include "nn/moe.h"
+#include "nn/norm.h"
+
+#include <optional>
+
+namespace parallm {
+
+/** config.json's fields by their names there. */
+struct LatentArgs {
+  explicit LatentArgs(const Config& config);
+
+  int hidden_size;
+  int num_attention_heads;
+  int q_lora_rank; // 0: queries aren't compressed
+  int kv_lora_rank;
+  int qk_nope_head_dim;
+  int qk_rope_head_dim;
+  int v_head_dim;
+  bool attention_bias;
+  float norm_eps = 1e-6f; // of the latents
+  float scale; // of q.k, YaRN's part in it
+  float q_scale = 1; // on queries
+  float kv_scale = 1; // on latents
+
+  CacheSpec cache() const {
+    return {1, qk_rope_head_dim + kv_lora_rank, kv_lora_rank};
+  }
+};
+
+class LatentAttention {
+ public:
+  LatentAttention(Weights& weights, const std::string& name, const LatentArgs& args, const Rope* rope);
+
+  /** x [T,D] -> [T,D]. */
+  mx::array operator()(const mx::array& x, Cache& cache) const;
+
+ private:
+  mx::array queries(const mx::array& x) const; // [T, H*(nope+rope)]
+
+  LatentArgs args_;
+  Attention how_;
+  std::optional<Linear> q_proj; // or the three
+  std::optional<Linear> q_a_proj;
+  std::optional<RMSNorm> q_a_layernorm;
+  std::optional<Linear> q_b_proj;
+  Linear kv_a_proj_with_mqa;
+  RMSNorm kv_a_layernorm;
+  MultiLinear embed_q; // [H, kv_lora_rank, nope]
+  MultiLinear unembed_out; // [H, v_head_dim, kv_lora_rank]
+  Linear o_proj;
+};
+
+/** `<name>.kv_b_proj`, one matrix for keys and values as checkpoints of Hugging
+ * Face have it, to embed_q and unembed_out. A quantized one is `quantized_again`
+ * (as mlx-lm does where it splits it), else it stays dense, which is as exact as
+ * it was. */
+void split_kv_b(Weights& weights, const std::string& name, const LatentArgs& args, bool quantized_again);
+
+} // namespace parallm
