@@ -89,6 +89,9 @@ HubOptions hub_environment() {
   while (options.endpoint.ends_with('/')) {
     options.endpoint.pop_back();
   }
+  if (!options.endpoint.starts_with("https://") && !options.endpoint.starts_with("http://")) {
+    fail(Kind::invalid, "[hub] HF_ENDPOINT must begin with https:// or http://; got {}", options.endpoint);
+  }
   const std::string cache_home = variable("XDG_CACHE_HOME").value_or(home() + "/.cache");
   const std::string hf_home = expanded(variable("HF_HOME").value_or(cache_home + "/huggingface"));
   const std::string older = variable("HUGGINGFACE_HUB_CACHE").value_or(hf_home + "/hub");

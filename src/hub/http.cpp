@@ -194,7 +194,7 @@ Reply Http::ask(const Question& question, const Sink& sink) {
   const std::string home = origin(endpoint_);
   std::string url = question.url;
   for (int redirects = 0;; ++redirects) {
-    const bool at_home = origin(url) == home;
+    const bool at_home = !home.empty() && origin(url) == home;
     Reply reply = connection_->once(url, question, at_home ? token_ : "", sink);
     const std::string& location = reply.header("location");
     if (!reply.failure.empty() || reply.stopped || reply.status < 300 || reply.status > 399 || location.empty()) {
