@@ -52,8 +52,7 @@ Reply detokenize(const HttpRequest& request, Service& service) {
   auto ids = read_ids(*tokens, "tokens", served.engine->options().vocabulary);
   bool skip = fields.boolean("skip_special_tokens").value_or(false);
   Headers headers = ignored_fields(fields, service);
-  return Answer{
-      .body = json_text(json::object{{"prompt", served.tokenizer->decode(ids, skip)}}), .headers = headers};
+  return Answer{.body = json_text(json::object{{"prompt", served.tokenizer->decode(ids, skip)}}), .headers = headers};
 }
 
 } // namespace parallm

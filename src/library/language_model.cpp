@@ -113,12 +113,8 @@ read_text(const LoadOptions& options, TextFiles files, std::vector<int32_t> end_
 
 /** On the engine's thread: files to a runner, and what they say to `info` and
  * `engine`. */
-std::unique_ptr<Runner> load(
-    const std::string& files,
-    const LoadOptions& options,
-    ModelInfo& info,
-    EngineOptions& engine,
-    TextParts& text) {
+std::unique_ptr<Runner>
+load(const std::string& files, const LoadOptions& options, ModelInfo& info, EngineOptions& engine, TextParts& text) {
   const auto start = std::chrono::steady_clock::now();
   Checkpoint checkpoint = open_checkpoint(files, {.dtype = wanted_dtype(options.dtype)});
   info.end_ids = read_text(options, text_files(files, checkpoint), checkpoint.eos_ids, text);

@@ -52,8 +52,8 @@ mx::array grouped_quantized_matmul(
     const std::optional<mx::array>& bias = {},
     const std::string& mode = "affine");
 
-/** The places of the k greatest of each row of scores float32 [T,E] -> int32 [T,k], in falling order, of equal ones the first
- *  first. */
+/** The places of the k greatest of each row of scores float32 [T,E] -> int32 [T,k], in falling order, of equal ones the
+ * first first. */
 mx::array greatest(const mx::array& scores, int k);
 
 /** The entries of groups, int32 [T,k] from 0 to count - 1, ordered by group, those of one group as they stood. */
