@@ -30,5 +30,7 @@ struct MatmulJob {
 const float* byte_scales(Mode mode);
 
 void run_matmul(const MatmulJob& job);
+/** The affine ones, in whole numbers (coded_simd.cpp). */
+void run_coded_matmul(const MatmulJob& job);
 
 } // namespace parallm::cpu
