@@ -1,17 +1,24 @@
 // Matmul by affine codes, in whole numbers. Within a group, w = scale * code + bias, and x is rounded to 16-bit codes
 // of a scale of its own, a power of two, so that
 //   x . w = scale_x * scale * (codes of x . codes of w) + bias * sum(x).
-// The inner sum is exact, whatever its order; groups are summed in one order, so rows stay independent. With 8-bit
-// codes of x, as llama.cpp has them, a small model says other things than with its float weights. 16 bits round some
-// 200 times finer: a bfloat16 down to 1/128 of its group's largest is kept as it is, and a float16 down to 1/16.
+// The inner sum is exact, whatever its order; groups are added in order, so rows stay independent. With 8-bit codes of
+// x, as llama.cpp has them, a small model says other things than with its float weights. 16 bits round some 200 times
+// finer: a bfloat16 down to 1/128 of its group's largest is kept as it is, and a float16 down to 1/16.
+//
+// A vector holds as many columns of w, and a strip of rows is multiplied with it at once. So w's 32-bit words and
+// groups are transposed first, a vector of columns at a time: that costs little beside reading them from memory, and w
+// stays as the checkpoint has it.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/coded_simd.cpp"
+#define HWY_WANT_AVX3_DL // has VNNI
 #include "kernels/cpu/targets.h"
 
 #include <hwy/foreach_target.h>
 
-#include "kernels/cpu/matmul-inl.h"
+#include "kernels/cpu/matmul.h"
+#include "kernels/cpu/simd-inl.h"
 
+#include <algorithm>
 #include <bit>
 
 HWY_BEFORE_NAMESPACE();
@@ -21,270 +28,190 @@ namespace HWY_NAMESPACE {
 using I32 = hn::RebindToSigned<F32>;
 using VI = hn::Vec<I32>;
 
-constexpr size_t most_rows = 8; // of a block
+constexpr size_t most_rows = HWY_MAX_BYTES == 64 || HWY_TARGET == HWY_NEON ? 8 : 4; // of a strip, for the registers
+enum Scratch { scratch_x, scratch_row, scratch_words, scratch_groups, scratch_wide, scratch_bytes };
 
-/** sums + the products of a's and b's 16-bit halves, lane by lane. */
-HWY_INLINE VI add_products(VI sums, VI a, VI b) {
+/** sums + the products of w's 16-bit halves with those of the word at x. */
+HWY_INLINE VI add_products(VI sums, VI w, const int32_t* x) {
+#if HWY_TARGET == HWY_AVX3_DL
+  asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sums.raw) : "v"(w.raw), "m"(*x)); // GCC wants more flags for its intrinsic
+  return sums;
+#else
+  const VI xs = hn::Set(I32(), *x);
 #if HWY_TARGET == HWY_AVX3
-  return hn::Add(sums, VI{_mm512_madd_epi16(a.raw, b.raw)});
+  return hn::Add(sums, VI{_mm512_madd_epi16(w.raw, xs.raw)});
 #elif HWY_TARGET == HWY_AVX2
-  return hn::Add(sums, VI{_mm256_madd_epi16(a.raw, b.raw)});
-#elif HWY_TARGET == HWY_SSE2
-  return hn::Add(sums, VI{_mm_madd_epi16(a.raw, b.raw)});
+  return hn::Add(sums, VI{_mm256_madd_epi16(w.raw, xs.raw)});
 #elif HWY_ARCH_ARM_A64
-  const auto x = vreinterpretq_s16_s32(a.raw), y = vreinterpretq_s16_s32(b.raw);
-  return hn::Add(sums, VI{vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y))});
+  const auto a = vreinterpretq_s16_s32(w.raw), b = vreinterpretq_s16_s32(xs.raw);
+  return hn::Add(sums, VI{vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b))});
 #else
   const auto low = [](VI v) { return hn::ShiftRight<16>(hn::ShiftLeft<16>(v)); };
   const auto high = [](VI v) { return hn::ShiftRight<16>(v); };
-  return hn::Add(sums, hn::Add(hn::Mul(low(a), low(b)), hn::Mul(high(a), high(b))));
+  return hn::Add(sums, hn::Add(hn::Mul(low(w), low(xs)), hn::Mul(high(w), high(xs))));
+#endif
 #endif
 }
 
-/** How codes of `Bits` bits lie in vectors. A step is a vector of them. Class c of a step is every 16/Bits-th code from
- * the c-th on: what a shift by c * Bits leaves in the low bits of all 16-bit words. A lane of a class holds two codes,
- * so a lane of a step holds `per_lane` of them, which follow one another and are of one group. */
+/** A 32-bit word of w holds `codes` codes, k rising from the low bits on. Shifted by c * Bits, each of its two halves
+ * has a code in its low bits: c and c + pairs. So a word of w makes `pairs` words of 16-bit codes, and x's codes lie in
+ * pairs of that order. */
 template <int Bits>
-struct Layout {
-  static constexpr size_t classes = 16 / Bits;
-  static constexpr size_t per_lane = 2 * classes;
-  static constexpr size_t step = per_lane * lanes;
+struct Word {
+  static constexpr size_t codes = 32 / Bits;
+  static constexpr size_t pairs = codes / 2;
 };
 
-/** Rows of x as codes. They lie in blocks of up to `most_rows` rows, so that a strip reads one piece of memory from
- * start to end: for each step, for each row of the block, its classes and then the scale of each lane. */
-template <int Bits>
+/** Rows of x as codes, in strips of up to `most_rows` rows, so that a strip's memory is read once from start to end. */
 struct CodedRows {
-  using L = Layout<Bits>;
-  static constexpr size_t unit = (L::classes + 1) * lanes; // of one row's step, in 32-bit words
-
-  size_t steps, sums_stride;
-  float* units;
-  float* sums; // [rows, groups] of x over each group, with zeros up to a whole vector
-
-  CodedRows(size_t rows, size_t inner, size_t group)
-      : steps((inner + L::step - 1) / L::step), sums_stride(round_up(inner / group, lanes)) {
-    const size_t padded = round_up(rows, most_rows);
-    units = thread_scratch(scratch_x, padded * (steps * unit + sums_stride));
-    sums = units + padded * steps * unit;
-  }
-
-  /** Of the block that begins with `row`, from the stretch at k on. */
-  const float* block(size_t row, size_t rows_of_block, size_t k) const {
-    return units + (row * steps + k / L::step * rows_of_block) * unit;
-  }
+  int32_t* pairs; // a strip: [words of K, rows, Word::pairs]
+  float* groups; // a strip: [groups, rows, 2]: scale, and sum of x over the group
+  size_t row_pairs, row_groups; // of one row, in elements
 };
 
-/** Rows of a block that has `left` rows: the kinds of strips there are. */
-constexpr size_t block_rows(size_t left) {
+/** Rows that the kinds of strips have; what is past the last row is made of zeros. */
+constexpr size_t strip_rows(size_t left) {
   return left <= 2 ? left : left <= 4 ? 4 : most_rows;
 }
 
-/** One step's codes from their order in K to Layout's. */
-template <int Bits>
-HWY_INLINE void sort_codes(const int32_t* from, int16_t* to) {
-  constexpr size_t classes = Layout<Bits>::classes;
-  for (size_t i = 0; i < lanes; i++) {
-    const int32_t* lane = from + i * 2 * classes;
-    for (size_t c = 0; c < classes; c++) {
-      to[c * 2 * lanes + 2 * i] = static_cast<int16_t>(lane[c]);
-      to[c * 2 * lanes + 2 * i + 1] = static_cast<int16_t>(lane[c + classes]);
-    }
-  }
-}
-
-/** The greatest power of two that is no greater than x (0 for what is less than the least normal float). */
+/** The greatest power of two that is no greater than x >= 0; 0 below the least normal float. */
 inline float power_below(float x) {
   return std::bit_cast<float>(std::bit_cast<uint32_t>(x) & 0x7F800000u);
 }
 
-/** x [inner] of one row to codes: its units, `distance` words apart, and its sums. */
+/** x [inner] of one row to row `m` of a strip of `rows`. */
 template <int Bits>
-void code_row(const float* x, size_t inner, size_t group, float* units, size_t distance, float* sums) {
-  using L = Layout<Bits>;
+void code_row(const float* x, size_t inner, size_t group, size_t m, size_t rows, int32_t* pairs, float* groups) {
+  using W = Word<Bits>;
   const F32 d;
   const I32 di;
-  HWY_ALIGN int32_t codes[L::step];
-  HWY_ALIGN float scales[lanes];
-  float scale = 0;
-  V factor = hn::Zero(d);
-  for (size_t k = 0; k < inner; k += L::step, units += distance) {
-    const size_t end = std::min(k + L::step, inner);
-    if (end < k + L::step) {
-      std::memset(codes, 0, sizeof(codes));
-      std::memset(scales, 0, sizeof(scales));
+  HWY_ALIGN int32_t codes[128]; // of a group
+  pairs += m * W::pairs;
+  groups += m * 2;
+  for (size_t k = 0; k < inner; k += group, groups += rows * 2) {
+    V greatest = hn::Zero(d), wrong = hn::Zero(d);
+    for (size_t i = 0; i < group; i += lanes) {
+      const V v = load(x + k + i);
+      greatest = hn::Max(greatest, hn::Abs(v));
+      wrong = hn::MulAdd(v, hn::Zero(d), wrong); // NaN where v is no number or infinite
     }
-    for (size_t at = k; at < end;) {
-      const size_t g = at / group, next = std::min((g + 1) * group, end);
-      if (at == g * group) { // else the group began in an earlier step
-        V greatest = hn::Zero(d), wrong = hn::Zero(d);
-        for (size_t i = at; i < at + group; i += lanes) {
-          const V v = load(x + i);
-          greatest = hn::Max(greatest, hn::Abs(v));
-          wrong = hn::MulAdd(v, hn::Zero(d), wrong); // NaN where v is no number or infinite
-        }
-        // x / power lies from -2 to 2: 15 bits and a sign.
-        const float power = std::max(power_below(hn::GetLane(hn::MaxOfLanes(d, greatest))), 0x1p-100f);
-        factor = hn::Set(d, 0x1p14f / power);
-        scale = 0x1p-14f * power + sum(wrong);
-        sums[g] = 0;
-      }
-      VI total = hn::Zero(di);
-      for (size_t i = at; i < next; i += lanes) {
-        const VI code = hn::Min(hn::NearestInt(hn::Mul(load(x + i), factor)), hn::Set(di, 0x7FFF));
-        hn::StoreU(code, di, codes + (i - k));
-        total = hn::Add(total, code);
-      }
-      sums[g] += scale * static_cast<float>(hn::GetLane(hn::SumOfLanes(di, total)));
-      std::fill(scales + (at - k) / L::per_lane, scales + (next - k) / L::per_lane, scale);
-      at = next;
+    // x / power lies from -2 to 2: 15 bits and a sign.
+    const float power = std::max(power_below(hn::GetLane(hn::MaxOfLanes(d, greatest))), 0x1p-100f);
+    const V factor = hn::Set(d, 0x1p14f / power);
+    VI total = hn::Zero(di);
+    for (size_t i = 0; i < group; i += lanes) {
+      const VI code = hn::Min(hn::NearestInt(hn::Mul(load(x + k + i), factor)), hn::Set(di, 0x7FFF));
+      hn::StoreU(code, di, codes + i);
+      total = hn::Add(total, code);
     }
-    sort_codes<Bits>(codes, reinterpret_cast<int16_t*>(units));
-    store(load(scales), units + L::classes * lanes);
+    groups[0] = 0x1p-14f * power + sum(wrong);
+    groups[1] = groups[0] * static_cast<float>(hn::GetLane(hn::SumOfLanes(di, total)));
+    for (size_t i = 0; i < group; i += W::codes, pairs += rows * W::pairs) {
+      for (size_t c = 0; c < W::pairs; c++) {
+        pairs[c] = (codes[i + c] & 0xFFFF) | static_cast<int32_t>(static_cast<uint32_t>(codes[i + c + W::pairs]) << 16);
+      }
+    }
   }
 }
 
 template <int Bits>
-CodedRows<Bits> code_rows(const MatmulJob& job) {
-  const CodedRows<Bits> to(job.rows, job.inner, job.group);
-  constexpr size_t unit = CodedRows<Bits>::unit;
-  parallel_for((job.rows + most_rows - 1) / most_rows, [&](size_t block) {
-    const size_t first = block * most_rows, rows = std::min(most_rows, job.rows - first), all = block_rows(rows);
-    float* units = to.units + first * to.steps * unit;
+CodedRows code_rows(const MatmulJob& job) {
+  CodedRows to;
+  to.row_pairs = job.inner / 2;
+  to.row_groups = job.inner / job.group * 2;
+  const size_t padded = round_up(job.rows, most_rows);
+  to.groups = thread_scratch(scratch_x, padded * (to.row_pairs + to.row_groups));
+  to.pairs = reinterpret_cast<int32_t*>(to.groups + padded * to.row_groups);
+  parallel_for((job.rows + most_rows - 1) / most_rows, [&](size_t strip) {
+    const size_t first = strip * most_rows, used = std::min(most_rows, job.rows - first), rows = strip_rows(used);
     float* row = thread_scratch(scratch_row, job.inner);
-    for (size_t m = 0; m < all; m++) {
-      if (m < rows) {
+    for (size_t m = 0; m < rows; m++) {
+      if (m < used) {
         with_type(job.x_type, job.x, [&](auto* x) { widen(x + (first + m) * job.inner, job.inner, row, 0); });
       } else {
-        std::memset(row, 0, job.inner * sizeof(float)); // places of a strip that no row takes
+        std::memset(row, 0, job.inner * sizeof(float));
       }
-      float* sums = to.sums + (first + m) * to.sums_stride;
-      std::memset(sums + to.sums_stride - lanes, 0, lanes * sizeof(float));
-      code_row<Bits>(row, job.inner, job.group, units + m * unit, all * unit, sums);
+      code_row<Bits>(
+          row, job.inner, job.group, m, rows, to.pairs + first * to.row_pairs, to.groups + first * to.row_groups);
     }
   });
   return to;
 }
 
-/** Packed codes of columns in one stretch. */
-struct Codes {
-  const uint8_t* bytes;
-  size_t stride;
-  Groups groups;
-};
+#if HWY_TARGET == HWY_SCALAR
+using Tile = VI[1];
+HWY_INLINE void transpose(Tile&) {}
+#else
+using Tile = VI[lanes]; // a vector a column
 
-/** A step's codes of one column, a class a vector; zeros past the last. */
-template <int Bits>
-HWY_INLINE void unpack(const uint8_t* bytes, size_t left, VI (&code)[Layout<Bits>::classes]) {
-  const I32 di;
-  const VI mask = hn::Set(di, ((1 << Bits) - 1) * 0x10001);
-  const auto* from = reinterpret_cast<const int32_t*>(bytes);
-  const VI words =
-      left >= Layout<Bits>::step ? hn::LoadU(di, from) : hn::MaskedLoad(hn::FirstN(di, left * Bits / 32), di, from);
-  code[0] = hn::And(words, mask);
-  if constexpr (Bits <= 8) {
-    code[1] = hn::And(hn::ShiftRight<Bits>(words), mask);
+/** tile[i] = lane i of every tile[n]. */
+HWY_INLINE void transpose(Tile& tile) {
+  const I32 d;
+  const hn::Repartition<int64_t, I32> d2;
+  // Four columns: blocks of 4 lanes each become columns of words.
+  for (size_t q = 0; q < lanes; q += 4) {
+    const auto two = [&](VI v) { return hn::BitCast(d2, v); };
+    const auto low = two(hn::InterleaveLower(d, tile[q], tile[q + 1]));
+    const auto high = two(hn::InterleaveUpper(d, tile[q], tile[q + 1]));
+    const auto low2 = two(hn::InterleaveLower(d, tile[q + 2], tile[q + 3]));
+    const auto high2 = two(hn::InterleaveUpper(d, tile[q + 2], tile[q + 3]));
+    tile[q] = hn::BitCast(d, hn::InterleaveLower(d2, low, low2));
+    tile[q + 1] = hn::BitCast(d, hn::InterleaveUpper(d2, low, low2));
+    tile[q + 2] = hn::BitCast(d, hn::InterleaveLower(d2, high, high2));
+    tile[q + 3] = hn::BitCast(d, hn::InterleaveUpper(d2, high, high2));
   }
-  if constexpr (Bits <= 4) {
-    code[2] = hn::And(hn::ShiftRight<2 * Bits>(words), mask);
-    code[3] = hn::And(hn::ShiftRight<3 * Bits>(words), mask);
+  // Then the blocks among the columns' quarters.
+#if HWY_MAX_BYTES == 32
+  for (size_t i = 0; i < 4; i++) {
+    const VI a = tile[i], b = tile[i + 4];
+    tile[i] = hn::ConcatLowerLower(d, b, a);
+    tile[i + 4] = hn::ConcatUpperUpper(d, b, a);
   }
-  if constexpr (Bits <= 2) {
-    code[4] = hn::And(hn::ShiftRight<4 * Bits>(words), mask);
-    code[5] = hn::And(hn::ShiftRight<5 * Bits>(words), mask);
-    code[6] = hn::And(hn::ShiftRight<6 * Bits>(words), mask);
-    code[7] = hn::And(hn::ShiftRight<7 * Bits>(words), mask);
+#elif HWY_MAX_BYTES == 64
+  const auto even = [](VI a, VI b) { return VI{_mm512_shuffle_i32x4(a.raw, b.raw, 0x88)}; };
+  const auto odd = [](VI a, VI b) { return VI{_mm512_shuffle_i32x4(a.raw, b.raw, 0xDD)}; };
+  for (size_t i = 0; i < 4; i++) {
+    const VI a = even(tile[i], tile[i + 4]), b = odd(tile[i], tile[i + 4]);
+    const VI c = even(tile[i + 8], tile[i + 12]), e = odd(tile[i + 8], tile[i + 12]);
+    tile[i] = even(a, c);
+    tile[i + 4] = even(b, e);
+    tile[i + 8] = odd(a, c);
+    tile[i + 12] = odd(b, e);
+  }
+#endif
+}
+#endif
+
+/** to[i * lanes + n] = column n's i-th word, for i up to `words` and on to a whole tile; column n begins `stride` bytes
+ * after the one before it, and those past the `count`-th are the last one again. */
+template <bool Full>
+void transpose(const uint8_t* from, size_t stride, size_t count, size_t words, int32_t* to) {
+  const I32 d;
+  const auto at = [&](size_t n, size_t i) {
+    return reinterpret_cast<const int32_t*>(from + (Full || n < count ? n : count - 1) * stride) + i;
+  };
+  for (size_t i = 0; i < words; i += lanes, to += lanes * lanes) {
+    Tile tile;
+    if (i + lanes <= words) {
+      for (size_t n = 0; n < lanes; n++) {
+        tile[n] = hn::LoadU(d, at(n, i));
+      }
+    } else {
+      const auto left = hn::FirstN(d, words - i);
+      for (size_t n = 0; n < lanes; n++) {
+        tile[n] = hn::MaskedLoad(left, d, at(n, i));
+      }
+    }
+    transpose(tile);
+    for (size_t w = 0; w < lanes; w++) {
+      hn::Store(tile[w], d, to + w * lanes);
+    }
   }
 }
 
-/** For each lane of a step the place of its group, from the step's first. */
-template <int Bits>
-HWY_INLINE auto lane_groups(size_t group) {
-  using L = Layout<Bits>;
-  HWY_ALIGN int32_t places[lanes];
-  for (size_t i = 0; i < lanes; i++) {
-    places[i] = group < L::step ? static_cast<int32_t>(i * L::per_lane / group) : 0;
-  }
-  return hn::SetTableIndices(F32(), places);
-}
-
-/** sums [rows, count] += x . columns over `length` of K for a block of MR rows, of which the first `rows` are wanted.
- */
-template <int Bits, int MR>
-HWY_NOINLINE void strip(
-    const float* units,
-    const float* x_sums,
-    size_t x_stride,
-    size_t rows,
-    const Codes& w,
-    size_t count,
-    size_t length,
-    size_t group,
-    float* sums,
-    size_t sums_stride) {
-  using L = Layout<Bits>;
-  constexpr int NR = MR >= 4 ? 1 : 4 / MR; // columns of a tile
-  constexpr size_t unit = CodedRows<Bits>::unit;
-  const F32 d;
-  const I32 di;
-  const auto places = lane_groups<Bits>(group);
-  const size_t groups = length / group;
-  const int group_shift = static_cast<int>(hwy::Num0BitsBelowLS1Bit_Nonzero64(group)); // 32, 64 or 128
-  for (size_t first = 0; first < count; first += NR) {
-    Groups columns[NR];
-    const uint8_t* bytes[NR];
-    for (int n = 0; n < NR; n++) {
-      const size_t column = HWY_MIN(first + n, count - 1);
-      columns[n] = w.groups.of(column);
-      bytes[n] = w.bytes + column * w.stride;
-    }
-    V acc[NR][MR];
-    for (int n = 0; n < NR; n++) {
-      for (int m = 0; m < MR; m++) {
-        acc[n][m] = hn::Zero(d);
-      }
-    }
-    const float* x = units;
-    for (size_t k = 0; k < length; k += L::step, x += MR * unit) {
-      for (int n = 0; n < NR; n++) {
-        VI code[L::classes];
-        unpack<Bits>(bytes[n] + k * Bits / 8, length - k, code);
-        const V scale = hn::TableLookupLanes(load(columns[n].scales + (k >> group_shift)), places);
-        for (int m = 0; m < MR; m++) {
-          const float* row = x + m * unit;
-          VI products = hn::Zero(di);
-          for (size_t c = 0; c < L::classes; c++) {
-            products =
-                add_products(products, hn::LoadU(di, reinterpret_cast<const int32_t*>(row) + c * lanes), code[c]);
-          }
-          const V both = hn::Mul(scale, load(row + L::classes * lanes));
-          acc[n][m] = hn::MulAdd(hn::ConvertTo(d, products), both, acc[n][m]);
-        }
-      }
-    }
-    for (size_t g = 0; g < groups; g += lanes) {
-      for (int n = 0; n < NR; n++) {
-        V bias = load(columns[n].biases + g);
-        if (groups - g < lanes) {
-          bias = hn::IfThenElseZero(hn::FirstN(d, groups - g), bias);
-        }
-        for (int m = 0; m < MR; m++) {
-          acc[n][m] = hn::MulAdd(bias, load(x_sums + m * x_stride + g), acc[n][m]);
-        }
-      }
-    }
-    float out[NR * MR];
-    const auto at = [&](int i) -> V { return acc[i / MR][i % MR]; };
-    for (int i = 0; i < NR * MR; i += 4) {
-      sum_four(at(i), at(i + 1), at(i + 2), at(i + 3), out + i);
-    }
-    const size_t used = HWY_MIN(size_t{NR}, count - first);
-    for (size_t n = 0; n < used; n++) {
-      for (size_t m = 0; m < rows; m++) {
-        sums[m * sums_stride + first + n] += out[n * MR + m];
-      }
-    }
-  }
+void transpose(const uint8_t* from, size_t stride, size_t count, size_t words, int32_t* to) {
+  return count == lanes ? transpose<true>(from, stride, count, words, to)
+                        : transpose<false>(from, stride, count, words, to);
 }
 
 /** One byte to each code; 8 codes are a little-endian number of `Bits` bytes. */
@@ -309,46 +236,157 @@ void spread(const uint8_t* packed, size_t count, uint8_t* bytes) {
   }
 }
 
-/** A part's codes, of 3, 5 and 6 bits as bytes. */
-Codes open_codes(const MatmulJob& job, const Part& part) {
-  const size_t stride = job.inner / 8 * job.bits;
-  const auto* packed = static_cast<const uint8_t*>(job.w) + part.first * stride + part.k / 8 * job.bits;
-  const auto groups = open_groups(job, part);
-  const auto spread_bits = job.bits == 3 ? &spread<3>
-      : job.bits == 5                    ? &spread<5>
-      : job.bits == 6                    ? &spread<6>
-                                         : nullptr;
-  if (!spread_bits) {
-    return {packed, stride, groups};
+/** A vector of columns, transposed. */
+struct Columns {
+  const int32_t* words; // [words of K, lanes]
+  const float* scales; // [groups, lanes]
+  const float* biases;
+};
+
+void open_groups(const float* values, size_t groups, size_t count, float* to) {
+  transpose(
+      reinterpret_cast<const uint8_t*>(values), groups * sizeof(float), count, groups, reinterpret_cast<int32_t*>(to));
+}
+
+/** The low and the high halves of a vector's words as floats. */
+HWY_INLINE void store_halves(VI v, hwy::float16_t, float* low, float* high) {
+  const hn::Rebind<uint16_t, F32> d16;
+  const hn::Rebind<hwy::float16_t, F32> half;
+  const auto widen_low = [&](VU words) { return hn::PromoteTo(F32(), hn::BitCast(half, hn::TruncateTo(d16, words))); };
+  const VU words = hn::BitCast(U32(), v);
+  store(widen_low(words), low);
+  store(widen_low(hn::ShiftRight<16>(words)), high);
+}
+
+HWY_INLINE void store_halves(VI v, hwy::bfloat16_t, float* low, float* high) {
+  const F32 d;
+  store(hn::BitCast(d, hn::ShiftLeft<16>(v)), low);
+  store(hn::BitCast(d, hn::And(v, hn::Set(I32(), static_cast<int32_t>(0xFFFF0000)))), high);
+}
+
+/** Two 16-bit values are transposed as one word. */
+template <class T>
+void open_groups(const T* values, size_t groups, size_t count, float* to) {
+  const size_t words = (groups + 1) / 2;
+  // A copy, as a last word may have but one value.
+  auto* copy =
+      reinterpret_cast<uint8_t*>(thread_scratch(scratch_wide, count * groups / 2 + 1 + words * lanes + lanes * lanes));
+  std::memcpy(copy, values, count * groups * sizeof(T));
+  auto* pairs = reinterpret_cast<int32_t*>(copy + round_up(count * groups * sizeof(T) + 2, 64));
+  transpose(copy, groups * sizeof(T), count, words, pairs);
+  for (size_t i = 0; i < words; i++, to += 2 * lanes) {
+    store_halves(hn::Load(I32(), pairs + i * lanes), T{}, to, to + lanes);
   }
-  auto* bytes = reinterpret_cast<uint8_t*>(thread_scratch(scratch_bytes, part.count * spacing / sizeof(float)));
-  for (size_t n = 0; n < part.count; n++) {
-    spread_bits(packed + n * stride, part.length, bytes + n * spacing);
+}
+
+/** Columns [first, first + count), count <= lanes. Codes of 3, 5 and 6 bits become bytes. */
+Columns open_columns(const MatmulJob& job, size_t first, size_t count) {
+  const size_t groups = job.inner / job.group;
+  const bool spreads = job.bits == 3 || job.bits == 5 || job.bits == 6;
+  size_t stride = job.inner / 8 * job.bits;
+  const auto* packed = static_cast<const uint8_t*>(job.w) + first * stride;
+  if (spreads) {
+    auto* bytes = reinterpret_cast<uint8_t*>(thread_scratch(scratch_bytes, lanes * job.inner / 4));
+    const auto run = job.bits == 3 ? &spread<3> : job.bits == 5 ? &spread<5> : &spread<6>;
+    run(packed, count * job.inner, bytes);
+    packed = bytes;
+    stride = job.inner;
   }
-  return {bytes, spacing, groups};
+  const size_t words = stride / 4;
+  auto* to = reinterpret_cast<int32_t*>(thread_scratch(scratch_words, round_up(words, lanes) * lanes));
+  transpose(packed, stride, count, words, to);
+  const size_t size = round_up(groups, 2 * lanes) * lanes;
+  float* scales = thread_scratch(scratch_groups, 2 * size);
+  with_type(job.w_type, job.scales, [&](auto* values) { open_groups(values + first * groups, groups, count, scales); });
+  with_type(job.w_type, job.biases, [&](auto* values) {
+    open_groups(values + first * groups, groups, count, scales + size);
+  });
+  return {to, scales, scales + size};
+}
+
+/** A strip of MR rows by a vector of columns: sums[m * lanes + n]. */
+template <int Bits, int MR>
+HWY_NOINLINE void multiply_strip(
+    const int32_t* pairs,
+    const float* x_groups,
+    const Columns& w,
+    size_t groups,
+    size_t group_words,
+    float* sums) {
+  using W = Word<Bits>;
+  const F32 d;
+  const I32 di;
+  const VI mask = hn::Set(di, ((1 << Bits) - 1) * 0x10001);
+  V acc[MR];
+  for (int m = 0; m < MR; m++) {
+    acc[m] = hn::Zero(d);
+  }
+  const int32_t* words = w.words;
+  for (size_t g = 0; g < groups; g++, x_groups += 2 * MR) {
+    VI whole[MR];
+    for (int m = 0; m < MR; m++) {
+      whole[m] = hn::Zero(di);
+    }
+    for (const int32_t* end = words + group_words * lanes; words < end; words += lanes, pairs += MR * W::pairs) {
+      VI rest = hn::Load(di, words);
+      for (size_t c = 0; c < W::pairs; c++) {
+        const VI code = hn::And(rest, mask);
+        for (int m = 0; m < MR; m++) {
+          whole[m] = add_products(whole[m], code, pairs + m * W::pairs + c);
+        }
+        rest = hn::ShiftRight<Bits>(rest);
+      }
+    }
+    const V scale = load(w.scales + g * lanes), bias = load(w.biases + g * lanes);
+    for (int m = 0; m < MR; m++) {
+      const V both = hn::Mul(scale, hn::Set(d, x_groups[2 * m]));
+      acc[m] = hn::MulAdd(hn::ConvertTo(d, whole[m]), both, acc[m]);
+      acc[m] = hn::MulAdd(bias, hn::Set(d, x_groups[2 * m + 1]), acc[m]);
+    }
+  }
+  for (int m = 0; m < MR; m++) {
+    store(acc[m], sums + m * lanes);
+  }
+}
+
+/** Rows [row, row + rows) and columns [first, first + count) of out. */
+void write_strip(const MatmulJob& job, size_t row, size_t rows, size_t first, size_t count, float* sums) {
+  if (job.bias) {
+    float bias[lanes];
+    with_type(job.bias_type, job.bias, [&](auto* values) { widen(values + first, count, bias, lanes); });
+    for (size_t m = 0; m < rows; m++) {
+      store(hn::Add(load(sums + m * lanes), load(bias)), sums + m * lanes);
+    }
+  }
+  with_type(job.x_type, job.out, [&](auto* out) {
+    for (size_t m = 0; m < rows; m++) {
+      narrow(sums + m * lanes, count, out + (row + m) * job.columns + first);
+    }
+  });
 }
 
 template <int Bits>
 void run(const MatmulJob& job) {
   const auto x = code_rows<Bits>(job);
-  for_columns(job, max_columns, [&](size_t first, size_t count) {
-    float* sums = thread_scratch(scratch_sums, job.rows * count);
-    std::memset(sums, 0, job.rows * count * sizeof(float));
-    for (size_t k = 0; k < job.inner; k += stretch) {
-      const Part part{first, count, k, std::min(stretch, job.inner - k)};
-      const Codes w = open_codes(job, part);
+  const size_t vectors = (job.columns + lanes - 1) / lanes, groups = job.inner / job.group;
+  const size_t group_words = job.group / Word<Bits>::codes;
+  // Some chunks for each thread, so that their ends even out.
+  const size_t chunk = std::clamp<size_t>(vectors / (4 * static_cast<size_t>(threads())), 1, 8);
+  parallel_for((vectors + chunk - 1) / chunk, [&](size_t c) {
+    for (size_t v = c * chunk; v < std::min(vectors, (c + 1) * chunk); v++) {
+      const size_t first = v * lanes, count = std::min(lanes, job.columns - first);
+      const auto w = open_columns(job, first, count);
       for (size_t m = 0; m < job.rows; m += most_rows) {
-        const size_t rows = std::min(most_rows, job.rows - m), all = block_rows(rows);
-        const auto strip_of = all == 1 ? &strip<Bits, 1>
-            : all == 2                 ? &strip<Bits, 2>
-            : all == 4                 ? &strip<Bits, 4>
-                                       : &strip<Bits, most_rows>;
-        const float* x_sums = x.sums + m * x.sums_stride + k / job.group;
-        strip_of(
-            x.block(m, all, k), x_sums, x.sums_stride, rows, w, count, part.length, job.group, sums + m * count, count);
+        const size_t used = std::min(most_rows, job.rows - m), rows = strip_rows(used);
+        const auto multiply = rows == 1 ? &multiply_strip<Bits, 1>
+            : rows == 2                 ? &multiply_strip<Bits, 2>
+            : rows == 4                 ? &multiply_strip<Bits, 4>
+                                        : &multiply_strip<Bits, most_rows>;
+        HWY_ALIGN float sums[most_rows * lanes];
+        multiply(x.pairs + m * x.row_pairs, x.groups + m * x.row_groups, w, groups, group_words, sums);
+        write_strip(job, m, used, first, count, sums);
       }
     }
-    write_sums(job, sums, first, count);
   });
 }
 

@@ -4,8 +4,10 @@
 
 #include <hwy/foreach_target.h>
 
-#include "kernels/cpu/matmul-inl.h"
+#include "kernels/cpu/matmul.h"
+#include "kernels/cpu/simd-inl.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -13,7 +15,70 @@ HWY_BEFORE_NAMESPACE();
 namespace parallm::cpu {
 namespace HWY_NAMESPACE {
 
+// K is summed in stretches of this length, each to one float; the stretches are
+// added in order. It keeps a tile's rows and columns in the L1 and L2 caches,
+// and is part of the fixed order of the sums.
+constexpr size_t stretch = 1024;
 constexpr size_t few_rows = 8;
+constexpr size_t max_columns = 64; // of one chunk of work
+// Distance of a stretch's columns in scratch: not a power of two, as columns
+// that far apart would all fall into the same few sets of the L1 cache.
+constexpr size_t spacing = stretch + 16;
+enum Scratch { scratch_x, scratch_sums, scratch_wide, scratch_scales };
+
+/** Columns [first, first + count), stretch [k, k + length) of K. */
+struct Part {
+  size_t first, count, k, length;
+};
+
+/** Scales of columns' groups in one stretch, as floats. */
+struct Groups {
+  const float* scales;
+  size_t stride;
+
+  Groups of(size_t n) const {
+    return {scales + n * stride, stride};
+  }
+};
+
+Groups open_groups(const MatmulJob& job, const Part& part) {
+  const size_t row = job.inner / job.group, used = part.length / job.group;
+  const auto* bytes = static_cast<const uint8_t*>(job.scales) + part.first * row + part.k / job.group;
+  const float* table = byte_scales(job.mode);
+  float* scales = thread_scratch(scratch_scales, part.count * used);
+  for (size_t n = 0; n < part.count; n++) {
+    std::transform(bytes + n * row, bytes + n * row + used, scales + n * used, [table](uint8_t b) { return table[b]; });
+  }
+  return {scales, used};
+}
+
+/** sums [rows, count] (+ bias) to the job's columns from `first` on. */
+void write_sums(const MatmulJob& job, float* sums, size_t first, size_t count) {
+  float bias[max_columns + lanes];
+  if (job.bias) {
+    with_type(job.bias_type, job.bias, [&](auto* values) { widen(values + first, count, bias, 0); });
+  }
+  with_type(job.x_type, job.out, [&](auto* out) {
+    for (size_t m = 0; m < job.rows; m++) {
+      float* row = sums + m * count;
+      for (size_t n = 0; job.bias && n < count; n++) {
+        row[n] += bias[n];
+      }
+      narrow(row, count, out + m * job.columns + first);
+    }
+  });
+}
+
+/** Cuts the columns into chunks for the threads: run(first, count). */
+template <class F>
+void for_columns(const MatmulJob& job, size_t most, const F& run) {
+  const size_t wanted = job.columns / (4 * static_cast<size_t>(threads())); // chunks even out
+  const size_t count = std::clamp(wanted / 4 * 4, size_t{8}, most);
+  parallel_for((job.columns + count - 1) / count, [&](size_t chunk) {
+    const size_t first = chunk * count;
+    run(first, std::min(count, job.columns - first));
+  });
+}
 
 /** A vector's 4-bit weights from `k` on, each in its lane's low 4 bits with others' above them. uint32 words hold 8,
  * the first in the lowest bits. */
