@@ -66,6 +66,7 @@ constexpr Drift drifts[] = {
     {"llama4", 0.02, 0.15},
     {"llama4-4bit", 0.1, 0.1},
     {"llama4_hf", 0.02, 0.15},
+    {"mixtral", 0.15, 0.1},
     {"qwen3_next-4bit", 0.02, 0.2},
     {"phimoe-4bit", 0.3, 0.6}, // SparseMixer's second choice has a sharp border
 };

@@ -15,10 +15,8 @@
 
 #include <hwy/foreach_target.h>
 
-#include "kernels/cpu/matmul.h"
-#include "kernels/cpu/simd-inl.h"
+#include "kernels/cpu/matmul-inl.h"
 
-#include <algorithm>
 #include <bit>
 
 HWY_BEFORE_NAMESPACE();
@@ -29,7 +27,6 @@ using I32 = hn::RebindToSigned<F32>;
 using VI = hn::Vec<I32>;
 
 constexpr size_t most_rows = HWY_MAX_BYTES == 64 || HWY_TARGET == HWY_NEON ? 8 : 4; // of a strip, for the registers
-enum Scratch { scratch_x, scratch_row, scratch_words, scratch_groups, scratch_wide, scratch_bytes };
 
 /** sums + the products of w's 16-bit halves with those of the word at x. */
 HWY_INLINE VI add_products(VI sums, VI w, const int32_t* x) {
@@ -69,7 +66,7 @@ struct CodedRows {
   size_t row_pairs, row_groups; // of one row, in elements
 };
 
-/** Rows that the kinds of strips have; what is past the last row is made of zeros. */
+/** Rows that the kinds of strips have. */
 constexpr size_t strip_rows(size_t left) {
   return left <= 2 ? left : left <= 4 ? 4 : most_rows;
 }
@@ -115,24 +112,20 @@ void code_row(const float* x, size_t inner, size_t group, size_t m, size_t rows,
 }
 
 template <int Bits>
-CodedRows code_rows(const MatmulJob& job) {
+CodedRows code_rows(const MatmulJob& job, const FloatRows& x, size_t group) {
   CodedRows to;
   to.row_pairs = job.inner / 2;
-  to.row_groups = job.inner / job.group * 2;
+  to.row_groups = job.inner / group * 2;
   const size_t padded = round_up(job.rows, most_rows);
-  to.groups = thread_scratch(scratch_x, padded * (to.row_pairs + to.row_groups));
+  to.groups = thread_scratch(scratch::codes, padded * (to.row_pairs + to.row_groups));
   to.pairs = reinterpret_cast<int32_t*>(to.groups + padded * to.row_groups);
   parallel_for((job.rows + most_rows - 1) / most_rows, [&](size_t strip) {
     const size_t first = strip * most_rows, used = std::min(most_rows, job.rows - first), rows = strip_rows(used);
-    float* row = thread_scratch(scratch_row, job.inner);
     for (size_t m = 0; m < rows; m++) {
-      if (m < used) {
-        with_type(job.x_type, job.x, [&](auto* x) { widen(x + (first + m) * job.inner, job.inner, row, 0); });
-      } else {
-        std::memset(row, 0, job.inner * sizeof(float));
-      }
+      // Places of the strip past the last row hold that again.
+      const float* row = x.data + (first + std::min(m, used - 1)) * x.stride;
       code_row<Bits>(
-          row, job.inner, job.group, m, rows, to.pairs + first * to.row_pairs, to.groups + first * to.row_groups);
+          row, job.inner, group, m, rows, to.pairs + first * to.row_pairs, to.groups + first * to.row_groups);
     }
   });
   return to;
@@ -277,7 +270,7 @@ void open_groups(const T* values, size_t groups, size_t count, float* to) {
   const size_t words = (groups + 1) / 2;
   // A copy, as a last word may have but one value.
   auto* copy =
-      reinterpret_cast<uint8_t*>(thread_scratch(scratch_wide, count * groups / 2 + 1 + words * lanes + lanes * lanes));
+      reinterpret_cast<uint8_t*>(thread_scratch(scratch::wide, count * groups / 2 + 1 + words * lanes + lanes * lanes));
   std::memcpy(copy, values, count * groups * sizeof(T));
   for (size_t i = 0; i < count * groups; i += 32) {
     prefetch(values + i, count * groups * sizeof(T));
@@ -290,26 +283,27 @@ void open_groups(const T* values, size_t groups, size_t count, float* to) {
 }
 
 /** Columns [first, first + count), count <= lanes. Codes of 3, 5 and 6 bits become bytes. */
-Columns open_columns(const MatmulJob& job, size_t first, size_t count) {
-  const size_t groups = job.inner / job.group;
-  const bool spreads = job.bits == 3 || job.bits == 5 || job.bits == 6;
-  size_t stride = job.inner / 8 * job.bits;
-  const auto* packed = static_cast<const uint8_t*>(job.w) + first * stride;
+Columns open_columns(const Factor& factor, size_t inner, size_t first, size_t count) {
+  const int bits = factor.how.bits;
+  const size_t groups = inner / factor.how.group_size;
+  const bool spreads = bits == 3 || bits == 5 || bits == 6;
+  size_t stride = inner / 8 * bits;
+  const auto* packed = static_cast<const uint8_t*>(factor.w) + first * stride;
   if (spreads) {
-    auto* bytes = reinterpret_cast<uint8_t*>(thread_scratch(scratch_bytes, lanes * job.inner / 4));
-    const auto run = job.bits == 3 ? &spread<3> : job.bits == 5 ? &spread<5> : &spread<6>;
-    run(packed, count * job.inner, bytes);
+    auto* bytes = reinterpret_cast<uint8_t*>(thread_scratch(scratch::bytes, lanes * inner / 4));
+    const auto run = bits == 3 ? &spread<3> : bits == 5 ? &spread<5> : &spread<6>;
+    run(packed, count * inner, bytes);
     packed = bytes;
-    stride = job.inner;
+    stride = inner;
   }
   const size_t words = stride / 4;
-  auto* to = reinterpret_cast<int32_t*>(thread_scratch(scratch_words, round_up(words, lanes) * lanes));
+  auto* to = reinterpret_cast<int32_t*>(thread_scratch(scratch::words, round_up(words, lanes) * lanes));
   transpose(packed, stride, count, words, to);
   const size_t size = round_up(groups, 2 * lanes) * lanes;
-  float* scales = thread_scratch(scratch_groups, 2 * size);
-  with_type(job.w_type, job.scales, [&](auto* values) { open_groups(values + first * groups, groups, count, scales); });
-  with_type(job.w_type, job.biases, [&](auto* values) {
-    open_groups(values + first * groups, groups, count, scales + size);
+  float* scales = thread_scratch(scratch::groups, 2 * size);
+  with_type(factor.type, factor.scales, [&](auto* from) { open_groups(from + first * groups, groups, count, scales); });
+  with_type(factor.type, factor.biases, [&](auto* from) {
+    open_groups(from + first * groups, groups, count, scales + size);
   });
   return {to, scales, scales + size};
 }
@@ -359,49 +353,59 @@ HWY_NOINLINE void multiply_strip(
   }
 }
 
-/** Rows [row, row + rows) and columns [first, first + count) of out. */
-void write_strip(const MatmulJob& job, size_t row, size_t rows, size_t first, size_t count, float* sums) {
-  if (job.bias) {
-    float bias[lanes];
-    with_type(job.bias_type, job.bias, [&](auto* values) { widen(values + first, count, bias, lanes); });
-    for (size_t m = 0; m < rows; m++) {
-      store(hn::Add(load(sums + m * lanes), load(bias)), sums + m * lanes);
+/** A job's rows as codes, and how to multiply them with a vector of columns. */
+template <int Bits>
+class Products {
+ public:
+  Products(const MatmulJob& job, const FloatRows& x, size_t group)
+      : job_(job),
+        x_(code_rows<Bits>(job, x, group)),
+        groups_(job.inner / group),
+        group_words_(group / Word<Bits>::codes) {}
+
+  /** sums [all rows, lanes], rows rounded up to whole strips. */
+  void multiply(const Factor& factor, size_t first, size_t count, float* sums) const {
+    const auto w = open_columns(factor, job_.inner, first, count);
+    for (size_t m = 0; m < job_.rows; m += most_rows) {
+      const size_t rows = strip_rows(std::min(most_rows, job_.rows - m));
+      const auto strip = rows == 1 ? &multiply_strip<Bits, 1>
+          : rows == 2              ? &multiply_strip<Bits, 2>
+          : rows == 4              ? &multiply_strip<Bits, 4>
+                                   : &multiply_strip<Bits, most_rows>;
+      strip(x_.pairs + m * x_.row_pairs, x_.groups + m * x_.row_groups, w, groups_, group_words_, sums + m * lanes);
     }
+    add_bias(factor, job_.rows, first, count, sums, lanes);
   }
-  with_type(job.x_type, job.out, [&](auto* out) {
-    for (size_t m = 0; m < rows; m++) {
-      narrow(sums + m * lanes, count, out + (row + m) * job.columns + first);
-    }
-  });
-}
+
+ private:
+  const MatmulJob& job_;
+  CodedRows x_;
+  size_t groups_, group_words_;
+};
 
 template <int Bits>
-void run(const MatmulJob& job) {
-  const auto x = code_rows<Bits>(job);
-  const size_t vectors = (job.columns + lanes - 1) / lanes, groups = job.inner / job.group;
-  const size_t group_words = job.group / Word<Bits>::codes;
-  // Some chunks for each thread, so that their ends even out.
-  const size_t chunk = std::clamp<size_t>(vectors / (4 * static_cast<size_t>(threads())), 1, 8);
-  parallel_for((vectors + chunk - 1) / chunk, [&](size_t c) {
-    for (size_t v = c * chunk; v < std::min(vectors, (c + 1) * chunk); v++) {
-      const size_t first = v * lanes, count = std::min(lanes, job.columns - first);
-      const auto w = open_columns(job, first, count);
-      for (size_t m = 0; m < job.rows; m += most_rows) {
-        const size_t used = std::min(most_rows, job.rows - m), rows = strip_rows(used);
-        const auto multiply = rows == 1 ? &multiply_strip<Bits, 1>
-            : rows == 2                 ? &multiply_strip<Bits, 2>
-            : rows == 4                 ? &multiply_strip<Bits, 4>
-                                        : &multiply_strip<Bits, most_rows>;
-        HWY_ALIGN float sums[most_rows * lanes];
-        multiply(x.pairs + m * x.row_pairs, x.groups + m * x.row_groups, w, groups, group_words, sums);
-        write_strip(job, m, used, first, count, sums);
+void run(const MatmulJob& job, const FloatRows& x, const Factor* factors, size_t count) {
+  const Products<Bits> products(job, x, factors->how.group_size);
+  const size_t rows = round_up(job.rows, most_rows);
+  for_columns(factors, job.gated ? 1 : count, lanes, 8, [&](const Factor& factor, size_t from, size_t many) {
+    for (size_t first = from; first < from + many; first += lanes) {
+      const size_t used = std::min(lanes, from + many - first);
+      float* sums = thread_scratch(scratch::sums, 2 * rows * lanes);
+      float* gate = job.gated ? sums + rows * lanes : nullptr;
+      if (gate) {
+        products.multiply(factors[0], first, used, gate);
       }
+      products.multiply(job.gated ? factors[1] : factor, first, used, sums);
+      end_sums(job, factor, 0, job.rows, first, used, sums, gate, lanes);
     }
   });
 }
 
-void RunCoded(const MatmulJob& job) {
-  return job.bits == 2 ? run<2>(job) : job.bits == 4 ? run<4>(job) : run<8>(job);
+void RunCoded(const MatmulJob& job, const FloatRows& x, const Factor* factors, size_t count) {
+  const int bits = factors->how.bits;
+  return bits == 2 ? run<2>(job, x, factors, count)
+      : bits == 4  ? run<4>(job, x, factors, count)
+                   : run<8>(job, x, factors, count);
 }
 
 } // namespace HWY_NAMESPACE
@@ -412,8 +416,8 @@ HWY_AFTER_NAMESPACE();
 namespace parallm::cpu {
 HWY_EXPORT(RunCoded);
 
-void run_coded_matmul(const MatmulJob& job) {
-  HWY_DYNAMIC_DISPATCH(RunCoded)(job);
+void run_coded_matmul(const MatmulJob& job, const FloatRows& x, const Factor* factors, size_t count) {
+  HWY_DYNAMIC_DISPATCH(RunCoded)(job, x, factors, count);
 }
 } // namespace parallm::cpu
 #endif

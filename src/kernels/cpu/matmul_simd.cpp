@@ -4,10 +4,8 @@
 
 #include <hwy/foreach_target.h>
 
-#include "kernels/cpu/matmul.h"
-#include "kernels/cpu/simd-inl.h"
+#include "kernels/cpu/matmul-inl.h"
 
-#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -24,7 +22,6 @@ constexpr size_t max_columns = 64; // of one chunk of work
 // Distance of a stretch's columns in scratch: not a power of two, as columns
 // that far apart would all fall into the same few sets of the L1 cache.
 constexpr size_t spacing = stretch + 16;
-enum Scratch { scratch_x, scratch_sums, scratch_wide, scratch_scales };
 
 /** Columns [first, first + count), stretch [k, k + length) of K. */
 struct Part {
@@ -41,43 +38,15 @@ struct Groups {
   }
 };
 
-Groups open_groups(const MatmulJob& job, const Part& part) {
-  const size_t row = job.inner / job.group, used = part.length / job.group;
-  const auto* bytes = static_cast<const uint8_t*>(job.scales) + part.first * row + part.k / job.group;
-  const float* table = byte_scales(job.mode);
-  float* scales = thread_scratch(scratch_scales, part.count * used);
+Groups open_groups(const Factor& factor, size_t inner, const Part& part) {
+  const size_t group = factor.how.group_size, row = inner / group, used = part.length / group;
+  const auto* bytes = static_cast<const uint8_t*>(factor.scales) + part.first * row + part.k / group;
+  const float* table = byte_scales(factor.how.mode);
+  float* scales = thread_scratch(scratch::groups, part.count * used);
   for (size_t n = 0; n < part.count; n++) {
     std::transform(bytes + n * row, bytes + n * row + used, scales + n * used, [table](uint8_t b) { return table[b]; });
   }
   return {scales, used};
-}
-
-/** sums [rows, count] (+ bias) to the job's columns from `first` on. */
-void write_sums(const MatmulJob& job, float* sums, size_t first, size_t count) {
-  float bias[max_columns + lanes];
-  if (job.bias) {
-    with_type(job.bias_type, job.bias, [&](auto* values) { widen(values + first, count, bias, 0); });
-  }
-  with_type(job.x_type, job.out, [&](auto* out) {
-    for (size_t m = 0; m < job.rows; m++) {
-      float* row = sums + m * count;
-      for (size_t n = 0; job.bias && n < count; n++) {
-        row[n] += bias[n];
-      }
-      narrow(row, count, out + m * job.columns + first);
-    }
-  });
-}
-
-/** Cuts the columns into chunks for the threads: run(first, count). */
-template <class F>
-void for_columns(const MatmulJob& job, size_t most, const F& run) {
-  const size_t wanted = job.columns / (4 * static_cast<size_t>(threads())); // chunks even out
-  const size_t count = std::clamp(wanted / 4 * 4, size_t{8}, most);
-  parallel_for((job.columns + count - 1) / count, [&](size_t chunk) {
-    const size_t first = chunk * count;
-    run(first, std::min(count, job.columns - first));
-  });
 }
 
 /** A vector's 4-bit weights from `k` on, each in its lane's low 4 bits with others' above them. uint32 words hold 8,
@@ -191,26 +160,25 @@ struct Opened; // what of() gives: a part's weights
 
 template <class T>
 struct Opened<Dense<T>> {
-  static Dense<T> of(const MatmulJob& job, const Part& part) {
-    const auto* w = static_cast<const T*>(job.w);
-    return {w + part.first * job.inner + part.k, job.inner};
+  static Dense<T> of(const Factor& factor, size_t inner, const Part& part) {
+    return {static_cast<const T*>(factor.w) + part.first * inner + part.k, inner};
   }
 };
 
 template <>
 struct Opened<Fp4> {
-  static Fp4 of(const MatmulJob& job, const Part& part) {
-    const auto* words = static_cast<const uint32_t*>(job.w);
-    const size_t stride = job.inner / 8;
-    return {words + part.first * stride + part.k / 8, stride, open_groups(job, part)};
+  static Fp4 of(const Factor& factor, size_t inner, const Part& part) {
+    const auto* words = static_cast<const uint32_t*>(factor.w);
+    const size_t stride = inner / 8;
+    return {words + part.first * stride + part.k / 8, stride, open_groups(factor, inner, part)};
   }
 };
 
 template <>
 struct Opened<Fp8> {
-  static Fp8 of(const MatmulJob& job, const Part& part) {
-    const auto* bytes = static_cast<const uint8_t*>(job.w);
-    return {bytes + part.first * job.inner + part.k, job.inner, open_groups(job, part)};
+  static Fp8 of(const Factor& factor, size_t inner, const Part& part) {
+    const auto* bytes = static_cast<const uint8_t*>(factor.w);
+    return {bytes + part.first * inner + part.k, inner, open_groups(factor, inner, part)};
   }
 };
 
@@ -235,61 +203,96 @@ void unpack(const Dense<T>& weights, const Part& part, size_t, size_t used, floa
   }
 }
 
-/** x as floats, K rounded up to whole vectors with zeros. Floats are copied
- * too: a tile reads them again and again, so they had better lie aligned, and
- * at a distance that spreads them over the L1 cache's sets. */
-Rows float_rows(const MatmulJob& job) {
+/** x as floats, normed where the job says so, K rounded up to whole vectors with zeros. Floats are copied too: a tile
+ * reads them again and again, so they had better lie aligned, and at a distance that spreads them over the L1 cache's
+ * sets. */
+FloatRows float_rows(const MatmulJob& job) {
   const size_t padded = round_up(job.inner, lanes);
   const size_t stride = round_up(job.inner, 16) + 16;
-  float* rows = thread_scratch(scratch_x, job.rows * stride);
-  with_type(job.x_type, job.x, [&](auto* x) {
+  float* norm = thread_scratch(scratch::rows, job.rows * stride + padded);
+  float* rows = norm + round_up(padded, 16);
+  if (job.norm) {
+    with_type(job.norm_type, job.norm, [&](auto* weight) { widen(weight, job.inner, norm, padded); });
+  }
+  with_type(job.type, job.x, [&](auto* x) {
     parallel_for((job.rows + few_rows - 1) / few_rows, [&](size_t chunk) {
       const size_t end = std::min(job.rows, (chunk + 1) * few_rows);
       for (size_t m = chunk * few_rows; m < end; m++) {
-        widen(x + m * job.inner, job.inner, rows + m * stride, padded);
+        float* row = rows + m * stride;
+        widen(x + m * job.inner, job.inner, row, padded);
+        if (job.norm) {
+          norm_row(row, norm, job.inner, padded, job.eps);
+        }
       }
     });
   });
   return {rows, stride};
 }
 
-/** `count` columns from `first`, all rows. */
+/** `count` columns from `first`, all rows: sums [rows, count]. */
 template <class Weights>
-void run_columns(const MatmulJob& job, Rows x, size_t first, size_t count) {
+void multiply_columns(
+    const MatmulJob& job,
+    const FloatRows& x,
+    const Factor& factor,
+    size_t first,
+    size_t count,
+    float* sums) {
   // For few rows w is widened in registers; for more, once for all of them.
   const bool direct = job.inner % lanes == 0 && job.rows <= few_rows;
   const size_t inner = round_up(job.inner, lanes);
-  float* sums = thread_scratch(scratch_sums, job.rows * count);
   std::memset(sums, 0, job.rows * count * sizeof(float));
   for (size_t k = 0; k < inner; k += stretch) {
     const Part part{first, count, k, std::min(stretch, inner - k)};
-    const size_t group = job.bits ? job.group : part.length;
-    const Weights weights = Opened<Weights>::of(job, part);
+    const size_t group = factor.how.bits ? factor.how.group_size : part.length;
+    const Weights weights = Opened<Weights>::of(factor, job.inner, part);
     const Rows rows{x.data + k, x.stride};
     if (direct) {
       multiply(rows, job.rows, weights, count, part.length, group, sums, count);
       continue;
     }
-    float* wide = thread_scratch(scratch_wide, count * spacing);
+    float* wide = thread_scratch(scratch::wide, count * spacing);
     unpack(weights, part, group, std::min(part.length, job.inner - k), wide);
     multiply(rows, job.rows, Dense<float>{wide, spacing}, count, part.length, part.length, sums, count);
   }
-  write_sums(job, sums, first, count);
+  add_bias(factor, job.rows, first, count, sums, count);
 }
 
 template <class Weights>
-void run(const MatmulJob& job) {
-  const Rows x = float_rows(job);
-  for_columns(job, job.rows > few_rows ? 32 : max_columns, [&](size_t first, size_t count) {
-    run_columns<Weights>(job, x, first, count);
+void run(const MatmulJob& job, const FloatRows& x, const Factor* factors, size_t count) {
+  const size_t most = (job.rows > few_rows ? 32 : max_columns) / 4;
+  for_columns(factors, job.gated ? 1 : count, 4, most, [&](const Factor& factor, size_t first, size_t columns) {
+    float* sums = thread_scratch(scratch::sums, 2 * job.rows * columns);
+    float* gate = job.gated ? sums + job.rows * columns : nullptr;
+    if (gate) {
+      multiply_columns<Weights>(job, x, factors[0], first, columns, gate);
+    }
+    multiply_columns<Weights>(job, x, job.gated ? factors[1] : factor, first, columns, sums);
+    end_sums(job, factor, 0, job.rows, first, columns, sums, gate, columns);
   });
 }
 
-void Run(const MatmulJob& job) {
-  if (job.bits != 0) {
-    return job.bits == 4 ? run<Fp4>(job) : run<Fp8>(job);
+/** Factors of one form. */
+void run_alike(const MatmulJob& job, const FloatRows& x, const Factor* factors, size_t count) {
+  const auto& how = factors->how;
+  if (how.bits > 0 && how.mode == Mode::affine) {
+    return run_coded_matmul(job, x, factors, count);
   }
-  with_type(job.w_type, job.w, [&]<class T>(const T*) { run<Dense<T>>(job); });
+  if (how.bits > 0) {
+    return how.bits == 4 ? run<Fp4>(job, x, factors, count) : run<Fp8>(job, x, factors, count);
+  }
+  with_type(factors->type, factors->w, [&]<class T>(const T*) { run<Dense<T>>(job, x, factors, count); });
+}
+
+void Run(const MatmulJob& job) {
+  const auto x = float_rows(job);
+  const auto& all = job.factors;
+  for (size_t first = 0, end = 0; first < all.size(); first = end) {
+    while (end < all.size() && all[end].how == all[first].how && all[end].type == all[first].type) {
+      end++;
+    }
+    run_alike(job, x, &all[first], end - first);
+  }
 }
 
 } // namespace HWY_NAMESPACE
@@ -330,9 +333,6 @@ const float* byte_scales(Mode mode) {
 }
 
 void run_matmul(const MatmulJob& job) {
-  if (job.bits != 0 && job.mode == Mode::affine) {
-    return run_coded_matmul(job);
-  }
   HWY_DYNAMIC_DISPATCH(Run)(job);
 }
 } // namespace parallm::cpu
