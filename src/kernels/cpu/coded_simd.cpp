@@ -175,15 +175,16 @@ HWY_INLINE void transpose(Tile& tile) {
 }
 #endif
 
-/** Asks for what lies `bytes` after p: the same place of the next columns, which no hardware expects to be read. */
+/** Asks for what lies `bytes` after p: the reading jumps from column to column, which hardware doesn't follow. */
 HWY_INLINE void prefetch(const void* p, size_t bytes) {
   __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + bytes));
 }
 
 /** to[i * lanes + n] = column n's i-th word, for i up to `words` and on to a whole tile; column n begins `stride` bytes
- * after the one before it, and those past the `count`-th are the last one again. */
+ * after the one before it, and those past the `count`-th are the last one again. What is wanted next lies `ahead` bytes
+ * on. */
 template <bool Full>
-void transpose(const uint8_t* from, size_t stride, size_t count, size_t words, int32_t* to) {
+void transpose(const uint8_t* from, size_t stride, size_t count, size_t words, size_t ahead, int32_t* to) {
   const I32 d;
   const auto at = [&](size_t n, size_t i) {
     return reinterpret_cast<const int32_t*>(from + (Full || n < count ? n : count - 1) * stride) + i;
@@ -193,25 +194,25 @@ void transpose(const uint8_t* from, size_t stride, size_t count, size_t words, i
     if (i + lanes <= words) {
       for (size_t n = 0; n < lanes; n++) {
         tile[n] = hn::LoadU(d, at(n, i));
-        prefetch(at(n, i), lanes * stride);
+        prefetch(at(n, i), ahead);
       }
     } else {
       const auto left = hn::FirstN(d, words - i);
       for (size_t n = 0; n < lanes; n++) {
         tile[n] = hn::MaskedLoad(left, d, at(n, i));
-        prefetch(at(n, i), lanes * stride);
+        prefetch(at(n, i), ahead);
       }
     }
     transpose(tile);
     for (size_t w = 0; w < lanes; w++) {
-      hn::Store(tile[w], d, to + w * lanes);
+      hn::StoreU(tile[w], d, to + w * lanes);
     }
   }
 }
 
-void transpose(const uint8_t* from, size_t stride, size_t count, size_t words, int32_t* to) {
-  return count == lanes ? transpose<true>(from, stride, count, words, to)
-                        : transpose<false>(from, stride, count, words, to);
+void transpose(const uint8_t* from, size_t stride, size_t count, size_t words, size_t ahead, int32_t* to) {
+  return count == lanes ? transpose<true>(from, stride, count, words, ahead, to)
+                        : transpose<false>(from, stride, count, words, ahead, to);
 }
 
 /** One byte to each code; 8 codes are a little-endian number of `Bits` bytes. */
@@ -236,16 +237,26 @@ void spread(const uint8_t* packed, size_t count, uint8_t* bytes) {
   }
 }
 
-/** A vector of columns, transposed. */
+// K is cut into stretches of this length, so that a vector of columns stays in the L1 cache.
+constexpr size_t stretch = 2048;
+
+/** Columns [first, first + count), count <= lanes, and [k, k + length) of K. */
+struct Part {
+  size_t first, count, k, length;
+};
+
+/** A part of w, transposed. */
 struct Columns {
   const int32_t* words; // [words of K, lanes]
   const float* scales; // [groups, lanes]
   const float* biases;
 };
 
-void open_groups(const float* values, size_t groups, size_t count, float* to) {
-  transpose(
-      reinterpret_cast<const uint8_t*>(values), groups * sizeof(float), count, groups, reinterpret_cast<int32_t*>(to));
+/** Columns' groups: `used` of each column, which lie `groups` apart -> [used, lanes]. */
+void open_groups(const float* values, size_t groups, size_t count, size_t used, float* to) {
+  const auto* bytes = reinterpret_cast<const uint8_t*>(values);
+  const size_t stride = groups * sizeof(float);
+  transpose(bytes, stride, count, used, lanes * stride, reinterpret_cast<int32_t*>(to));
 }
 
 /** The low and the high halves of a vector's words as floats. */
@@ -266,49 +277,56 @@ HWY_INLINE void store_halves(VI v, hwy::bfloat16_t, float* low, float* high) {
 
 /** Two 16-bit values are transposed as one word. */
 template <class T>
-void open_groups(const T* values, size_t groups, size_t count, float* to) {
-  const size_t words = (groups + 1) / 2;
-  // A copy, as a last word may have but one value.
-  auto* copy =
-      reinterpret_cast<uint8_t*>(thread_scratch(scratch::wide, count * groups / 2 + 1 + words * lanes + lanes * lanes));
-  std::memcpy(copy, values, count * groups * sizeof(T));
-  for (size_t i = 0; i < count * groups; i += 32) {
-    prefetch(values + i, count * groups * sizeof(T));
+void open_groups(const T* values, size_t groups, size_t count, size_t used, float* to) {
+  const size_t words = (used + 1) / 2;
+  float* memory = thread_scratch(scratch::wide, lanes * words + round_up(words, lanes) * lanes);
+  auto* pairs = reinterpret_cast<int32_t*>(memory + lanes * words);
+  const auto* from = reinterpret_cast<const uint8_t*>(values);
+  size_t stride = groups * sizeof(T);
+  const size_t ahead = lanes * stride;
+  if (groups % 2 != 0) { // a last word has but one value, which may be the memory's last
+    for (size_t n = 0; n < count; n++) {
+      std::memcpy(memory + n * words, values + n * groups, used * sizeof(T));
+    }
+    from = reinterpret_cast<const uint8_t*>(memory);
+    stride = words * sizeof(int32_t);
   }
-  auto* pairs = reinterpret_cast<int32_t*>(copy + round_up(count * groups * sizeof(T) + 2, 64));
-  transpose(copy, groups * sizeof(T), count, words, pairs);
+  transpose(from, stride, count, words, ahead, pairs);
   for (size_t i = 0; i < words; i++, to += 2 * lanes) {
-    store_halves(hn::Load(I32(), pairs + i * lanes), T{}, to, to + lanes);
+    store_halves(hn::LoadU(I32(), pairs + i * lanes), T{}, to, to + lanes);
   }
 }
 
-/** Columns [first, first + count), count <= lanes. Codes of 3, 5 and 6 bits become bytes. */
-Columns open_columns(const Factor& factor, size_t inner, size_t first, size_t count) {
+/** Codes of 3, 5 and 6 bits become bytes. */
+Columns open_columns(const Factor& factor, size_t inner, const Part& part) {
   const int bits = factor.how.bits;
-  const size_t groups = inner / factor.how.group_size;
+  const size_t group = factor.how.group_size, groups = inner / group, used = part.length / group;
   const bool spreads = bits == 3 || bits == 5 || bits == 6;
-  size_t stride = inner / 8 * bits;
-  const auto* packed = static_cast<const uint8_t*>(factor.w) + first * stride;
+  size_t stride = inner / 8 * bits, words = part.length / 32 * bits;
+  const auto* packed = static_cast<const uint8_t*>(factor.w) + part.first * stride + part.k / 8 * bits;
+  size_t ahead = lanes * stride; // the next columns
   if (spreads) {
-    auto* bytes = reinterpret_cast<uint8_t*>(thread_scratch(scratch::bytes, lanes * inner / 4));
+    auto* bytes = reinterpret_cast<uint8_t*>(thread_scratch(scratch::bytes, lanes * part.length / 4));
     const auto run = bits == 3 ? &spread<3> : bits == 5 ? &spread<5> : &spread<6>;
-    run(packed, count * inner, bytes);
+    for (size_t n = 0; n < part.count; n++) {
+      run(packed + n * stride, part.length, bytes + n * part.length);
+    }
     packed = bytes;
-    stride = inner;
+    stride = part.length;
+    words = part.length / 4;
+    ahead = 0;
   }
-  const size_t words = stride / 4;
   auto* to = reinterpret_cast<int32_t*>(thread_scratch(scratch::words, round_up(words, lanes) * lanes));
-  transpose(packed, stride, count, words, to);
-  const size_t size = round_up(groups, 2 * lanes) * lanes;
+  transpose(packed, stride, part.count, words, ahead, to);
+  const size_t size = round_up(used, 2 * lanes) * lanes, at = part.first * groups + part.k / group;
   float* scales = thread_scratch(scratch::groups, 2 * size);
-  with_type(factor.type, factor.scales, [&](auto* from) { open_groups(from + first * groups, groups, count, scales); });
-  with_type(factor.type, factor.biases, [&](auto* from) {
-    open_groups(from + first * groups, groups, count, scales + size);
-  });
-  return {to, scales, scales + size};
+  float* biases = scales + size;
+  with_type(factor.type, factor.scales, [&](auto* from) { open_groups(from + at, groups, part.count, used, scales); });
+  with_type(factor.type, factor.biases, [&](auto* from) { open_groups(from + at, groups, part.count, used, biases); });
+  return {to, scales, biases};
 }
 
-/** A strip of MR rows by a vector of columns: sums[m * lanes + n]. */
+/** A strip of MR rows by a part of w: sums[m * lanes + n] go on. */
 template <int Bits, int MR>
 HWY_NOINLINE void multiply_strip(
     const int32_t* pairs,
@@ -323,7 +341,7 @@ HWY_NOINLINE void multiply_strip(
   const VI mask = hn::Set(di, ((1 << Bits) - 1) * 0x10001);
   V acc[MR];
   for (int m = 0; m < MR; m++) {
-    acc[m] = hn::Zero(d);
+    acc[m] = load(sums + m * lanes);
   }
   const int32_t* words = w.words;
   for (size_t g = 0; g < groups; g++, x_groups += 2 * MR) {
@@ -332,7 +350,7 @@ HWY_NOINLINE void multiply_strip(
       whole[m] = hn::Zero(di);
     }
     for (const int32_t* end = words + group_words * lanes; words < end; words += lanes, pairs += MR * W::pairs) {
-      VI rest = hn::Load(di, words);
+      VI rest = hn::LoadU(di, words);
       for (size_t c = 0; c < W::pairs; c++) {
         const VI code = hn::And(rest, mask);
         for (int m = 0; m < MR; m++) {
@@ -358,21 +376,24 @@ template <int Bits>
 class Products {
  public:
   Products(const MatmulJob& job, const FloatRows& x, size_t group)
-      : job_(job),
-        x_(code_rows<Bits>(job, x, group)),
-        groups_(job.inner / group),
-        group_words_(group / Word<Bits>::codes) {}
+      : job_(job), x_(code_rows<Bits>(job, x, group)), group_(group) {}
 
   /** sums [all rows, lanes], rows rounded up to whole strips. */
   void multiply(const Factor& factor, size_t first, size_t count, float* sums) const {
-    const auto w = open_columns(factor, job_.inner, first, count);
-    for (size_t m = 0; m < job_.rows; m += most_rows) {
-      const size_t rows = strip_rows(std::min(most_rows, job_.rows - m));
-      const auto strip = rows == 1 ? &multiply_strip<Bits, 1>
-          : rows == 2              ? &multiply_strip<Bits, 2>
-          : rows == 4              ? &multiply_strip<Bits, 4>
-                                   : &multiply_strip<Bits, most_rows>;
-      strip(x_.pairs + m * x_.row_pairs, x_.groups + m * x_.row_groups, w, groups_, group_words_, sums + m * lanes);
+    std::memset(sums, 0, round_up(job_.rows, most_rows) * lanes * sizeof(float));
+    for (size_t k = 0; k < job_.inner; k += stretch) {
+      const Part part{first, count, k, std::min(stretch, job_.inner - k)};
+      const auto w = open_columns(factor, job_.inner, part);
+      for (size_t m = 0; m < job_.rows; m += most_rows) {
+        const size_t rows = strip_rows(std::min(most_rows, job_.rows - m));
+        const auto strip = rows == 1 ? &multiply_strip<Bits, 1>
+            : rows == 2              ? &multiply_strip<Bits, 2>
+            : rows == 4              ? &multiply_strip<Bits, 4>
+                                     : &multiply_strip<Bits, most_rows>;
+        const auto* pairs = x_.pairs + m * x_.row_pairs + k / 2 * rows;
+        const auto* groups = x_.groups + m * x_.row_groups + k / group_ * 2 * rows;
+        strip(pairs, groups, w, part.length / group_, group_ / Word<Bits>::codes, sums + m * lanes);
+      }
     }
     add_bias(factor, job_.rows, first, count, sums, lanes);
   }
@@ -380,7 +401,7 @@ class Products {
  private:
   const MatmulJob& job_;
   CodedRows x_;
-  size_t groups_, group_words_;
+  size_t group_;
 };
 
 template <int Bits>
