@@ -158,7 +158,7 @@ node(const char* op, const mx::array& x, const std::vector<Operand>& operands, s
     }
   }
   std::vector<mx::Dtype> types(outs.size(), x.dtype());
-  return mx::array::make_arrays(std::move(outs), types, std::make_shared<Matmul>(std::move(shape)), std::move(inputs));
+  return mx::array::make_arrays(std::move(outs), types, std::make_shared<Matmul>(std::move(shape)), inputs);
 }
 
 } // namespace
