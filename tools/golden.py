@@ -15,7 +15,8 @@ Each tests/golden/models/<name>.json is a config.json; its key "golden" (optiona
   quantized   false: no second model
   hf          stored under the names and in the layout of Hugging Face's repository: {"stacked": "separate"}, where
               "{}" of the separate name counts experts
-  layout      a list of what else differs in Hugging Face's repository: "conv" ([C,1,K]), "norms" (stored as weight - 1)
+  layout      a list of what else differs in Hugging Face's repository: "conv" ([C,1,K]), "norms" (stored as weight - 1),
+              "c_" (GPT-2's matrices with inputs first)
   fused       of that layout: tensors that are one there, a list of rules (see `fuse`)
   extra       names of tensors that mlx-lm's sanitize drops, stored as well
   tied        true: as mlx-lm opens a checkpoint without an output layer, where the file decides that
@@ -50,6 +51,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 CONFIGS = Path(__file__).resolve().parent.parent / "tests" / "golden" / "models"
 LENGTHS = [23, 5, 14]
+EMBEDDINGS = ("wte.weight", "wpe.weight", "embeddings.weight", "embed.weight", "embed_in.weight")
 
 
 def build_model(config):
@@ -60,6 +62,8 @@ def build_model(config):
 def draw(rng, path, x, scale):
     """Weights large enough that attention, positions and gates change the logits a lot."""
     shape = x.shape
+    if not shape:
+        return mx.array(0.5 * rng.standard_normal(), dtype=mx.float32)
     last = path.rsplit(".", 1)[-1]
     if last == "A_log":
         values = np.log(rng.uniform(1, 8, shape))
@@ -69,7 +73,7 @@ def draw(rng, path, x, scale):
         values = 1 + 0.2 * rng.standard_normal(shape)
     elif "conv" in path:  # depthwise: few inputs
         values = rng.standard_normal(shape) / np.sqrt(shape[1])
-    elif "embed_tokens" in path or path.endswith(("wte.weight", "embeddings.weight", "embed.weight")):
+    elif "embed_tokens" in path or path.endswith(EMBEDDINGS):
         values = rng.standard_normal(shape)
     else:
         values = scale * rng.standard_normal(shape) / np.sqrt(shape[-1])
@@ -179,6 +183,8 @@ def hf_tensor(key, value, layout):
         return mx.contiguous(value.moveaxis(2, 1))
     if "norms" in layout and key.removesuffix(".weight").endswith(HF_NORMS):
         return value - 1
+    if "c_" in layout and value.ndim == 2 and ".c_" in key:
+        return mx.contiguous(value.T)
     return value
 
 

@@ -68,6 +68,9 @@ int own_context(const Config& config, bool keeps_keys) {
   if (config.has("text_config") && !config.has("max_position_embeddings")) {
     return own_context(config.object("text_config"), keeps_keys);
   }
+  if (config.has("n_positions")) { // GPT-2's name
+    return config.count("n_positions");
+  }
   // Without keys nothing grows with the context and no config.json bounds it.
   return config.count("max_position_embeddings", keeps_keys ? 2048 : 131072);
 }
@@ -113,12 +116,8 @@ read_text(const LoadOptions& options, TextFiles files, std::vector<int32_t> end_
 
 /** On the engine's thread: files to a runner, and what they say to `info` and
  * `engine`. */
-std::unique_ptr<Runner> load(
-    const std::string& files,
-    const LoadOptions& options,
-    ModelInfo& info,
-    EngineOptions& engine,
-    TextParts& text) {
+std::unique_ptr<Runner>
+load(const std::string& files, const LoadOptions& options, ModelInfo& info, EngineOptions& engine, TextParts& text) {
   const auto start = std::chrono::steady_clock::now();
   Checkpoint checkpoint = open_checkpoint(files, {.dtype = wanted_dtype(options.dtype)});
   info.end_ids = read_text(options, text_files(files, checkpoint), checkpoint.eos_ids, text);

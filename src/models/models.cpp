@@ -11,12 +11,16 @@ namespace parallm {
 
 // Each is defined in the file of its name.
 using Maker = std::unique_ptr<Model>(const Config&, Weights&);
+Maker make_apertus;
 Maker make_cohere;
 Maker make_cohere2;
 Maker make_deepseek;
 Maker make_deepseek_v2;
 Maker make_deepseek_v3;
 Maker make_dots1;
+Maker make_ernie4_5;
+Maker make_exaone;
+Maker make_exaone4;
 Maker make_exaone_moe;
 Maker make_gemma;
 Maker make_gemma2;
@@ -26,9 +30,18 @@ Maker make_glm;
 Maker make_glm4;
 Maker make_glm4_moe;
 Maker make_glm4_moe_lite;
+Maker make_gpt2;
+Maker make_gpt_bigcode;
+Maker make_gpt_neox;
 Maker make_gpt_oss;
+Maker make_gptj;
 Maker make_granite;
+Maker make_granitemoe;
 Maker make_granitemoehybrid;
+Maker make_helium;
+Maker make_hunyuan_v1_dense;
+Maker make_internlm2;
+Maker make_internlm3;
 Maker make_jamba;
 Maker make_kimi_vl;
 Maker make_lfm2;
@@ -37,12 +50,20 @@ Maker make_llama4;
 Maker make_llama4_text;
 Maker make_mamba;
 Maker make_mamba2;
+Maker make_mimo;
+Maker make_minicpm;
+Maker make_minicpm3;
+Maker make_ministral3;
+Maker make_mistral3;
 Maker make_mixtral;
+Maker make_nemotron;
 Maker make_olmo2;
 Maker make_olmo3;
 Maker make_olmoe;
+Maker make_phi;
 Maker make_phi3;
 Maker make_phimoe;
+Maker make_qwen;
 Maker make_qwen2;
 Maker make_qwen2_moe;
 Maker make_qwen2_vl;
@@ -61,12 +82,16 @@ constexpr struct {
   const char* model_type;
   Maker* make;
 } architectures[] = {
+    {"apertus", make_apertus},
     {"cohere", make_cohere},
     {"cohere2", make_cohere2},
     {"deepseek", make_deepseek},
     {"deepseek_v2", make_deepseek_v2},
     {"deepseek_v3", make_deepseek_v3},
     {"dots1", make_dots1},
+    {"ernie4_5", make_ernie4_5},
+    {"exaone", make_exaone},
+    {"exaone4", make_exaone4},
     {"exaone_moe", make_exaone_moe},
     {"falcon_mamba", make_mamba},
     {"gemma", make_gemma},
@@ -77,9 +102,18 @@ constexpr struct {
     {"glm4", make_glm4},
     {"glm4_moe", make_glm4_moe},
     {"glm4_moe_lite", make_glm4_moe_lite},
+    {"gpt2", make_gpt2},
+    {"gpt_bigcode", make_gpt_bigcode},
+    {"gpt_neox", make_gpt_neox},
     {"gpt_oss", make_gpt_oss},
+    {"gptj", make_gptj},
     {"granite", make_granite},
+    {"granitemoe", make_granitemoe},
     {"granitemoehybrid", make_granitemoehybrid},
+    {"helium", make_helium},
+    {"hunyuan_v1_dense", make_hunyuan_v1_dense},
+    {"internlm2", make_internlm2},
+    {"internlm3", make_internlm3},
     {"iquestcoder", make_llama},
     {"jamba", make_jamba},
     {"joyai_llm_flash", make_deepseek_v3},
@@ -91,15 +125,25 @@ constexpr struct {
     {"llama", make_llama},
     {"llama4", make_llama4},
     {"llama4_text", make_llama4_text},
+    {"llava", make_mistral3},
     {"mamba", make_mamba},
     {"mamba2", make_mamba2},
+    {"mimo", make_mimo},
+    {"minicpm", make_minicpm},
+    {"minicpm3", make_minicpm3},
+    {"ministral3", make_ministral3},
     {"mistral", make_llama},
+    {"mistral3", make_mistral3},
     {"mixtral", make_mixtral},
+    {"nemotron", make_nemotron},
     {"olmo2", make_olmo2},
     {"olmo3", make_olmo3},
     {"olmoe", make_olmoe},
+    {"phi", make_phi},
     {"phi3", make_phi3},
     {"phimoe", make_phimoe},
+    {"pixtral", make_mistral3},
+    {"qwen", make_qwen},
     {"qwen2", make_qwen2},
     {"qwen2_5_vl", make_qwen2_vl},
     {"qwen2_moe", make_qwen2_moe},
@@ -111,6 +155,7 @@ constexpr struct {
     {"qwen3_next", make_qwen3_next},
     {"qwen3_vl", make_qwen3_vl},
     {"qwen3_vl_moe", make_qwen3_vl_moe},
+    {"seed_oss", make_llama},
     {"smollm3", make_llama},
     {"solar_open", make_glm4_moe},
     {"stablelm", make_stablelm},
