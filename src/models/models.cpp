@@ -12,6 +12,7 @@ namespace parallm {
 // Each is defined in the file of its name.
 using Maker = std::unique_ptr<Model>(const Config&, Weights&);
 Maker make_apertus;
+Maker make_bailing_moe;
 Maker make_cohere;
 Maker make_cohere2;
 Maker make_deepseek;
@@ -19,13 +20,18 @@ Maker make_deepseek_v2;
 Maker make_deepseek_v3;
 Maker make_dots1;
 Maker make_ernie4_5;
+Maker make_ernie4_5_moe;
 Maker make_exaone;
 Maker make_exaone4;
 Maker make_exaone_moe;
+Maker make_falcon_h1;
 Maker make_gemma;
 Maker make_gemma2;
 Maker make_gemma3;
 Maker make_gemma3_text;
+Maker make_gemma3n;
+Maker make_gemma4;
+Maker make_gemma4_text;
 Maker make_glm;
 Maker make_glm4;
 Maker make_glm4_moe;
@@ -53,10 +59,12 @@ Maker make_mamba2;
 Maker make_mimo;
 Maker make_minicpm;
 Maker make_minicpm3;
+Maker make_minimax;
 Maker make_ministral3;
 Maker make_mistral3;
 Maker make_mixtral;
 Maker make_nemotron;
+Maker make_nemotron_h;
 Maker make_olmo2;
 Maker make_olmo3;
 Maker make_olmoe;
@@ -83,6 +91,7 @@ constexpr struct {
   Maker* make;
 } architectures[] = {
     {"apertus", make_apertus},
+    {"bailing_moe", make_bailing_moe},
     {"cohere", make_cohere},
     {"cohere2", make_cohere2},
     {"deepseek", make_deepseek},
@@ -90,14 +99,20 @@ constexpr struct {
     {"deepseek_v3", make_deepseek_v3},
     {"dots1", make_dots1},
     {"ernie4_5", make_ernie4_5},
+    {"ernie4_5_moe", make_ernie4_5_moe},
     {"exaone", make_exaone},
     {"exaone4", make_exaone4},
     {"exaone_moe", make_exaone_moe},
+    {"falcon_h1", make_falcon_h1},
     {"falcon_mamba", make_mamba},
     {"gemma", make_gemma},
     {"gemma2", make_gemma2},
     {"gemma3", make_gemma3},
     {"gemma3_text", make_gemma3_text},
+    {"gemma3n", make_gemma3n},
+    {"gemma4", make_gemma4},
+    {"gemma4_text", make_gemma4_text},
+    {"gemma4_unified", make_gemma4},
     {"glm", make_glm},
     {"glm4", make_glm4},
     {"glm4_moe", make_glm4_moe},
@@ -131,11 +146,14 @@ constexpr struct {
     {"mimo", make_mimo},
     {"minicpm", make_minicpm},
     {"minicpm3", make_minicpm3},
+    {"minimax", make_minimax},
+    {"minimax_m2", make_minimax},
     {"ministral3", make_ministral3},
     {"mistral", make_llama},
     {"mistral3", make_mistral3},
     {"mixtral", make_mixtral},
     {"nemotron", make_nemotron},
+    {"nemotron_h", make_nemotron_h},
     {"olmo2", make_olmo2},
     {"olmo3", make_olmo3},
     {"olmoe", make_olmoe},
