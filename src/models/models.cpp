@@ -11,6 +11,7 @@ namespace parallm {
 
 // Each is defined in the file of its name.
 using Maker = std::unique_ptr<Model>(const Config&, Weights&);
+Maker make_afmoe;
 Maker make_apertus;
 Maker make_bailing_moe;
 Maker make_cohere;
@@ -49,24 +50,32 @@ Maker make_hunyuan_v1_dense;
 Maker make_internlm2;
 Maker make_internlm3;
 Maker make_jamba;
+Maker make_kimi_linear;
 Maker make_kimi_vl;
+Maker make_klear;
 Maker make_lfm2;
+Maker make_lfm2_vl;
 Maker make_llama;
 Maker make_llama4;
 Maker make_llama4_text;
 Maker make_mamba;
 Maker make_mamba2;
+Maker make_mellum;
 Maker make_mimo;
+Maker make_mimo_v2_flash;
 Maker make_minicpm;
 Maker make_minicpm3;
 Maker make_minimax;
 Maker make_ministral3;
 Maker make_mistral3;
+Maker make_mistral4;
 Maker make_mixtral;
+Maker make_nanochat;
 Maker make_nemotron;
 Maker make_nemotron_h;
 Maker make_olmo2;
 Maker make_olmo3;
+Maker make_olmo_hybrid;
 Maker make_olmoe;
 Maker make_phi;
 Maker make_phi3;
@@ -90,6 +99,8 @@ constexpr struct {
   const char* model_type;
   Maker* make;
 } architectures[] = {
+    {"Klear", make_klear},
+    {"afmoe", make_afmoe},
     {"apertus", make_apertus},
     {"bailing_moe", make_bailing_moe},
     {"cohere", make_cohere},
@@ -134,16 +145,21 @@ constexpr struct {
     {"joyai_llm_flash", make_deepseek_v3},
     {"kimi_k2", make_deepseek_v3},
     {"kimi_k25", make_kimi_vl},
+    {"kimi_linear", make_kimi_linear},
     {"kimi_vl", make_kimi_vl},
     {"lfm2", make_lfm2},
+    {"lfm2-vl", make_lfm2_vl},
     {"lfm2_moe", make_lfm2},
+    {"lfm2_vl", make_lfm2_vl},
     {"llama", make_llama},
     {"llama4", make_llama4},
     {"llama4_text", make_llama4_text},
     {"llava", make_mistral3},
     {"mamba", make_mamba},
     {"mamba2", make_mamba2},
+    {"mellum", make_mellum},
     {"mimo", make_mimo},
+    {"mimo_v2_flash", make_mimo_v2_flash},
     {"minicpm", make_minicpm},
     {"minicpm3", make_minicpm3},
     {"minimax", make_minimax},
@@ -151,11 +167,14 @@ constexpr struct {
     {"ministral3", make_ministral3},
     {"mistral", make_llama},
     {"mistral3", make_mistral3},
+    {"mistral4", make_mistral4},
     {"mixtral", make_mixtral},
+    {"nanochat", make_nanochat},
     {"nemotron", make_nemotron},
     {"nemotron_h", make_nemotron_h},
     {"olmo2", make_olmo2},
     {"olmo3", make_olmo3},
+    {"olmo_hybrid", make_olmo_hybrid},
     {"olmoe", make_olmoe},
     {"phi", make_phi},
     {"phi3", make_phi3},
@@ -178,6 +197,7 @@ constexpr struct {
     {"solar_open", make_glm4_moe},
     {"stablelm", make_stablelm},
     {"starcoder2", make_starcoder2},
+    {"telechat3", make_llama},
     {"xverse", make_llama},
 };
 
