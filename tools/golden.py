@@ -18,6 +18,8 @@ Each tests/golden/models/<name>.json is a config.json; its key "golden" (optiona
   layout      a list of what else differs in Hugging Face's repository: "conv" ([C,1,K]), "norms" (stored as weight - 1),
               "c_" (GPT-2's matrices with inputs first)
   fused       of that layout: tensors that are one there, a list of rules (see `fuse`)
+  merged      of that layout: experts' matrices, inputs first where the rule says w2, one after another in one tensor,
+              {"name with {}": "new name"}
   sanitized   true: the reference's weights are what mlx-lm's sanitize makes of those that are stored
   extra       names of tensors that mlx-lm's sanitize drops, stored as well
   tied        true: as mlx-lm opens a checkpoint without an output layer, where the file decides that
@@ -207,6 +209,16 @@ def fuse(weights, rule):
         weights[key.removesuffix(first) + rule["to"]] = mx.contiguous(x)
 
 
+def merge(weights, pattern, to):
+    first = pattern.format(0)
+    for key in [k for k in weights if k.endswith(first)]:
+        stem, parts = key.removesuffix(first), []
+        while (name := stem + pattern.format(len(parts))) in weights:
+            x = weights.pop(name)
+            parts.append(x.T if ".w2." in pattern else x)
+        weights[stem + to] = mx.concatenate(parts, axis=0)
+
+
 def sanitized(model, weights):
     return model.sanitize({k: mx.array(v) for k, v in weights.items()})  # some write into them
 
@@ -228,6 +240,8 @@ def hf_layout(weights, how, model):
             out[key] = value
     for rule in how.get("fused", []):
         fuse(out, rule)
+    for pattern, to in how.get("merged", {}).items():
+        merge(out, pattern, to)
     out.update({name: mx.ones((4, 4)) for name in how.get("extra", [])})
     back = sanitized(model, out)
     assert back.keys() == weights.keys(), set(back) ^ set(weights)
@@ -343,7 +357,7 @@ def save(folder, model, config, how, seed):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     weights = dict(tree_flatten(model.parameters()))
-    if {"hf", "extra", "fused", "layout"} & how.keys():
+    if {"hf", "extra", "fused", "layout", "merged"} & how.keys():
         weights, stored = hf_layout(weights, how, build_model(config))
         model.load_weights(stored)
     elif how.get("sanitized"):

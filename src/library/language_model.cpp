@@ -68,11 +68,15 @@ int own_context(const Config& config, bool keeps_keys) {
   if (config.has("text_config") && !config.has("max_position_embeddings")) {
     return own_context(config.object("text_config"), keeps_keys);
   }
-  if (config.has("n_positions")) { // GPT-2's name
-    return config.count("n_positions");
+  // The usual name, then GPT-2's, Kimi Linear's, DBRX's and OpenELM's.
+  for (auto* name :
+       {"max_position_embeddings", "n_positions", "model_max_length", "max_seq_len", "max_context_length"}) {
+    if (config.has(name)) {
+      return config.count(name);
+    }
   }
   // Without keys nothing grows with the context and no config.json bounds it.
-  return config.count("max_position_embeddings", keeps_keys ? 2048 : 131072);
+  return keeps_keys ? 2048 : 131072;
 }
 
 /** What the engine never sees. */

@@ -13,9 +13,12 @@ namespace parallm {
 using Maker = std::unique_ptr<Model>(const Config&, Weights&);
 Maker make_afmoe;
 Maker make_apertus;
+Maker make_baichuan_m1;
 Maker make_bailing_moe;
+Maker make_bailing_moe_linear;
 Maker make_cohere;
 Maker make_cohere2;
+Maker make_dbrx;
 Maker make_deepseek;
 Maker make_deepseek_v2;
 Maker make_deepseek_v3;
@@ -46,6 +49,7 @@ Maker make_granite;
 Maker make_granitemoe;
 Maker make_granitemoehybrid;
 Maker make_helium;
+Maker make_hunyuan;
 Maker make_hunyuan_v1_dense;
 Maker make_internlm2;
 Maker make_internlm3;
@@ -53,11 +57,13 @@ Maker make_jamba;
 Maker make_kimi_linear;
 Maker make_kimi_vl;
 Maker make_klear;
+Maker make_laguna;
 Maker make_lfm2;
 Maker make_lfm2_vl;
 Maker make_llama;
 Maker make_llama4;
 Maker make_llama4_text;
+Maker make_longcat_flash;
 Maker make_mamba;
 Maker make_mamba2;
 Maker make_mellum;
@@ -70,16 +76,20 @@ Maker make_ministral3;
 Maker make_mistral3;
 Maker make_mistral4;
 Maker make_mixtral;
+Maker make_nanbeige;
 Maker make_nanochat;
 Maker make_nemotron;
 Maker make_nemotron_h;
+Maker make_nemotron_nas;
 Maker make_olmo2;
 Maker make_olmo3;
 Maker make_olmo_hybrid;
 Maker make_olmoe;
+Maker make_openelm;
 Maker make_phi;
 Maker make_phi3;
 Maker make_phimoe;
+Maker make_plamo;
 Maker make_qwen;
 Maker make_qwen2;
 Maker make_qwen2_moe;
@@ -90,8 +100,11 @@ Maker make_qwen3_moe;
 Maker make_qwen3_next;
 Maker make_qwen3_vl;
 Maker make_qwen3_vl_moe;
+Maker make_recurrent_gemma;
 Maker make_stablelm;
 Maker make_starcoder2;
+Maker make_step3p5;
+Maker make_youtu_llm;
 
 namespace {
 
@@ -102,9 +115,12 @@ constexpr struct {
     {"Klear", make_klear},
     {"afmoe", make_afmoe},
     {"apertus", make_apertus},
+    {"baichuan_m1", make_baichuan_m1},
     {"bailing_moe", make_bailing_moe},
+    {"bailing_moe_linear", make_bailing_moe_linear},
     {"cohere", make_cohere},
     {"cohere2", make_cohere2},
+    {"dbrx", make_dbrx},
     {"deepseek", make_deepseek},
     {"deepseek_v2", make_deepseek_v2},
     {"deepseek_v3", make_deepseek_v3},
@@ -137,6 +153,7 @@ constexpr struct {
     {"granitemoe", make_granitemoe},
     {"granitemoehybrid", make_granitemoehybrid},
     {"helium", make_helium},
+    {"hunyuan", make_hunyuan},
     {"hunyuan_v1_dense", make_hunyuan_v1_dense},
     {"internlm2", make_internlm2},
     {"internlm3", make_internlm3},
@@ -147,6 +164,7 @@ constexpr struct {
     {"kimi_k25", make_kimi_vl},
     {"kimi_linear", make_kimi_linear},
     {"kimi_vl", make_kimi_vl},
+    {"laguna", make_laguna},
     {"lfm2", make_lfm2},
     {"lfm2-vl", make_lfm2_vl},
     {"lfm2_moe", make_lfm2},
@@ -155,6 +173,7 @@ constexpr struct {
     {"llama4", make_llama4},
     {"llama4_text", make_llama4_text},
     {"llava", make_mistral3},
+    {"longcat_flash", make_longcat_flash},
     {"mamba", make_mamba},
     {"mamba2", make_mamba2},
     {"mellum", make_mellum},
@@ -169,17 +188,21 @@ constexpr struct {
     {"mistral3", make_mistral3},
     {"mistral4", make_mistral4},
     {"mixtral", make_mixtral},
+    {"nanbeige", make_nanbeige},
     {"nanochat", make_nanochat},
     {"nemotron", make_nemotron},
+    {"nemotron-nas", make_nemotron_nas},
     {"nemotron_h", make_nemotron_h},
     {"olmo2", make_olmo2},
     {"olmo3", make_olmo3},
     {"olmo_hybrid", make_olmo_hybrid},
     {"olmoe", make_olmoe},
+    {"openelm", make_openelm},
     {"phi", make_phi},
     {"phi3", make_phi3},
     {"phimoe", make_phimoe},
     {"pixtral", make_mistral3},
+    {"plamo", make_plamo},
     {"qwen", make_qwen},
     {"qwen2", make_qwen2},
     {"qwen2_5_vl", make_qwen2_vl},
@@ -192,13 +215,16 @@ constexpr struct {
     {"qwen3_next", make_qwen3_next},
     {"qwen3_vl", make_qwen3_vl},
     {"qwen3_vl_moe", make_qwen3_vl_moe},
+    {"recurrent_gemma", make_recurrent_gemma},
     {"seed_oss", make_llama},
     {"smollm3", make_llama},
     {"solar_open", make_glm4_moe},
     {"stablelm", make_stablelm},
     {"starcoder2", make_starcoder2},
+    {"step3p5", make_step3p5},
     {"telechat3", make_llama},
     {"xverse", make_llama},
+    {"youtu_llm", make_youtu_llm},
 };
 
 } // namespace
