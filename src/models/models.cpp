@@ -101,6 +101,7 @@ Maker make_qwen3_next;
 Maker make_qwen3_vl;
 Maker make_qwen3_vl_moe;
 Maker make_recurrent_gemma;
+Maker make_rwkv7;
 Maker make_stablelm;
 Maker make_starcoder2;
 Maker make_step3p5;
@@ -216,6 +217,7 @@ constexpr struct {
     {"qwen3_vl", make_qwen3_vl},
     {"qwen3_vl_moe", make_qwen3_vl_moe},
     {"recurrent_gemma", make_recurrent_gemma},
+    {"rwkv7", make_rwkv7},
     {"seed_oss", make_llama},
     {"smollm3", make_llama},
     {"solar_open", make_glm4_moe},
