@@ -24,7 +24,8 @@ Each tests/golden/models/<name>.json is a config.json; its key "golden" (optiona
   extra       names of tensors that mlx-lm's sanitize drops, stored as well
   tied        true: as mlx-lm opens a checkpoint without an output layer, where the file decides that
   scale       factor on the random weights
-  salt        other random weights, where a router's near tie that 16 bits decide the other way hides the drift
+  salt        other random weights: with the name's own 16 bits decide a router's near tie the other way, or drift as far
+              in mlx-lm as here
 
 OUT/<name>/ is then a checkpoint with reference.safetensors:
   prompt.<i>  int32 [L]      three prompts of different lengths

@@ -1,9 +1,12 @@
 // Ling and Ring (arXiv 2503.05139, 2510.22115): q, k and v one layer, experts
 // chosen by softmax or by biased sigmoids, beside shared ones; and Ring-linear
-// (arXiv 2510.19338), most of whose layers forget at a fixed rate, a head's own.
+// (arXiv 2510.19338), most of whose layers forget at a fixed rate, a head's own,
+// and its successor bailing_hybrid, the rest of whose layers have latent attention.
 #include "base/error.h"
+#include "models/latent_attention.h"
 #include "models/pre_norm.h"
 #include "models/rope_scaling.h"
+#include "models/shared_experts.h"
 #include "models/step_rotation.h"
 #include "nn/mlp.h"
 #include "nn/moe.h"
@@ -129,8 +132,8 @@ Mixer make_attention(
 }
 
 /** log of what each head keeps of its state a token: ALiBi's slopes (arXiv
- * 2108.12409), less in later layers. */
-std::vector<float> log_decays(int heads, int layer, int layers) {
+ * 2108.12409), less in later layers, which are `step` of `layers`. */
+std::vector<float> log_decays(int heads, int step, int layers) {
   const auto slopes = [](int count) {
     std::vector<double> out;
     for (int i = 1; i <= count; ++i) {
@@ -146,7 +149,7 @@ std::vector<float> log_decays(int heads, int layer, int layers) {
   for (int i = 0; int(all.size()) < heads; i += 2) {
     all.push_back(between[i]);
   }
-  double factor = 1 - double(std::max(0, layer - 1)) / std::max(1, layers - 1) + 1e-5;
+  double factor = 1 - double(step) / std::max(1, layers - 1) + 1e-5;
   std::vector<float> out;
   for (auto slope : all) {
     out.push_back(-slope * factor);
@@ -161,7 +164,7 @@ class LinearAttention {
       Weights& weights,
       const std::string& name,
       const Sizes& sizes,
-      int layer,
+      int step,
       std::shared_ptr<StepRotation> rotation)
       : sizes_(sizes),
         eps_(config.number("rms_norm_eps", 1e-6)),
@@ -171,7 +174,7 @@ class LinearAttention {
         g_proj(weights, name + ".g_proj", width(), sizes.hidden_size),
         g_norm(weights.take(name + ".g_norm.weight", {width()}, weights.dtype())),
         log_decay_([&] {
-          auto decays = log_decays(sizes.num_attention_heads, layer, sizes.num_hidden_layers);
+          auto decays = log_decays(sizes.num_attention_heads, step, sizes.num_hidden_layers);
           return mx::array(decays.data(), {1, sizes.num_attention_heads});
         }()) {
     if (config.boolean("use_qk_norm", false)) {
@@ -215,6 +218,21 @@ class LinearAttention {
   std::optional<RMSNorm> key_layernorm;
 };
 
+/** The last of each group of layers, and those left over, are not. */
+bool is_linear(const Config& config, int layer) {
+  int group = config.count("layer_group_size"), layers = config.count("num_hidden_layers");
+  return (layer + 1) % group != 0 && layer < layers / group * group;
+}
+
+std::shared_ptr<StepRotation> add_rotation(Decoder& model, const Rope& rope) {
+  auto rotation = std::make_shared<StepRotation>(rope);
+  model.embedded = [rotation](const mx::array& x, Caches& caches) {
+    rotation->begin(caches.positions());
+    return x;
+  };
+  return rotation;
+}
+
 } // namespace
 
 std::unique_ptr<Model> make_bailing_moe(const Config& config, Weights& weights) {
@@ -236,19 +254,58 @@ std::unique_ptr<Model> make_bailing_moe_linear(const Config& config, Weights& we
   auto linear = sizes; // its layers have no kv heads of their own, and share hidden_size
   linear.num_key_value_heads = sizes.num_attention_heads;
   linear.head_dim = sizes.hidden_size / sizes.num_attention_heads;
-  int group = config.count("layer_group_size"), whole = sizes.num_hidden_layers / group * group;
   auto model = begin(config, weights, sizes);
   auto* rope = model->keep(make_rope(config, sizes.head_dim));
-  auto rotation = std::make_shared<StepRotation>(make_rope(config, linear.head_dim));
-  model->embedded = [rotation](const mx::array& x, Caches& caches) {
-    rotation->begin(caches.positions());
-    return x;
-  };
+  auto rotation = add_rotation(*model, make_rope(config, linear.head_dim));
   fill(*model, config, weights, sizes, [&](int layer, const std::string& name) -> Mixer {
-    if ((layer + 1) % group == 0 || layer >= whole) {
+    if (!is_linear(config, layer)) {
       return make_attention(config, weights, name, sizes, rope);
     }
-    return {LinearAttention(config, weights, name, linear, layer, rotation), LinearAttention::cache_spec(linear)};
+    return {
+        LinearAttention(config, weights, name, linear, std::max(0, layer - 1), rotation),
+        LinearAttention::cache_spec(linear)};
+  });
+  return model;
+}
+
+std::unique_ptr<Model> make_bailing_hybrid(const Config& given, Weights& weights) {
+  if (given.has("architectures")) {
+    for (auto& name : given.texts("architectures")) {
+      if (name == "BailingMoeV3ForCausalLM") { // another model of the same model_type
+        fail(Kind::invalid, "[{}] 'architectures' may not hold {}", given.where, name);
+      }
+    }
+  }
+  auto config = with_defaults(
+      given,
+      {{"partial_rotary_factor", 0.5},
+       {"use_qk_norm", true},
+       {"score_function", "sigmoid"},
+       {"moe_router_enable_expert_bias", true}});
+  if (config.has("moe_shared_expert_intermediate_size")) { // here of all together
+    config.json["num_shared_experts"] = std::min(config.integer("num_shared_experts"), 1);
+  }
+  config.json["attention_bias"] = config.boolean("use_qkv_bias", false);
+  Sizes sizes(config);
+  ignore_layers_from(weights, sizes.num_hidden_layers, config.integer("num_nextn_predict_layers", 1));
+  auto linear = sizes;
+  linear.num_key_value_heads = sizes.num_attention_heads;
+  LatentArgs latent(config);
+  latent.norm_eps = config.number("rms_norm_eps", 1e-6);
+  latent.output = "dense";
+
+  auto model = begin(config, weights, sizes);
+  auto positions = config;
+  positions.json["partial_rotary_factor"] = 1.0; // of what latent attention rotates
+  bool pairs = config.boolean("rope_interleave", true);
+  auto* rope = model->keep(make_rope(positions, latent.qk_rope_head_dim, {.traditional = pairs}));
+  auto rotation = add_rotation(*model, make_rope(config, linear.head_dim));
+  fill(*model, config, weights, sizes, [&](int layer, const std::string& name) -> Mixer {
+    if (is_linear(config, layer)) {
+      return {LinearAttention(config, weights, name, linear, layer, rotation), LinearAttention::cache_spec(linear)};
+    }
+    split_kv_b(weights, name, latent, false);
+    return {LatentAttention(weights, name, latent, rope), latent.cache()};
   });
   return model;
 }

@@ -56,7 +56,7 @@ LatentAttention::LatentAttention(Weights& weights, const std::string& name, cons
       unembed_out(weights, name + ".unembed_out", args.num_attention_heads, args.v_head_dim, args.kv_lora_rank),
       o_proj(
           weights,
-          name + ".o_proj",
+          name + "." + args.output,
           args.hidden_size,
           args.num_attention_heads * args.v_head_dim,
           args.attention_bias) {

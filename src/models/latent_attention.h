@@ -28,6 +28,7 @@ struct LatentArgs {
   float scale; // of q.k, YaRN's part in it
   float q_scale = 1; // on queries
   float kv_scale = 1; // on latents
+  std::string output = "o_proj"; // what the output layer is called
 
   CacheSpec cache() const {
     return {1, qk_rope_head_dim + kv_lora_rank, kv_lora_rank};

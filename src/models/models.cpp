@@ -14,6 +14,7 @@ using Maker = std::unique_ptr<Model>(const Config&, Weights&);
 Maker make_afmoe;
 Maker make_apertus;
 Maker make_baichuan_m1;
+Maker make_bailing_hybrid;
 Maker make_bailing_moe;
 Maker make_bailing_moe_linear;
 Maker make_cohere;
@@ -76,6 +77,7 @@ Maker make_ministral3;
 Maker make_mistral3;
 Maker make_mistral4;
 Maker make_mixtral;
+Maker make_muse_glimmer;
 Maker make_nanbeige;
 Maker make_nanochat;
 Maker make_nemotron;
@@ -90,6 +92,7 @@ Maker make_phi;
 Maker make_phi3;
 Maker make_phimoe;
 Maker make_plamo;
+Maker make_plamo2;
 Maker make_qwen;
 Maker make_qwen2;
 Maker make_qwen2_moe;
@@ -102,6 +105,7 @@ Maker make_qwen3_vl;
 Maker make_qwen3_vl_moe;
 Maker make_recurrent_gemma;
 Maker make_rwkv7;
+Maker make_spark2_5;
 Maker make_stablelm;
 Maker make_starcoder2;
 Maker make_step3p5;
@@ -117,6 +121,7 @@ constexpr struct {
     {"afmoe", make_afmoe},
     {"apertus", make_apertus},
     {"baichuan_m1", make_baichuan_m1},
+    {"bailing_hybrid", make_bailing_hybrid},
     {"bailing_moe", make_bailing_moe},
     {"bailing_moe_linear", make_bailing_moe_linear},
     {"cohere", make_cohere},
@@ -189,6 +194,7 @@ constexpr struct {
     {"mistral3", make_mistral3},
     {"mistral4", make_mistral4},
     {"mixtral", make_mixtral},
+    {"muse_glimmer", make_muse_glimmer},
     {"nanbeige", make_nanbeige},
     {"nanochat", make_nanochat},
     {"nemotron", make_nemotron},
@@ -204,6 +210,7 @@ constexpr struct {
     {"phimoe", make_phimoe},
     {"pixtral", make_mistral3},
     {"plamo", make_plamo},
+    {"plamo2", make_plamo2},
     {"qwen", make_qwen},
     {"qwen2", make_qwen2},
     {"qwen2_5_vl", make_qwen2_vl},
@@ -221,6 +228,7 @@ constexpr struct {
     {"seed_oss", make_llama},
     {"smollm3", make_llama},
     {"solar_open", make_glm4_moe},
+    {"spark2_5", make_spark2_5},
     {"stablelm", make_stablelm},
     {"starcoder2", make_starcoder2},
     {"step3p5", make_step3p5},
