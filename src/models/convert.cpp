@@ -255,7 +255,9 @@ constexpr struct {
 } other_names[] = {
     {"llama4_text", "lm_head.", "output."},
     {"deepseek_v2", "self_attn.embed_q", nullptr}, // kv_b_proj
-    {"kimi_vl", "self_attn.embed_q", nullptr},
+    {"dbrx", "ffn.experts", nullptr}, // an expert's own layers
+    {"minicpm3", "self_attn.embed_q", nullptr},
+    {"youtu_llm", "self_attn.embed_q", nullptr},
     {"qwen3_next", "linear_attn.in_proj_", nullptr}, // in_proj_qkvz, in_proj_ba
     {"stablelm", "self_attn.q_layernorm", nullptr}, // one norm a head
 };
@@ -276,8 +278,9 @@ std::string written_name(const Config& config, std::string name) {
     }
   }
   // In multimodal wrappers the text part's layers lie under language_model; make_model takes that away.
-  const bool wrapped = config.has("text_config") || type == "qwen2_vl" || type == "qwen2_5_vl";
-  return wrapped ? "language_model." + name : name;
+  const bool wrapped =
+      type != "muse_glimmer" && (config.has("text_config") || type == "qwen2_vl" || type == "qwen2_5_vl");
+  return wrapped && !name.starts_with("model.language_model.") ? "language_model." + name : name;
 }
 
 void rename(Recording& taken, const Config& config) {

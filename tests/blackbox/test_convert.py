@@ -70,7 +70,7 @@ def layer_kinds(config, stored):
     for name in stored:
         if name.endswith(".scales"):
             layer = name.removesuffix(".scales")
-            kind = {"mode": "affine", **table.get(layer, usual)}
+            kind = {"mode": "affine", "group_size": 64, **table.get(layer, usual)}
             groups, words = (stored[f"{layer}.{part}"][1][-1] for part in ("scales", "weight"))
             kinds[layer] = kind if kind["group_size"] * kind["bits"] * groups == words * 32 else None
     assert all(layer in kinds for layer, kind in table.items() if isinstance(kind, dict))
@@ -117,7 +117,10 @@ CASES = {
     "mistral": ("mistral", {"quantize": True, "q_group_size": 32}),
 }
 # Their layers here are not those of mlx-lm's files.
-REFUSED = ("deepseek_v2", "deepseek_v2_lite", "qwen3_next", "qwen3_next_dense", "stablelm_parallel")
+REFUSED = (
+    "dbrx", "dbrx_hf", "deepseek_v2", "deepseek_v2_lite", "minicpm3", "qwen3_next", "qwen3_next_dense", "stablelm_parallel",
+    "youtu_llm",
+)
 # Every other architecture converts, under the names and rules that mlx-lm has for it.
 FOLDERS = sorted(path.parent.name for path in GOLDEN.glob("*/config.json") if not path.parent.name.endswith("-4bit"))
 STORED = [name for name in FOLDERS if name not in REFUSED]
