@@ -30,6 +30,7 @@ Maker make_exaone;
 Maker make_exaone4;
 Maker make_exaone_moe;
 Maker make_falcon_h1;
+Maker make_gear;
 Maker make_gemma;
 Maker make_gemma2;
 Maker make_gemma3;
@@ -54,6 +55,7 @@ Maker make_hunyuan;
 Maker make_hunyuan_v1_dense;
 Maker make_internlm2;
 Maker make_internlm3;
+Maker make_iquestloopcoder;
 Maker make_jamba;
 Maker make_kimi_linear;
 Maker make_kimi_vl;
@@ -61,6 +63,7 @@ Maker make_klear;
 Maker make_laguna;
 Maker make_lfm2;
 Maker make_lfm2_vl;
+Maker make_lille_130m;
 Maker make_llama;
 Maker make_llama4;
 Maker make_llama4_text;
@@ -138,6 +141,7 @@ constexpr struct {
     {"exaone_moe", make_exaone_moe},
     {"falcon_h1", make_falcon_h1},
     {"falcon_mamba", make_mamba},
+    {"gear", make_gear},
     {"gemma", make_gemma},
     {"gemma2", make_gemma2},
     {"gemma3", make_gemma3},
@@ -164,6 +168,7 @@ constexpr struct {
     {"internlm2", make_internlm2},
     {"internlm3", make_internlm3},
     {"iquestcoder", make_llama},
+    {"iquestloopcoder", make_iquestloopcoder},
     {"jamba", make_jamba},
     {"joyai_llm_flash", make_deepseek_v3},
     {"kimi_k2", make_deepseek_v3},
@@ -175,6 +180,7 @@ constexpr struct {
     {"lfm2-vl", make_lfm2_vl},
     {"lfm2_moe", make_lfm2},
     {"lfm2_vl", make_lfm2_vl},
+    {"lille-130m", make_lille_130m},
     {"llama", make_llama},
     {"llama4", make_llama4},
     {"llama4_text", make_llama4_text},
