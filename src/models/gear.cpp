@@ -28,7 +28,8 @@ class ConvMixer {
       return mx::stack({key_conv(in[0], states[0]), value_conv(in[1], states[1])}, 2);
     }); // [T,2,kv width]
     auto to_heads = [&](int part) {
-      auto by_kv = mx::reshape(mx::take(convolved, part, 1), k.shape());
+      mx::Shape shape{x.shape(0), sizes_.num_key_value_heads, sizes_.head_dim};
+      auto by_kv = mx::reshape(mx::take(convolved, part, 1), shape);
       return mx::repeat(by_kv, sizes_.num_attention_heads / sizes_.num_key_value_heads, 1);
     };
     return project_.out(mx::sigmoid(q_norm(q) * to_heads(0)) * to_heads(1));
