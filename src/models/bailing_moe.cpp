@@ -13,8 +13,11 @@
 #include "nn/recurrent.h"
 
 #include <cmath>
+#include <limits>
 
 namespace parallm {
+
+std::unique_ptr<Model> make_bailing_moe_v3(const Config& config, Weights& weights); // bailing_moe_v3.cpp
 
 namespace {
 
@@ -31,6 +34,7 @@ SparseMoe::Choose make_choice(const Config& config, Weights& weights, const std:
       .choices = config.count("num_experts_per_tok"),
       .groups = config.count("n_group", 1),
       .kept_groups = config.count("topk_group", 4),
+      .outside = config.text("model_type") == "bailing_hybrid" ? -std::numeric_limits<float>::infinity() : 0,
       .normalize = config.boolean("norm_topk_prob", true),
       .scale = float(config.number("routed_scaling_factor", 1))};
   return [=, softmax = score == "softmax"](const mx::array& logits) {
@@ -272,7 +276,7 @@ std::unique_ptr<Model> make_bailing_hybrid(const Config& given, Weights& weights
   if (given.has("architectures")) {
     for (auto& name : given.texts("architectures")) {
       if (name == "BailingMoeV3ForCausalLM") { // another model of the same model_type
-        fail(Kind::invalid, "[{}] 'architectures' may not hold {}", given.where, name);
+        return make_bailing_moe_v3(given, weights);
       }
     }
   }

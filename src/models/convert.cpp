@@ -255,6 +255,7 @@ constexpr struct {
 } other_names[] = {
     {"llama4_text", "lm_head.", "output."},
     {"deepseek_v2", "self_attn.embed_q", nullptr}, // kv_b_proj
+    {"bailing_hybrid", "attention.f_proj", nullptr}, // bailing_moe_v3, which has rules of its own
     {"dbrx", "ffn.experts", nullptr}, // an expert's own layers
     {"minicpm3", "self_attn.embed_q", nullptr},
     {"youtu_llm", "self_attn.embed_q", nullptr},
@@ -341,7 +342,7 @@ void write_model(
     for (const auto& tensor : shards[i]) {
       files[tensor.name] = file;
     }
-    write_safetensors(folder + "/" + file, std::move(shards[i]), written);
+    write_safetensors(fmt::format("{}/{}", folder, file), std::move(shards[i]), written);
   }
   boost::json::object index;
   index["metadata"] = {{"total_size", model.bytes}, {"total_parameters", model.parameters}};

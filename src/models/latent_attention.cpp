@@ -76,6 +76,14 @@ mx::array LatentAttention::queries(const mx::array& x) const {
 }
 
 mx::array LatentAttention::operator()(const mx::array& x, Cache& cache) const {
+  return out(attend(x, cache));
+}
+
+mx::array LatentAttention::out(const mx::array& attended) const {
+  return o_proj(mx::flatten(attended, 1, 2));
+}
+
+mx::array LatentAttention::attend(const mx::array& x, Cache& cache) const {
   int count = x.shape(0);
   int nope = args_.qk_nope_head_dim, rank = args_.kv_lora_rank, rotated = args_.qk_rope_head_dim;
   auto q = mx::reshape(queries(x), {count, args_.num_attention_heads, nope + rotated});
@@ -87,7 +95,7 @@ mx::array LatentAttention::operator()(const mx::array& x, Cache& cache) const {
   auto k = mx::concatenate({part(both, rank, rank + rotated), latent}, 1);
 
   auto y = cache.attend(q, mx::expand_dims(k, 1), mx::expand_dims(latent, 1), how_); // [T,H,rank]
-  return o_proj(mx::flatten(unembed_out(y), 1, 2));
+  return unembed_out(y);
 }
 
 void split_kv_b(Weights& weights, const std::string& name, const LatentArgs& args, bool quantized_again) {

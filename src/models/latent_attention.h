@@ -41,6 +41,9 @@ class LatentAttention {
 
   /** x [T,D] -> [T,D]. */
   mx::array operator()(const mx::array& x, Cache& cache) const;
+  /** Before the output layer: [T,H,v_head_dim]. */
+  mx::array attend(const mx::array& x, Cache& cache) const;
+  mx::array out(const mx::array& attended) const;
 
  private:
   mx::array queries(const mx::array& x) const; // [T, H*(nope+rope)]

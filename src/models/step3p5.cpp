@@ -149,7 +149,7 @@ void to_ours(Weights& weights, int layers) {
     weights.rename(moe + "gate.", mlp + "gate.gate.");
     weights.rename(moe + "router_bias", mlp + "gate.router_bias");
     for (std::string part : {"gate_proj.", "up_proj.", "down_proj."}) {
-      weights.rename(moe + part, mlp + "switch_mlp." + part);
+      weights.rename(moe + part, fmt::format("{}switch_mlp.{}", mlp, part));
     }
     weights.rename(layer + "share_expert.", mlp + "share_expert.");
   }

@@ -118,8 +118,8 @@ CASES = {
 }
 # Their layers here are not those of mlx-lm's files.
 REFUSED = (
-    "dbrx", "dbrx_hf", "deepseek_v2", "deepseek_v2_lite", "minicpm3", "qwen3_next", "qwen3_next_dense", "stablelm_parallel",
-    "youtu_llm",
+    "bailing_moe_v3", "bailing_moe_v3_hf", "dbrx", "dbrx_hf", "deepseek_v2", "deepseek_v2_lite", "minicpm3", "qwen3_next",
+    "qwen3_next_dense", "stablelm_parallel", "youtu_llm",
 )
 # Every other architecture converts, under the names and rules that mlx-lm has for it.
 FOLDERS = sorted(path.parent.name for path in GOLDEN.glob("*/config.json") if not path.parent.name.endswith("-4bit"))
