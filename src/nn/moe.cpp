@@ -181,7 +181,7 @@ void stack_experts(
     int count,
     const ExpertNames& names) {
   for (auto& [theirs, ours] : names) {
-    weights.stack(from + ".{}." + theirs, count, to + "." + ours);
+    weights.stack(fmt::format("{}.{{}}.{}", from, theirs), count, fmt::format("{}.{}", to, ours));
   }
 }
 
