@@ -246,31 +246,19 @@ void write_json(const std::string& path, const boost::json::object& value) {
   }
 }
 
-/** What mlx-lm's names have where a name here has `ours`. Null: the model makes other layers of what it reads, so that
- * mlx-lm could not open what would be written. */
+/** What mlx-lm's names have where a name here has `ours`. */
 constexpr struct {
   const char* model_type;
   const char* ours;
   const char* theirs;
 } other_names[] = {
     {"llama4_text", "lm_head.", "output."},
-    {"deepseek_v2", "self_attn.embed_q", nullptr}, // kv_b_proj
-    {"kimi_vl", "self_attn.embed_q", nullptr},
-    {"qwen3_next", "linear_attn.in_proj_", nullptr}, // in_proj_qkvz, in_proj_ba
-    {"stablelm", "self_attn.q_layernorm", nullptr}, // one norm a head
 };
 
 std::string written_name(const Config& config, std::string name) {
   const auto type = config.text("model_type");
   for (auto& [model_type, ours, theirs] : other_names) {
     const auto at = type == model_type ? name.find(ours) : std::string::npos;
-    if (at != std::string::npos && !theirs) {
-      fail(
-          Kind::invalid,
-          "[convert] models of type {} can't be converted yet: mlx-lm has other layers than {}",
-          type,
-          name);
-    }
     if (at != std::string::npos) {
       name.replace(at, std::string(ours).size(), theirs);
     }
