@@ -143,8 +143,23 @@ def smol(tmp_path_factory):
     return folder
 
 
+def gemma3():
+    """A file of many kinds (tools/model.sh gemma3), Q6_K among them, whose groups of 16 MLX doesn't have."""
+    if path := os.environ.get("PARALLM_TEST_GEMMA3"):
+        return path
+    return subprocess.check_output([ROOT / "tools" / "model.sh", "gemma3"], text=True).splitlines()[-1]
+
+
 @pytest.fixture(scope="module")
-def reference(smol, tmp_path_factory):
+def gemma(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gemma")
+    said = convert(gemma3(), folder / "out", "--dtype", "float32").stderr
+    assert "9 layers are quantized in a way that MLX has not: they are floats now" in said
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def reference(smol, gemma, tmp_path_factory):
     """mlx-lm's outputs by case, all made in one process; and the logits of folders."""
     folder = tmp_path_factory.mktemp("mlx_lm")
     jobs = []
@@ -157,7 +172,7 @@ def reference(smol, tmp_path_factory):
         jobs.append([str(source), str(folder / name), arguments])
     jobs.append([str(smol / "floats"), str(folder / "smol mixed"), {"quantize": True, "quant_predicate": "mixed_2_6", "q_group_size": 64}])
     work = folder / "jobs.json"
-    work.write_text(json.dumps({"convert": jobs, "logits": [str(smol / "ours"), str(smol / "tool")]}))
+    work.write_text(json.dumps({"convert": jobs, "logits": [str(smol / "ours"), str(smol / "tool"), str(gemma)]}))
     done = subprocess.run([PYTHON, Path(__file__).with_name("mlx_lm_convert.py"), work], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, json.loads(done.stdout.splitlines()[-1])
@@ -177,9 +192,34 @@ def test_the_default_model_with_a_recipe_equals_mlx_lm(smol, reference, tmp_path
 
 
 def test_a_gguf_file_opens_in_mlx_lm_with_equal_ids_and_logits(smol, reference):
-    ours, tool = reference[1]
+    ours, tool, _ = reference[1]
     assert ours == tool
     assert tensors(smol / "ours")[0] == read(smol / "tool" / "model.safetensors")
+
+
+def test_groups_of_16_become_floats_with_which_mlx_lm_gives_llama_cpps_logits(gemma, reference):
+    """The ids too: BOS comes from tokenizer.json. And mlx-lm stops where a turn ends, which the file has no field for."""
+    recorded = json.loads((ROOT / "tests" / "golden" / "gemma3_q4_k_m.json").read_text())["prompts"][0]
+    ids, logits = reference[1][2]
+    assert recorded["text"] == "The capital of France is"
+    assert ids == recorded["prompt"]
+    for id, value in recorded["best"][0]:
+        assert abs(logits[id] - value) < 0.03
+    assert json.loads((gemma / "config.json").read_text())["eos_token_id"] == [1, 106]
+
+
+def test_groups_of_16_are_quantized_anew_if_asked(tmp_path):
+    said = convert(gemma3(), tmp_path / "out", "-q", "--q-bits", "8").stderr
+    assert "9 layers are quantized in a way that MLX has not: they were quantized anew" in said
+    stored, _ = tensors(tmp_path / "out")
+    assert not [name for name in stored if name.endswith("_proj.weight") and stored[name][0] != "U32"]
+    texts = [
+        subprocess.run(
+            [Path(binary()).with_name("mlx_parallm"), "generate", "--model-path", path, "--kv-cache-memory", "256MB",
+             "--max-tokens", "12", "The capital of France is"], capture_output=True, text=True, timeout=120, check=True).stdout
+        for path in (gemma3(), tmp_path / "out")
+    ]
+    assert texts[0] == texts[1] and "France" in texts[0]
 
 
 def test_what_is_converted_answers(smol, tmp_path):
@@ -197,10 +237,13 @@ def test_files_go_along(reference, tmp_path):
     for name in ("chat_template.jinja", "generation_config.json", "LICENSE", "vocab.txt", "model.safetensors.bak"):
         (source / name).write_text('{"eos_token_id": [7, 5]}' if name == "generation_config.json" else name)
     (source / "hf_quant_config.json").write_text("{}")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "rag.jinja").write_text("rag")
     convert(source, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
-                     "chat_template.jinja", "generation_config.json", "LICENSE", "vocab.txt"}
+                     "chat_template.jinja", "generation_config.json", "LICENSE", "vocab.txt", "additional_chat_templates"}
+    assert (tmp_path / "out" / "additional_chat_templates" / "rag.jinja").read_text() == "rag"
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [5, 7]
 
 
