@@ -152,8 +152,26 @@ boost::json::object json_of(
   return out;
 }
 
-/** A GGUF file has Llama 3's scaling as a factor for each frequency, which only our own config names. Where the factors
- * are those of "llama3" with Meta's settings, that is what is written. */
+bool are_llama3(
+    const std::vector<double>& factors,
+    double factor,
+    double base,
+    double low,
+    double high,
+    double length) {
+  for (size_t i = 0; i < factors.size(); ++i) {
+    const double wave = 2 * M_PI * std::pow(base, double(i) / factors.size());
+    const double keep = std::clamp((length / wave - low) / (high - low), 0.0, 1.0);
+    if (std::abs(factors[i] * ((1 - keep) / factor + keep) - 1) > 1e-4) {
+      return false;
+    }
+  }
+  return true;
+}
+
+/** A GGUF file has a factor for each frequency, which only our own config names. Where they are those of "llama3" with
+ * Meta's settings, that is what is written, else "longrope", which has such factors too: from an original length that
+ * is the model's, they alone count. */
 void name_scaling(boost::json::object& json) {
   const Config config{json};
   if (!config.has("rope_scaling") || config.object("rope_scaling").text("rope_type", "") != "frequency_factors") {
@@ -162,20 +180,21 @@ void name_scaling(boost::json::object& json) {
   const auto factors = config.object("rope_scaling").numbers("factors");
   const double low = 1, high = 4, original = 8192;
   const double factor = factors.empty() ? 1 : *std::max_element(factors.begin(), factors.end());
-  const double base = config.number("rope_theta", 10000);
-  for (size_t i = 0; i < factors.size(); ++i) {
-    const double wave = 2 * M_PI * std::pow(base, double(i) / factors.size());
-    const double keep = std::clamp((original / wave - low) / (high - low), 0.0, 1.0);
-    if (std::abs(factors[i] * ((1 - keep) / factor + keep) - 1) > 1e-4) {
-      return;
-    }
+  if (are_llama3(factors, factor, config.number("rope_theta", 10000), low, high, original)) {
+    json["rope_scaling"] = {
+        {"rope_type", "llama3"},
+        {"factor", factor},
+        {"low_freq_factor", low},
+        {"high_freq_factor", high},
+        {"original_max_position_embeddings", static_cast<int>(original)}};
+    return;
   }
+  const boost::json::array list(factors.begin(), factors.end());
   json["rope_scaling"] = {
-      {"rope_type", "llama3"},
-      {"factor", factor},
-      {"low_freq_factor", low},
-      {"high_freq_factor", high},
-      {"original_max_position_embeddings", static_cast<int>(original)}};
+      {"rope_type", "longrope"},
+      {"long_factor", list},
+      {"short_factor", list},
+      {"original_max_position_embeddings", config.count("max_position_embeddings")}};
 }
 
 /** JSON has no infinity: written as transformers 5 does. */

@@ -86,15 +86,24 @@ TEST_CASE("convert: a GGUF file's frequency factors are llama3 scaling where the
   }
   checkpoint.config.json["rope_theta"] = 500000.0;
   checkpoint.config.json["rope_scaling"] = {{"rope_type", "frequency_factors"}, {"factors", factors}};
-  auto other = checkpoint;
   const auto scaling = convert_model(std::move(checkpoint), {}).config.at("rope_scaling").as_object();
   CHECK(scaling.at("rope_type") == "llama3");
   CHECK(scaling.at("factor") == 32.0);
   CHECK(scaling.at("original_max_position_embeddings") == 8192);
-  factors[7] = 31.0;
-  other.config.json["rope_scaling"] = {{"rope_type", "frequency_factors"}, {"factors", factors}};
-  const auto kept = convert_model(std::move(other), {}).config.at("rope_scaling").as_object();
-  CHECK(kept.at("rope_type") == "frequency_factors");
+}
+
+TEST_CASE("convert: other frequency factors are longrope's, as mlx-lm has them") {
+  auto model = convert_model(open_checkpoint((golden_folder / "llama_gguf_factors" / "model.gguf").string()), {});
+  const auto config = read_config("tests/golden/models/llama_gguf_factors.json"); // what mlx-lm's logits are of
+  CHECK(boost::json::value(model.config.at("rope_scaling")) == config.json.at("rope_scaling"));
+  const auto folder = fs::temp_directory_path() / fmt::format("parallm_factors_{}", ::getpid());
+  fs::remove_all(folder);
+  fs::create_directories(folder);
+  write_model(folder.string(), std::move(model));
+  Loaded loaded(folder.string());
+  const auto sequence = references("llama_gguf_factors")[0];
+  CHECK(difference(alone(loaded, sequence, 100), sequence) < 1e-4);
+  fs::remove_all(folder);
 }
 
 } // namespace parallm::test
