@@ -39,6 +39,7 @@ already, from the same file by the same program, is left as it is.
 import copy
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import shutil
 import sys
@@ -483,7 +484,7 @@ def jump(model, config, how, seed):
 def steady_seed(name, config, most=0.12):
     """The first seed with which no router's choice is near a tie, in the model or its 4-bit twin."""
     how = config.pop("golden", {})
-    for more in range(1000):
+    for more in itertools.count():
         kinds = models(name, copy.deepcopy(config), how, more)
         jumps = [jump(model, config, stored, seed) for _, model, _, stored, seed in kinds]
         print(more, *(f"{x:.3f}" for x in jumps), flush=True)
