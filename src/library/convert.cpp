@@ -5,6 +5,7 @@
 #include "library/model_files.h"
 #include "library/text_files.h"
 #include "models/convert.h"
+#include "models/gguf_text.h"
 #include "models/quant_recipe.h"
 
 #include <unistd.h>
@@ -241,13 +242,14 @@ Converted convert(const ConvertOptions& options, const std::function<void(const 
   NewFolder folder(target_of(options.mlx_path));
   const auto source = model_files(options.model_path, options.on_fetch);
   auto checkpoint = open_checkpoint(source);
-  if (checkpoint.gguf) {
-    const auto text = text_files(source, checkpoint);
-    const auto ids = ids_of(*checkpoint.gguf);
+  if (fs::is_directory(source)) {
+    copy_files(source, folder.path());
+  } else {
+    const auto gguf = read_gguf_tokenizer(source);
+    const auto text = text_files(source);
+    const auto ids = ids_of(gguf);
     write_tokenizer(text, ids, folder.path());
     add_end_tokens(text, ids, checkpoint.eos_ids);
-  } else {
-    copy_files(source, folder.path());
   }
   auto model = convert_model(std::move(checkpoint), how);
   const Converted out{model.bytes, model.parameters, model.widened};
