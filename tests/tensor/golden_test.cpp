@@ -35,7 +35,7 @@ void compare(bool mlx_ops) {
 }
 
 /** The greatest drift with 16-bit activations. Our kernels add up in float32, MLX's on a CPU in the activations' type.
- * No model needs more: those with routers have seeds without near ties (tools/golden.py). */
+ * No model needs more: those with routers have a salt without near ties (tools/golden.py). */
 double allowed_drift(bool mlx_ops, mx::Dtype dtype) {
   if (dtype == mx::float16) {
     return mlx_ops ? 0.025 : 0.015;
