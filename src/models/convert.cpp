@@ -99,16 +99,27 @@ class Converter {
     parameters += codes.size() * 32 / kind.bits;
   }
 
+  mx::array widen(const std::string& layer, const Quantization& kind, const mx::array& codes) const {
+    const auto biases = part(layer, ".biases");
+    const auto type = dtype_.value_or(biases ? biases->dtype() : mx::bfloat16);
+    return dequantize(codes, *part(layer, ".scales"), biases, kind, type);
+  }
+
+  /** The factors are float32, and only the weight is rounded. */
+  mx::array widen_small_groups(const std::string& layer, const Quantization& kind, const mx::array& codes) {
+    ++widened;
+    const auto& scales = arrays_.at(layer + ".scales");
+    const auto& biases = arrays_.at(layer + ".biases");
+    return mx::astype(dequantize(codes, scales, biases, kind, mx::float32), dtype_.value_or(stored_));
+  }
+
   void add_layer(const std::string& layer, std::optional<Quantization> kind) {
     auto weight = *part(layer, ".weight");
     if (kind && !how_.dequantize && in_mlx(*kind)) {
       return add_codes(layer, *kind, weight, *part(layer, ".scales"), part(layer, ".biases"));
     }
     if (kind) {
-      widened += in_mlx(*kind) ? 0 : 1;
-      const auto biases = part(layer, ".biases");
-      const auto type = dtype_.value_or(in_mlx(*kind) ? (biases ? biases->dtype() : mx::bfloat16) : stored_);
-      weight = dequantize(weight, *part(layer, ".scales"), biases, *kind, type);
+      weight = in_mlx(*kind) ? widen(layer, *kind, weight) : widen_small_groups(layer, *kind, weight);
     }
     if (const auto wanted = rules_ ? (*rules_)(layer, weight.shape(-1)) : std::nullopt) {
       const auto codes = mx::quantize(weight, wanted->group_size, wanted->bits, wanted->mode);

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,29 @@ CASES |= {mode: ("llama", {"quantize": True, "q_mode": mode}) for mode in ("mxfp
 CASES |= {recipe: ("llama", {"quantize": True, "quant_predicate": recipe, "q_group_size": 32}) for recipe in RECIPES}
 
 
+# GGUF files of tiny models, one an architecture. Four are none that mlx-lm would have: they have fewer layers than one
+# of each kind (cohere2, gemma3), or no output layer (glm4, qwen2moe).
+NAMED = sorted(path.stem for path in (ROOT / "tests" / "golden" / "gguf_names").glob("*.json"))
+NAMED = [name for name in NAMED if name not in ("cohere2", "gemma3", "glm4", "qwen2moe")]
+
+
+def with_merges(source, target):
+    """A tokenizer of that kind must have merges. An entry of 64 bytes keeps all else in its place, 64 bytes further."""
+    data, key, merge = source.read_bytes(), b"tokenizer.ggml.merges", b"aaaaa bbbbb"
+    entry = struct.pack("<Q21sIIQQ11s", len(key), key, 9, 8, 1, len(merge), merge)
+    assert len(entry) == 64
+    target.write_bytes(data[:16] + struct.pack("<Q", int.from_bytes(data[16:24], "little") + 1) + entry + data[24:])
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("named")
+    for name in NAMED:
+        with_merges(ROOT / "tests" / "golden" / "gguf_names" / f"{name}.gguf", folder / f"{name}.gguf")
+        convert(folder / f"{name}.gguf", folder / name, "--dtype", "float32")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def smol(tmp_path_factory):
     """The default model as folders: by ours, by tools/gguf_to_mlx.py; and in floats."""
@@ -159,7 +183,7 @@ def gemma(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def reference(smol, gemma, tmp_path_factory):
+def reference(smol, gemma, named, tmp_path_factory):
     """mlx-lm's outputs by case, all made in one process; and the logits of folders."""
     folder = tmp_path_factory.mktemp("mlx_lm")
     jobs = []
@@ -172,7 +196,9 @@ def reference(smol, gemma, tmp_path_factory):
         jobs.append([str(source), str(folder / name), arguments])
     jobs.append([str(smol / "floats"), str(folder / "smol mixed"), {"quantize": True, "quant_predicate": "mixed_2_6", "q_group_size": 64}])
     work = folder / "jobs.json"
-    work.write_text(json.dumps({"convert": jobs, "logits": [str(smol / "ours"), str(smol / "tool"), str(gemma)]}))
+    logits = [str(smol / "ours"), str(smol / "tool"), str(gemma)]
+    names = [[str(named / name), str(ROOT / "tests" / "golden" / "gguf_names" / f"{name}.json")] for name in NAMED]
+    work.write_text(json.dumps({"convert": jobs, "logits": logits, "named": names}))
     done = subprocess.run([PYTHON, Path(__file__).with_name("mlx_lm_convert.py"), work], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, json.loads(done.stdout.splitlines()[-1])
@@ -192,15 +218,19 @@ def test_the_default_model_with_a_recipe_equals_mlx_lm(smol, reference, tmp_path
 
 
 def test_a_gguf_file_opens_in_mlx_lm_with_equal_ids_and_logits(smol, reference):
-    ours, tool, _ = reference[1]
+    ours, tool, _ = reference[1][0]
     assert ours == tool
     assert tensors(smol / "ours")[0] == read(smol / "tool" / "model.safetensors")
+
+
+def test_each_architecture_of_gguf_files_opens_in_mlx_lm_with_equal_logits(reference):
+    assert reference[1][1] == [0] * len(NAMED)
 
 
 def test_groups_of_16_become_floats_with_which_mlx_lm_gives_llama_cpps_logits(gemma, reference):
     """The ids too: BOS comes from tokenizer.json. And mlx-lm stops where a turn ends, which the file has no field for."""
     recorded = json.loads((ROOT / "tests" / "golden" / "gemma3_q4_k_m.json").read_text())["prompts"][0]
-    ids, logits = reference[1][2]
+    ids, logits = reference[1][0][2]
     assert recorded["text"] == "The capital of France is"
     assert ids == recorded["prompt"]
     for id, value in recorded["best"][0]:
