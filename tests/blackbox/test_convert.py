@@ -246,10 +246,10 @@ def test_groups_of_16_are_quantized_anew_if_asked(tmp_path):
     texts = [
         subprocess.run(
             [Path(binary()).with_name("mlx_parallm"), "generate", "--model-path", path, "--kv-cache-memory", "256MB",
-             "--max-tokens", "12", "The capital of France is"], capture_output=True, text=True, timeout=120, check=True).stdout
+             "--max-tokens", "7", "The capital of France is"], capture_output=True, text=True, timeout=120, check=True).stdout
         for path in (gemma3(), tmp_path / "out")
     ]
-    assert texts[0] == texts[1] and "France" in texts[0]
+    assert texts[0] == texts[1] == " the capital of the country of France\n"
 
 
 def test_what_is_converted_answers(smol, tmp_path):
