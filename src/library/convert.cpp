@@ -77,7 +77,7 @@ bool goes_along(const fs::path& file) {
       return false;
     }
   }
-  for (auto ending : {".json", ".jsonl", ".jinja", ".txt", ".tiktoken", ".py", "tokenizer.model"}) {
+  for (auto ending : {".json", ".jsonl", ".jinja", ".txt", ".tiktoken", ".py", "tokenizer.model", "tiktoken.model"}) {
     if (name.ends_with(ending)) {
       return true;
     }
