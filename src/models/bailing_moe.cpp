@@ -308,7 +308,7 @@ std::unique_ptr<Model> make_bailing_hybrid(const Config& given, Weights& weights
     if (is_linear(config, layer)) {
       return {LinearAttention(config, weights, name, linear, layer, rotation), LinearAttention::cache_spec(linear)};
     }
-    split_kv_b(weights, name, latent, false);
+    split_kv_b(weights, name, latent, true);
     return {LatentAttention(weights, name, latent, rope), latent.cache()};
   });
   return model;
