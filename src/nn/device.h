@@ -8,7 +8,12 @@ namespace parallm {
  * do. */
 bool on_cpu();
 
-/** For tests: MLX's own ops on a CPU too. Set it before weights are loaded. */
+/** The default device is an NVIDIA GPU: a few of MLX's ops are wrong there. */
+bool on_cuda();
+/** And kernels/cuda runs on it: it does the work where it has a kernel. */
+bool cuda_kernels();
+
+/** For tests: MLX's own ops everywhere. Set it before weights are loaded. */
 void force_mlx_ops(bool force);
 
 } // namespace parallm

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
 #include "nn/device.h"
 
 namespace parallm {
@@ -43,12 +44,22 @@ mx::array dequantize_small_groups(
   return mx::reshape(groups * mx::expand_dims(scales, -1) + mx::expand_dims(biases, -1), whole);
 }
 
-/** MLX's gather_mm, which on a CPU (in tests) takes float32 only. */
+/** MLX's gather_mm, which on a CPU (in tests) takes float32 only, and on CUDA (0.32.4) gives wrong sums where it is told
+ * that `which` rises. */
 mx::array gather_matmul(const mx::array& rows, const mx::array& weight, const mx::array& which) {
   bool widen = mx::default_device() == mx::Device::cpu;
   auto x = widen ? mx::astype(rows, mx::float32) : rows;
   auto w = widen ? mx::astype(weight, mx::float32) : weight;
-  return mx::astype(mx::gather_mm(x, mx::swapaxes(w, 1, 2), {}, which, true), rows.dtype());
+  return mx::astype(mx::gather_mm(x, mx::swapaxes(w, 1, 2), {}, which, !on_cuda()), rows.dtype());
+}
+
+/** MLX's quantized_matmul is right and fast for this on CUDA. In 0.32.4 it is wrong where a row is one group, has no
+ * kernel for some short rows, and is slower than a dense matmul for float32, for odd shapes (which it also compiles for
+ * most of a minute) and for many rows of x. */
+bool mlx_multiplies_on_cuda(const mx::array& x, const mx::array& weight, const Quantization& how) {
+  int rows = x.shape(0), inputs = x.shape(1);
+  bool tiled = weight.shape(0) % 128 == 0 && inputs % std::max(64, how.group_size) == 0 && how.bits % 4 == 0;
+  return x.dtype() != mx::float32 && inputs > how.group_size && (rows < 8 || (tiled && rows < 192));
 }
 
 } // namespace
@@ -97,11 +108,20 @@ mx::array Matrix::multiply(const mx::array& x, const std::optional<mx::array>& b
     auto& how = *quantization;
     return cpu::quantized_matmul(x, weight, *scales, biases, how.group_size, how.bits, bias, how.mode);
   }
-  auto y = quantization
-      ? mx::quantized_matmul(
-            x, weight, *scales, biases, true, quantization->group_size, quantization->bits, quantization->mode)
-      : mx::matmul(x, mx::transpose(weight));
+  auto y = quantization ? multiply_quantized(x) : mx::matmul(x, mx::transpose(weight));
   return bias ? mx::add(y, *bias) : y;
+}
+
+mx::array Matrix::multiply_quantized(const mx::array& x) const {
+  auto& how = *quantization;
+  if (cuda_kernels() && how.mode == "affine" && x.shape(0) <= cuda::most_rows &&
+      cuda::multiplies(x.dtype(), how.group_size, how.bits)) {
+    return cuda::quantized_matmul(x, weight, *scales, *biases, how.group_size, how.bits);
+  }
+  if (on_cuda() && !mlx_multiplies_on_cuda(x, weight, how)) {
+    return mx::matmul(x, mx::transpose(dequantize(weight, *scales, biases, how, x.dtype())));
+  }
+  return mx::quantized_matmul(x, weight, *scales, biases, true, how.group_size, how.bits, how.mode);
 }
 
 mx::array Matrix::multiply_by_group(const mx::array& x, const mx::array& which, const std::optional<mx::array>& bias)
