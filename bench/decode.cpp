@@ -1,6 +1,6 @@
-// Decoding speed of a model of Llama-3-8B's shapes with random weights, by batch size: a step of the flat model, greedy,
-// one step ahead, without server, scheduler or sampler. `decode [bits: 16, 8 or 4] [context] [batch sizes...]`. With
-// PARALLM_MLX_OPS set, MLX's own ops do all the work.
+// Speed of a model of Llama-3-8B's shapes with random weights, decoding by batch size and reading prompts: a step of
+// the flat model, greedy, one step ahead, without server, scheduler or sampler. `decode [bits: 16, 8 or 4] [context]
+// [batch sizes...]`. With PARALLM_MLX_OPS set, MLX's own ops do all the work.
 #include "models/config.h"
 #include "models/model.h"
 #include "nn/device.h"
@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <numeric>
 
 using namespace parallm;
 
@@ -83,12 +84,12 @@ void measure(Model& model, int batch, int context) {
   auto ids = mx::zeros({batch}, mx::int32);
   using Clock = std::chrono::steady_clock;
   auto start = Clock::now();
-  double building = 0;
+  double building = 0, launching = 0;
   for (int step = -8; step < steps; ++step) { // the first ones compile
     if (step == 0) {
       mx::eval(ids);
       start = Clock::now();
-      building = 0;
+      building = launching = 0;
     }
     auto began = Clock::now();
     std::vector<Span> spans;
@@ -105,24 +106,48 @@ void measure(Model& model, int batch, int context) {
     std::chrono::duration<double> built = Clock::now() - began;
     building += built.count();
     mx::async_eval(next);
+    std::chrono::duration<double> launched = Clock::now() - began;
+    launching += (launched - built).count();
     mx::eval(ids);
     ids = next;
   }
   mx::eval(ids);
   std::chrono::duration<double> time = Clock::now() - start;
   fmt::print(
-      "batch {:3} context {:5}: {:8.0f} tokens/s, {:6.2f} ms a step, of it building {:.2f}\n",
+      "batch {:3} context {:5}: {:8.0f} tokens/s, {:6.2f} ms a step, of it building {:.2f}, launching {:.2f}\n",
       batch,
       context,
       batch * steps / time.count(),
       time.count() / steps * 1e3,
-      building / steps * 1e3);
+      building / steps * 1e3,
+      launching / steps * 1e3);
+  std::fflush(stdout);
+}
+
+/** A prompt read in one step. */
+void measure_prompt(Model& model, int length) {
+  auto caches = make_paged_caches(
+      model.cache_specs(), {.block_size = block_size, .blocks = length / block_size + 1, .dtype = mx::bfloat16});
+  std::vector<int32_t> blocks(length / block_size + 1);
+  std::iota(blocks.begin(), blocks.end(), 0);
+  auto ids = mx::zeros({length}, mx::int32);
+  double best = 1e9;
+  for (int i = 0; i < 4; ++i) {
+    auto start = std::chrono::steady_clock::now();
+    caches->begin({{0, length, 0, blocks}});
+    auto hidden = model.hidden(ids, *caches);
+    mx::eval(mx::argmax(model.logits(mx::slice(hidden, {length - 1, 0}, {length, hidden.shape(1)})), 1));
+    std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+    best = std::min(best, time.count());
+  }
+  fmt::print("prompt {:5}: {:8.0f} tokens/s\n", length, length / best);
   std::fflush(stdout);
 }
 
 } // namespace
 
 int main(int count, char** arguments) {
+  prepare_device();
   force_mlx_ops(std::getenv("PARALLM_MLX_OPS") != nullptr);
   int bits = count > 1 ? std::atoi(arguments[1]) : 16;
   int context = count > 2 ? std::atoi(arguments[2]) : 256;
@@ -135,5 +160,8 @@ int main(int count, char** arguments) {
   auto model = make(bits);
   for (int batch : batches) {
     measure(*model, batch, context);
+  }
+  for (int length : {128, 512, 2048}) {
+    measure_prompt(*model, length);
   }
 }

@@ -257,12 +257,8 @@ class OpsLayer : public States {
   }
 
   /** k [B,G,S,D], v [B,G,S,Dv] of a reading. */
-  mx::array attend(
-      const mx::array& all,
-      const mx::array& k,
-      const mx::array& v,
-      const Reading& reading,
-      const Attention& how) {
+  mx::array
+  attend(const mx::array& all, const mx::array& k, const mx::array& v, const Reading& reading, const Attention& how) {
     int tokens = reading.rows * reading.queries;
     auto places = mx::array(reading.tokens.data(), {tokens}, mx::int32);
     auto q = tokens == all.shape(0) ? all : mx::take(all, places, 0);

@@ -104,15 +104,18 @@ const mx::array& Step::table() {
 const std::optional<DecodingRows>& Step::decoding_rows() {
   if (!decoding_rows_) {
     decoding_rows_.emplace();
-    auto first = groups().front();
-    if (first[0]->count == 1) {
-      std::vector<int> tokens, positions;
-      for (auto* span : first) {
-        tokens.push_back(span->first);
-        positions.push_back(span->offset);
+    std::vector<const Span*> rows;
+    std::vector<int> tokens, positions;
+    for (auto& span : spans_) {
+      if (span.count == 1) {
+        rows.push_back(&span);
+        tokens.push_back(span.first);
+        positions.push_back(span.offset);
       }
-      int rows = first.size();
-      *decoding_rows_ = {int_array(tokens, {rows}), int_array(positions, {rows}), block_table(first)};
+    }
+    int count = rows.size();
+    if (count > 0) {
+      *decoding_rows_ = {int_array(tokens, {count}), int_array(positions, {count}), block_table(rows)};
     }
   }
   return *decoding_rows_;

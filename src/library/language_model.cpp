@@ -7,6 +7,7 @@
 #include "library/model_files.h"
 #include "library/text_files.h"
 #include "models/checkpoint.h"
+#include "nn/device.h"
 
 #include <boost/json.hpp>
 #include <spdlog/spdlog.h>
@@ -120,6 +121,7 @@ std::unique_ptr<Runner> load(
     EngineOptions& engine,
     TextParts& text) {
   const auto start = std::chrono::steady_clock::now();
+  prepare_device();
   Checkpoint checkpoint = open_checkpoint(files, {.dtype = wanted_dtype(options.dtype)});
   info.end_ids = read_text(options, text_files(files, checkpoint), checkpoint.eos_ids, text);
   auto model = make_model(checkpoint.config, checkpoint.weights);

@@ -44,8 +44,8 @@ mx::array dequantize_small_groups(
   return mx::reshape(groups * mx::expand_dims(scales, -1) + mx::expand_dims(biases, -1), whole);
 }
 
-/** MLX's gather_mm, which on a CPU (in tests) takes float32 only, and on CUDA (0.32.4) gives wrong sums where it is told
- * that `which` rises. */
+/** MLX's gather_mm, which on a CPU (in tests) takes float32 only, and on CUDA (0.32.4) gives wrong sums where it is
+ * told that `which` rises. */
 mx::array gather_matmul(const mx::array& rows, const mx::array& weight, const mx::array& which) {
   bool widen = mx::default_device() == mx::Device::cpu;
   auto x = widen ? mx::astype(rows, mx::float32) : rows;
@@ -114,9 +114,12 @@ mx::array Matrix::multiply(const mx::array& x, const std::optional<mx::array>& b
 
 mx::array Matrix::multiply_quantized(const mx::array& x) const {
   auto& how = *quantization;
-  if (cuda_kernels() && how.mode == "affine" && x.shape(0) <= cuda::most_rows &&
+  if (cuda_kernels() && how.mode == "affine" && scales->dtype() == x.dtype() &&
       cuda::multiplies(x.dtype(), how.group_size, how.bits)) {
-    return cuda::quantized_matmul(x, weight, *scales, *biases, how.group_size, how.bits);
+    if (x.shape(0) <= cuda::most_rows) {
+      return cuda::quantized_matmul(x, weight, *scales, *biases, how.group_size, how.bits);
+    }
+    return mx::matmul(x, mx::transpose(cuda::dequantize(weight, *scales, *biases, how.group_size, how.bits)));
   }
   if (on_cuda() && !mlx_multiplies_on_cuda(x, weight, how)) {
     return mx::matmul(x, mx::transpose(dequantize(weight, *scales, biases, how, x.dtype())));

@@ -156,8 +156,7 @@ void compare_attention(const Heads& heads, mx::Dtype type, const Attention& how,
       int from = how.window > 0 ? std::max(0, t - how.window + 1) : 0;
       from = how.chunk > 0 ? std::max(from, t / how.chunk * how.chunk) : from;
       if (t >= 0) {
-        auto wanted =
-            plain(mx::squeeze(rows(q, t, t + 1), 0), rows(k, from, t + 1), rows(one.v, from, t + 1), how);
+        auto wanted = plain(mx::squeeze(rows(q, t, t + 1), 0), rows(k, from, t + 1), rows(one.v, from, t + 1), how);
         CAPTURE(t);
         CHECK(error(rows(got, t, t + 1), wanted) < rounding(type));
       }
@@ -211,6 +210,54 @@ TEST_CASE("cuda: quantized matmul equals a float32 sum of MLX's dequantized weig
     auto y = cuda::quantized_matmul(x, q[0], q[1], q[2], group, bits);
     CHECK(y.dtype() == type);
     CHECK(error(y, product(x, w)) < rounding(type));
+  }
+}
+
+TEST_CASE("cuda: dequantize equals MLX's, rounded once") {
+  if (skipped()) {
+    return;
+  }
+  for (auto type : {mx::bfloat16, mx::float16}) {
+    for (auto [bits, group] : {std::pair{4, 32}, {8, 128}}) {
+      CAPTURE(bits);
+      auto q = mx::quantize(normal({37, 384}, type, 2), group, bits, "affine");
+      auto wide = [](const mx::array& a) { return mx::astype(a, mx::float32); };
+      auto w = mx::dequantize(q[0], wide(q[1]), wide(q[2]), group, bits);
+      auto dense = cuda::dequantize(q[0], q[1], q[2], group, bits);
+      CHECK(mx::array_equal(dense, mx::astype(w, type)).item<bool>());
+    }
+  }
+}
+
+TEST_CASE("cuda: matmuls at once give each one's own bits") {
+  if (skipped()) {
+    return;
+  }
+  auto x = normal({5, 512}, mx::bfloat16, 1);
+  std::vector<cuda::Codes> matrices;
+  for (int outputs : {70, 32, 9}) {
+    auto q = mx::quantize(normal({outputs, 512}, mx::bfloat16, outputs), 64, 4, "affine");
+    matrices.push_back({q[0], q[1], q[2]});
+    auto all = cuda::quantized_matmuls(x, matrices, 64, 4);
+    REQUIRE(all.size() == matrices.size());
+    for (size_t i = 0; i < all.size(); ++i) {
+      auto& one = matrices[i];
+      auto alone = cuda::quantized_matmul(x, one.w, one.scales, one.biases, 64, 4);
+      CHECK(mx::array_equal(all[i], alone).item<bool>());
+    }
+  }
+}
+
+TEST_CASE("cuda: swiglu equals float32 arithmetic") {
+  if (skipped()) {
+    return;
+  }
+  for (auto type : {mx::bfloat16, mx::float16, mx::float32}) {
+    for (int width : {64, 7}) {
+      auto gate = normal({3, width}, type, 1) * mx::array(4.0f, type), up = normal({3, width}, type, 2);
+      auto g = mx::astype(gate, mx::float32);
+      CHECK(error(cuda::swiglu(gate, up), g * mx::sigmoid(g) * mx::astype(up, mx::float32)) < rounding(type));
+    }
   }
 }
 

@@ -3,9 +3,9 @@
 
 namespace parallm::cuda {
 
-// One step of the tensor cores: d[16,8] += a[16,16] b[16,8]. Thread `lane` holds, with g = lane / 4 and c = lane % 4, of
-// a rows g (a0, a2) and g + 8 (a1, a3) and columns 2c, 2c+1 (a0, a1), 2c+8, 2c+9 (a2, a3); of b those columns as rows, of
-// column g; of d rows g (d0, d1) and g + 8 (d2, d3), columns 2c, 2c+1 (PTX ISA, mma.m16n8k16).
+// One step of the tensor cores: d[16,8] += a[16,16] b[16,8]. Thread `lane` holds, with g = lane / 4 and c = lane % 4,
+// of a rows g (a0, a2) and g + 8 (a1, a3) and columns 2c, 2c+1 (a0, a1), 2c+8, 2c+9 (a2, a3); of b those columns as
+// rows, of column g; of d rows g (d0, d1) and g + 8 (d2, d3), columns 2c, 2c+1 (PTX ISA, mma.m16n8k16).
 constexpr const char* device_code = R"cu(
 template <typename T> constexpr bool is_bf16 = false;
 template <> constexpr bool is_bf16<__nv_bfloat16> = true;

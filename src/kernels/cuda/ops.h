@@ -1,8 +1,9 @@
 // Kernels for NVIDIA GPUs of compute capability 8.0 and up, where MLX's own ops read more than they need. Their text is
-// compiled at run time, on the first call of each kind, by MLX (mx::fast::cuda_kernel); no CUDA toolkit is needed to build.
+// compiled at run time, on the first call of each kind, by MLX (mx::fast::cuda_kernel); no CUDA toolkit is needed to
+// build.
 //
-// A row's result depends on its own inputs alone and is summed in one fixed order, however many rows the call has: where
-// the work of a row is split, it is split at places that its own length gives.
+// A row's result depends on its own inputs alone and is summed in one fixed order, however many rows the call has:
+// where the work of a row is split, it is split at places that its own length gives.
 //
 // All arrays are on the default stream. Sums are float32; outputs have x's (or q's) dtype.
 #pragma once
@@ -10,6 +11,7 @@
 #include <mlx/mlx.h>
 
 #include <optional>
+#include <vector>
 
 namespace parallm::cuda {
 namespace mx = mlx::core;
@@ -17,12 +19,12 @@ namespace mx = mlx::core;
 /** There is a GPU that these kernels run on. */
 bool available();
 
-/** quantized_matmul has a kernel for this: affine, 4 or 8 bits, groups of 32, 64 or 128, 16-bit x. */
+/** quantized_matmul and dequantize have a kernel for this: affine, 4 or 8 bits, groups of 32, 64 or 128, 16-bit x. */
 bool multiplies(mx::Dtype x, int group_size, int bits);
 
 /** As mx::quantized_matmul, transposed: x [M,K] -> [M,N], M from 1 to most_rows, w uint32 [N, K*bits/32], scales and
- *  biases [N, K/group_size] of x's dtype. Reads each weight once. The codes enter the sums exactly, scales and biases in
- *  float32. */
+ *  biases [N, K/group_size] of x's dtype. Reads each weight once. The codes enter the sums exactly, scales and biases
+ * in float32. */
 mx::array quantized_matmul(
     const mx::array& x,
     const mx::array& w,
@@ -31,6 +33,20 @@ mx::array quantized_matmul(
     int group_size,
     int bits);
 constexpr int most_rows = 64;
+
+/** The same by up to most_matrices of one width at once, in one launch. */
+struct Codes {
+  mx::array w, scales, biases;
+};
+std::vector<mx::array>
+quantized_matmuls(const mx::array& x, const std::vector<Codes>& matrices, int group_size, int bits);
+constexpr int most_matrices = 3;
+
+/** The weights [N,K] that w, scales and biases, as quantized_matmul's, stand for, each rounded once: for more rows. */
+mx::array dequantize(const mx::array& w, const mx::array& scales, const mx::array& biases, int group_size, int bits);
+
+/** silu(gate) * up, both [M,N] of one dtype, computed in float32. */
+mx::array swiglu(const mx::array& gate, const mx::array& up);
 
 /** The attention kernels take this: 16-bit floats, heads of whole 32s, up to 256. */
 bool attends(mx::Dtype dtype, int head_dim, int v_head_dim);

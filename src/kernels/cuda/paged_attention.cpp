@@ -1,5 +1,5 @@
-// Attention of decoding rows over the paged KV pool (flash-decoding: a row's keys in pieces of fixed size, whose partial
-// sums a second kernel adds up), and what goes before it.
+// Attention of decoding rows over the paged KV pool (flash-decoding: a row's keys in pieces of fixed size, whose
+// partial sums a second kernel adds up), and what goes before it.
 #include "kernels/cuda/device_code.h"
 #include "kernels/cuda/ops.h"
 
@@ -317,8 +317,7 @@ mx::array paged_decode(
     int spread,
     const AttentionShape& shape) {
   static const std::string header = std::string(device_code) + attention_code;
-  static const std::vector<std::string> inputs = {
-      "q", "k_pool", "v_pool", "tokens", "positions", "table", "sinks"};
+  static const std::vector<std::string> inputs = {"q", "k_pool", "v_pool", "tokens", "positions", "table", "sinks"};
   static const auto whole =
       mx::fast::cuda_kernel("decode_whole", inputs, {"out"}, std::string(decode) + decode_whole, header);
   static const auto in_pieces =

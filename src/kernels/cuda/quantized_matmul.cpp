@@ -1,6 +1,6 @@
 // A quantized matmul for few rows. Weights go from memory to the tensor cores' registers as they lie: a lane holds a
-// quarter of a group of each of its rows, and x is read in the same order. A group's codes times x are summed exactly as
-// small integers, then scaled in float32: y = scale * (sum of code * x) + bias * (sum of x), group by group.
+// quarter of a group of each of its rows, and x is read in the same order. A group's codes times x are summed exactly
+// as small integers, then scaled in float32: y = scale * (sum of code * x) + bias * (sum of x), group by group.
 #include "kernels/cuda/device_code.h"
 #include "kernels/cuda/ops.h"
 
@@ -14,9 +14,9 @@ namespace parallm::cuda {
 namespace {
 
 // GROUP, BITS; GV: groups that a warp reads at once; MB: eights of x's rows; NT: sixteens of w's rows that a block has.
-// The eight warps of a block take every eighth GV groups, which they fetch ahead into shared memory of their own, and are
-// added up in order at the end. There, 16 bytes of a row lie at places that differ with the row, so that the lanes' reads
-// meet different banks.
+// The eight warps of a block take every eighth GV groups, which they fetch ahead into shared memory of their own, and
+// are added up in order at the end. There, 16 bytes of a row lie at places that differ with the row, so that the lanes'
+// reads meet different banks.
 //
 // 4 bits: a code goes into the mantissa of a float (128 + code in bfloat16, 64 + code in float16); OFFSET is taken off
 // in the bias. The shifts that do it pair code j of a word with code j + 4, so x's words are paired alike.
@@ -27,18 +27,18 @@ constexpr int CHUNKS = GV * WORDS, STEP = 32 / CHUNKS, STAGE = ROWS * (CHUNKS * 
 constexpr bool BF = is_bf16<T>;
 constexpr float OFFSET = BITS == 4 ? (BF ? 128.f : 64.f) : (BF ? 0.f : 1024.f);
 constexpr unsigned ONES = BF ? 0x3F803F80 : 0x3C003C00;
-const int M = x_shape[0], K = x_shape[1], N = w_shape[0], groups = K / GROUP;
+const int M = x_shape[0], K = x_shape[1], groups = K / GROUP;
 const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % 4, g = lane / 4;
-const int n0 = blockIdx.x * 16 * NT;
+const int n0 = block * ROWS;
 float acc[MB][NT][4] = {};
 extern __shared__ uint4 ring[];
 char* mine = (char*)ring + warp * STAGES * STAGE;
 const int r0 = lane / CHUNKS, k0 = lane % CHUNKS;
-const char* w0 = (const char*)w + (long)(n0 + r0) * groups * (WORDS * 16) + k0 * 16;
+const char* lane_w = (const char*)w + (long)(n0 + r0) * groups * (WORDS * 16) + k0 * 16;
 const int at0 = (r0 * CHUNKS + (k0 ^ r0 * WORDS % CHUNKS)) * 16;
 auto fetch = [&](int s, int stage) {
   char* to = mine + stage * STAGE;
-  const char* from = w0 + s * (WORDS * 16);
+  const char* from = lane_w + s * (WORDS * 16);
 #pragma unroll
   for (int r = 0; r < ROWS; r += STEP)
     if (n0 + r0 + r < N) copy_later<16>(to + at0 + r * CHUNKS * 16, from + (long)r * groups * (WORDS * 16));
@@ -172,6 +172,23 @@ for (int m = 0; m < MB; ++m) {
 }
 )cu";
 
+// A thread widens a word of codes.
+constexpr const char* widen = R"cu(
+constexpr int CODES = 32 / BITS;
+const long index = (long)blockIdx.x * blockDim.x + threadIdx.x;
+if (index >= (long)w_shape[0] * w_shape[1]) return;
+const unsigned q = w[index];
+const long at = index * CODES / GROUP;
+const float scale = float(scales[at]), bias = float(biases[at]);
+unsigned pairs[CODES / 2];
+#pragma unroll
+for (int i = 0; i < CODES / 2; ++i) {
+  auto value = [&](int k) { return fmaf(float(q >> k * BITS & ((1 << BITS) - 1)), scale, bias); };
+  pairs[i] = pair<T>(value(2 * i), value(2 * i + 1));
+}
+copy<CODES / 2>((unsigned*)out + index * (CODES / 2), pairs);
+)cu";
+
 constexpr const char* copy_code = R"cu(
 __device__ inline unsigned codes(unsigned q, unsigned mask, unsigned one) { // q & mask | one, in one instruction
   asm("lop3.b32 %0, %0, %1, %2, 0xEA;" : "+r"(q) : "r"(mask), "r"(one));
@@ -201,6 +218,35 @@ __device__ inline void copy(T* to, const T* from) {
 }
 )cu";
 
+constexpr int block_rows = 32; // of w
+
+/** The kernel for so many matrices: before `source`, a block finds its own. */
+mx::fast::CustomKernelFunction make_kernel(int count) {
+  constexpr int shared = 3 * 8 * block_rows * (128 + 4 * 4); // stages, warps; bytes of codes, and of scales and biases
+  std::vector<std::string> inputs{"x"}, outputs;
+  std::string find =
+      "int block = blockIdx.x, N = w0_shape[0];\nauto* w = w0;\nauto* scales = s0;\nauto* biases = b0;\nauto* out = o0;\n";
+  for (int i = 0; i < count; i++) {
+    const auto n = std::to_string(i), before = std::to_string(i - 1);
+    inputs.insert(inputs.end(), {"w" + n, "s" + n, "b" + n});
+    outputs.push_back("o" + n);
+    if (i > 0) {
+      find += "if (block >= (w" + before + "_shape[0] + NT * 16 - 1) / (NT * 16)) {\n  block -= (w" + before +
+          "_shape[0] + NT * 16 - 1) / (NT * 16);\n  N = w" + n + "_shape[0];\n  w = w" + n + ", scales = s" + n +
+          ", biases = b" + n + ", out = o" + n + ";\n";
+    }
+  }
+  find += std::string(count - 1, '}') + "\n";
+  return mx::fast::cuda_kernel(
+      "quantized_matmul" + std::to_string(count),
+      inputs,
+      outputs,
+      find + source,
+      std::string(device_code) + copy_code,
+      true,
+      shared);
+}
+
 int groups_at_once(int groups, int words) {
   int count = std::clamp(8 / words, 1, 4);
   while (groups % count != 0) {
@@ -228,6 +274,43 @@ bool multiplies(mx::Dtype x, int group_size, int bits) {
       (group_size == 32 || group_size == 64 || group_size == 128);
 }
 
+std::vector<mx::array>
+quantized_matmuls(const mx::array& x, const std::vector<Codes>& matrices, int group_size, int bits) {
+  static const std::vector<mx::fast::CustomKernelFunction> kernels = [] {
+    std::vector<mx::fast::CustomKernelFunction> all;
+    for (int count = 1; count <= most_matrices; count++) {
+      all.push_back(make_kernel(count));
+    }
+    return all;
+  }();
+  const int rows = x.shape(0);
+  const int eights = rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : 8;
+  int blocks = 0;
+  std::vector<mx::array> inputs{x};
+  std::vector<mx::Shape> shapes;
+  for (const auto& matrix : matrices) {
+    const int outputs = matrix.w.shape(0);
+    blocks += (outputs + block_rows - 1) / block_rows;
+    inputs.insert(inputs.end(), {matrix.w, matrix.scales, matrix.biases});
+    shapes.push_back({rows, outputs});
+  }
+  return kernels.at(matrices.size() - 1)(
+      inputs,
+      shapes,
+      std::vector<mx::Dtype>(matrices.size(), x.dtype()),
+      {blocks * 256, 1, 1},
+      {256, 1, 1},
+      {{"T", x.dtype()},
+       {"GROUP", group_size},
+       {"BITS", bits},
+       {"GV", groups_at_once(matrices[0].scales.shape(1), group_size * bits / 128)},
+       {"MB", eights},
+       {"NT", block_rows / 16}},
+      {},
+      false,
+      {});
+}
+
 mx::array quantized_matmul(
     const mx::array& x,
     const mx::array& w,
@@ -235,31 +318,20 @@ mx::array quantized_matmul(
     const mx::array& biases,
     int group_size,
     int bits) {
-  constexpr int shared = 3 * 8 * 32 * (128 + 4 * 4); // stages, warps, rows; bytes of codes, and of scales and biases
+  return quantized_matmuls(x, {{w, scales, biases}}, group_size, bits)[0];
+}
+
+mx::array dequantize(const mx::array& w, const mx::array& scales, const mx::array& biases, int group_size, int bits) {
   static const auto kernel = mx::fast::cuda_kernel(
-      "quantized_matmul",
-      {"x", "w", "scales", "biases"},
-      {"out"},
-      source,
-      std::string(device_code) + copy_code,
-      true,
-      shared);
-  const int rows = x.shape(0), outputs = w.shape(0);
-  const int eights = rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : 8;
-  const int sixteens = 2;
-  const int blocks = (outputs + 16 * sixteens - 1) / (16 * sixteens);
+      "dequantize", {"w", "scales", "biases"}, {"out"}, widen, std::string(device_code) + copy_code);
+  const int words = w.size();
   return kernel(
-      {x, w, scales, biases},
-      {{rows, outputs}},
-      {x.dtype()},
-      {blocks * 256, 1, 1},
+      {w, scales, biases},
+      {{w.shape(0), w.shape(1) * 32 / bits}},
+      {scales.dtype()},
+      {(words + 255) / 256 * 256, 1, 1},
       {256, 1, 1},
-      {{"T", x.dtype()},
-       {"GROUP", group_size},
-       {"BITS", bits},
-       {"GV", groups_at_once(scales.shape(1), group_size * bits / 128)},
-       {"MB", eights},
-       {"NT", sixteens}},
+      {{"T", scales.dtype()}, {"GROUP", group_size}, {"BITS", bits}},
       {},
       false,
       {})[0];
