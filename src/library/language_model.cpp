@@ -172,7 +172,7 @@ std::unique_ptr<Runner> load(
   info.max_context = engine.max_context = std::min(engine.max_context, info.kv_tokens);
   auto runner = std::make_unique<ModelRunner>(std::move(model), make_paged_caches(specs, kv), engine.max_rows);
   if (!cpu) {
-    spdlog::info("warming up: on a machine where MLX has not run this model yet, compiling takes some minutes");
+    spdlog::info("warming up: compiling kernels, which can take minutes where MLX has not run this kind of model yet");
     warm_up(*runner, engine);
   }
   info.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
