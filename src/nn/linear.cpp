@@ -44,6 +44,16 @@ mx::array dequantize_small_groups(
   return mx::reshape(groups * mx::expand_dims(scales, -1) + mx::expand_dims(biases, -1), whole);
 }
 
+cpu::Operand operand(const Matrix& matrix, const std::optional<mx::array>& bias) {
+  cpu::Operand out{.w = matrix.weight, .scales = matrix.scales, .biases = matrix.biases, .bias = bias};
+  if (auto& how = matrix.quantization) {
+    out.group_size = how->group_size;
+    out.bits = how->bits;
+    out.mode = how->mode;
+  }
+  return out;
+}
+
 /** MLX's gather_mm, which on a CPU (in tests) takes float32 only, and on CUDA (0.32.4) gives wrong sums where it is
  * told that `which` rises. */
 mx::array gather_matmul(const mx::array& rows, const mx::array& weight, const mx::array& which) {
@@ -100,14 +110,11 @@ Matrix::Matrix(Weights& weights, const std::string& name, int outputs, int input
   }
 }
 
-mx::array Matrix::multiply(const mx::array& x, const std::optional<mx::array>& bias) const {
-  if (on_cpu() && !quantization) {
-    return cpu::matmul(x, weight, bias);
-  }
+mx::array Matrix::multiply(const mx::array& rows, const std::optional<mx::array>& bias) const {
   if (on_cpu()) {
-    auto& how = *quantization;
-    return cpu::quantized_matmul(x, weight, *scales, biases, how.group_size, how.bits, bias, how.mode);
+    return cpu::matmul(rows, operand(*this, bias));
   }
+  auto x = rows.ndim() > 2 ? mx::flatten(rows, 1, -1) : rows;
   auto y = quantization ? multiply_quantized(x) : mx::matmul(x, mx::transpose(weight));
   return bias ? mx::add(y, *bias) : y;
 }
@@ -164,6 +171,26 @@ Linear::Linear(Weights& weights, const std::string& name, int outputs, int input
 
 mx::array Linear::operator()(const mx::array& x) const {
   return matrix_.multiply(x, bias_);
+}
+
+std::vector<mx::array>
+apply_each(const std::vector<const Linear*>& layers, const mx::array& x, const std::vector<mx::Shape>& outs) {
+  if (on_cpu()) {
+    std::vector<cpu::Operand> operands;
+    for (auto* layer : layers) {
+      operands.push_back(operand(layer->matrix_, layer->bias_));
+    }
+    return cpu::matmuls(x, operands, outs);
+  }
+  std::vector<mx::array> results;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    results.push_back(mx::reshape((*layers[i])(x), outs[i]));
+  }
+  return results;
+}
+
+mx::array add_residual(const mx::array& x, const mx::array& y) {
+  return on_cpu() ? cpu::add(x, y) : x + y;
 }
 
 } // namespace parallm

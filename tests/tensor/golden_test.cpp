@@ -5,12 +5,18 @@ namespace parallm::test {
 
 namespace {
 
-constexpr double tolerance = 1e-4; // of the largest logit, float32 activations
+// Of the largest logit, float32 activations.
+constexpr double tolerance = 1e-4;
+constexpr double codes_tolerance = 5e-4; // where weights are affine codes: our kernels round x to 16 bits then
 
 std::string path_of(const std::string& name) {
   auto folder = golden_folder / name;
   auto file = folder / "model.gguf";
   return std::filesystem::exists(file) ? file.string() : folder.string();
+}
+
+bool has_codes(const std::string& path) {
+  return !open_checkpoint(path, {}).weights.names_ending(".biases").empty();
 }
 
 void compare(bool mlx_ops) {
@@ -20,16 +26,17 @@ void compare(bool mlx_ops) {
     auto sequences = references(name);
     REQUIRE(sequences.size() == 3);
     Loaded loaded(path_of(name));
+    const double allowed = on_cpu() && has_codes(path_of(name)) ? codes_tolerance : tolerance;
     for (auto& sequence : sequences) {
       CAPTURE(sequence.prompt);
-      CHECK(difference(alone(loaded, sequence, 1000), sequence) < tolerance);
-      CHECK(difference(alone(loaded, sequence, 7), sequence) < tolerance);
-      CHECK(difference(alone(loaded, sequence, 1), sequence) < tolerance);
+      CHECK(difference(alone(loaded, sequence, 1000), sequence) < allowed);
+      CHECK(difference(alone(loaded, sequence, 7), sequence) < allowed);
+      CHECK(difference(alone(loaded, sequence, 1), sequence) < allowed);
     }
     auto mixed = together(loaded, sequences, {9, 100, 3});
     for (size_t i = 0; i < sequences.size(); ++i) {
       CAPTURE(i);
-      CHECK(difference(mixed[i], sequences[i]) < tolerance);
+      CHECK(difference(mixed[i], sequences[i]) < allowed);
     }
   }
 }
@@ -55,9 +62,12 @@ constexpr Drift drifts[] = {
     {"exaone_moe_hf", 0.02, 0.8},
     {"gemma2-4bit", 0.02, 0.3}, // no router: its cap squeezes the largest logits, which differences are measured by
     {"glm4_moe_lite-4bit", 0.02, 0.7},
+    {"jamba-4bit", 0.02, 0.2},
     {"llama4", 0.02, 0.15},
     {"llama4-4bit", 0.1, 0.1},
     {"llama4_hf", 0.02, 0.15},
+    {"mixtral", 0.15, 0.1},
+    {"qwen3_next-4bit", 0.02, 0.2},
     {"phimoe-4bit", 0.3, 0.6}, // SparseMixer's second choice has a sharp border
 };
 

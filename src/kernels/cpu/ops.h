@@ -12,9 +12,31 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace parallm::cpu {
 namespace mx = mlx::core;
+
+/** A matrix w [N,K] as a matmul takes it: dense (float32, float16 or bfloat16), or in one of MLX's quantizations, as
+ *  quantized_matmul says. */
+struct Operand {
+  mx::array w;
+  std::optional<mx::array> scales = {};
+  std::optional<mx::array> biases = {}; // affine codes'
+  std::optional<mx::array> bias = {}; // [N]
+  int group_size = 0;
+  int bits = 0;
+  std::string mode = "affine";
+};
+
+/** x [M,K], whose K may be several axes -> x wᵀ (+ bias) [M,N]. */
+mx::array matmul(const mx::array& x, const Operand& operand);
+
+/** One x by several matrices, in one pass; each product in its shape of `outs`, [M,N] or N cut into axes. */
+std::vector<mx::array> matmuls(const mx::array& x, const std::vector<Operand>& operands, std::vector<mx::Shape> outs);
+
+/** x + y. Where y is a matmul that has not run, its sums go onto x at once (fusion.h). */
+mx::array add(const mx::array& x, const mx::array& y);
 
 /** x [M,K], w [N,K] (float32, float16 or bfloat16) -> x wᵀ (+ bias [N]) [M,N]. */
 mx::array matmul(const mx::array& x, const mx::array& w, const std::optional<mx::array>& bias = {});
@@ -52,8 +74,8 @@ mx::array grouped_quantized_matmul(
     const std::optional<mx::array>& bias = {},
     const std::string& mode = "affine");
 
-/** The places of the k greatest of each row of scores float32 [T,E] -> int32 [T,k], in falling order, of equal ones the first
- *  first. */
+/** The places of the k greatest of each row of scores float32 [T,E] -> int32 [T,k], in falling order, of equal ones the
+ * first first. */
 mx::array greatest(const mx::array& scores, int k);
 
 /** The entries of groups, int32 [T,k] from 0 to count - 1, ordered by group, those of one group as they stood. */

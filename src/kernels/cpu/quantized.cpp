@@ -32,7 +32,16 @@ Quantized quantized(const char* op, const std::string& mode, int group_size, int
     if (mode == known.name) {
       if (group_size != known.group_size || bits != known.bits) {
         fail_op(
-            op, mode, " has ", known.bits, " bits in groups of ", known.group_size, "; got ", bits, " and ", group_size);
+            op,
+            mode,
+            " has ",
+            known.bits,
+            " bits in groups of ",
+            known.group_size,
+            "; got ",
+            bits,
+            " and ",
+            group_size);
       }
       return {known.mode, group_size, bits};
     }
