@@ -5,6 +5,8 @@
 #include "kernels/cuda/ops.h"
 #include "nn/device.h"
 
+#include <algorithm>
+
 namespace parallm {
 
 namespace {
@@ -119,10 +121,14 @@ mx::array Matrix::multiply(const mx::array& rows, const std::optional<mx::array>
   return bias ? mx::add(y, *bias) : y;
 }
 
+bool Matrix::has_cuda_kernel(const mx::array& x) const {
+  return cuda_kernels() && quantization && quantization->mode == "affine" && scales->dtype() == x.dtype() &&
+      cuda::multiplies(x.dtype(), quantization->group_size, quantization->bits);
+}
+
 mx::array Matrix::multiply_quantized(const mx::array& x) const {
   auto& how = *quantization;
-  if (cuda_kernels() && how.mode == "affine" && scales->dtype() == x.dtype() &&
-      cuda::multiplies(x.dtype(), how.group_size, how.bits)) {
+  if (has_cuda_kernel(x)) {
     if (x.shape(0) <= cuda::most_rows) {
       return cuda::quantized_matmul(x, weight, *scales, *biases, how.group_size, how.bits);
     }
@@ -183,6 +189,25 @@ apply_each(const std::vector<const Linear*>& layers, const mx::array& x, const s
     return cpu::matmuls(x, operands, outs);
   }
   std::vector<mx::array> results;
+  auto& first = layers[0]->matrix_;
+  bool at_once = x.ndim() == 2 && x.shape(0) <= cuda::most_rows && int(layers.size()) <= cuda::most_matrices &&
+      std::all_of(layers.begin(), layers.end(), [&](auto* layer) {
+                   return layer->matrix_.has_cuda_kernel(x) && layer->matrix_.quantization == first.quantization;
+                 });
+  if (at_once) {
+    std::vector<cuda::Codes> codes;
+    for (auto* layer : layers) {
+      auto& matrix = layer->matrix_;
+      codes.push_back({matrix.weight, *matrix.scales, *matrix.biases});
+    }
+    auto& how = *first.quantization;
+    results = cuda::quantized_matmuls(x, codes, how.group_size, how.bits);
+    for (size_t i = 0; i < layers.size(); ++i) {
+      auto& bias = layers[i]->bias_;
+      results[i] = mx::reshape(bias ? results[i] + *bias : results[i], outs[i]);
+    }
+    return results;
+  }
   for (size_t i = 0; i < layers.size(); ++i) {
     results.push_back(mx::reshape((*layers[i])(x), outs[i]));
   }
