@@ -7,6 +7,7 @@
 #include "library/model_files.h"
 #include "library/text_files.h"
 #include "models/checkpoint.h"
+#include "nn/device.h"
 
 #include <boost/json.hpp>
 #include <spdlog/spdlog.h>
@@ -130,6 +131,7 @@ std::vector<int32_t> united(std::vector<int32_t> ids, const std::vector<int32_t>
 std::unique_ptr<Runner>
 load(const std::string& files, const LoadOptions& options, ModelInfo& info, EngineOptions& engine, TextParts& text) {
   const auto start = std::chrono::steady_clock::now();
+  prepare_device();
   // A large vocabulary takes half a second, as weights may.
   auto reading = std::async(std::launch::async, [&] { return read_text(files, options); });
   Checkpoint checkpoint = open_checkpoint(files, {.dtype = wanted_dtype(options.dtype)});
@@ -183,7 +185,7 @@ load(const std::string& files, const LoadOptions& options, ModelInfo& info, Engi
   info.max_context = engine.max_context = std::min(engine.max_context, info.kv_tokens);
   auto runner = std::make_unique<ModelRunner>(std::move(model), make_paged_caches(specs, kv), engine.max_rows);
   if (!cpu) {
-    spdlog::info("warming up: on a machine where MLX has not run this model yet, compiling takes some minutes");
+    spdlog::info("warming up: compiling kernels, which can take minutes where MLX has not run this kind of model yet");
     warm_up(*runner, engine);
   }
   info.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
