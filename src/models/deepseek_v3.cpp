@@ -36,7 +36,7 @@ std::unique_ptr<Model> make_latent_decoder(
     const Config& config,
     Weights& weights,
     const LatentArgs& attention,
-    bool split_there,
+    bool quantized_again,
     const MakeMoe& moe) {
   require_text(config, "hidden_act", "silu");
   int dims = attention.hidden_size, layers = config.count("num_hidden_layers");
@@ -46,7 +46,10 @@ std::unique_ptr<Model> make_latent_decoder(
   auto* rope = model->keep(make_rope(config, attention.qk_rope_head_dim, {.traditional = true}));
   for (int i = 0; i < layers; ++i) {
     auto name = layer_name(i);
-    split_kv_b(weights, name + ".self_attn", attention, split_there);
+    if (!quantized_again) { // V2's model there has the one matrix
+      record_kv_b(weights, name + ".self_attn", attention);
+    }
+    split_kv_b(weights, name + ".self_attn", attention, quantized_again);
     LatentAttention attend(weights, name + ".self_attn", attention, rope);
     auto mlp = name + ".mlp";
     auto feed_forward = is_deepseek_moe_layer(config, i)

@@ -98,18 +98,15 @@ mx::array LatentAttention::attend(const mx::array& x, Cache& cache) const {
   return unembed_out(y);
 }
 
-void split_kv_b(Weights& weights, const std::string& name, const LatentArgs& args, bool split_there) {
+void split_kv_b(Weights& weights, const std::string& name, const LatentArgs& args, bool quantized_again) {
   auto from = name + ".kv_b_proj";
-  if (!split_there) {
-    weights.record_whole(from, args.kv_lora_rank, {name + ".embed_q", name + ".unembed_out"});
-  }
   auto how = weights.stored_quantization(from, args.kv_lora_rank);
   auto w = weights.pull(from + ".weight");
   if (!w) {
     return;
   }
   // mx::quantize doesn't make a GGUF file's groups of 16.
-  const bool pack = how && split_there && (how->mode != "affine" || how->group_size >= 32);
+  const bool pack = how && quantized_again && (how->mode != "affine" || how->group_size >= 32);
   if (how) {
     auto scales = *weights.pull(from + ".scales");
     auto biases = weights.pull(from + ".biases");
@@ -135,6 +132,10 @@ void split_kv_b(Weights& weights, const std::string& name, const LatentArgs& arg
   };
   put(name + ".embed_q", mx::swapaxes(parts[0], 1, 2));
   put(name + ".unembed_out", parts[1]);
+}
+
+void record_kv_b(Weights& weights, const std::string& name, const LatentArgs& args) {
+  weights.record_whole(name + ".kv_b_proj", args.kv_lora_rank, {name + ".embed_q", name + ".unembed_out"});
 }
 
 } // namespace parallm

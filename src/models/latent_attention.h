@@ -62,9 +62,13 @@ class LatentAttention {
 };
 
 /** `<name>.kv_b_proj`, one matrix for keys and values as checkpoints of Hugging
- * Face have it, to embed_q and unembed_out. `split_there`: mlx-lm's model is split
- * too, and a quantized matrix is quantized again, as it does; else the parts of one
- * are dense, which is as exact as it was, and a recording keeps the matrix. */
-void split_kv_b(Weights& weights, const std::string& name, const LatentArgs& args, bool split_there);
+ * Face have it, to embed_q and unembed_out. A quantized one is `quantized_again`
+ * (as mlx-lm does where it splits it), else it stays dense, which is as exact as
+ * it was. */
+void split_kv_b(Weights& weights, const std::string& name, const LatentArgs& args, bool quantized_again);
+
+/** Before `split_kv_b`, where mlx-lm's model has kv_b_proj itself: a recording
+ * keeps it. */
+void record_kv_b(Weights& weights, const std::string& name, const LatentArgs& args);
 
 } // namespace parallm
