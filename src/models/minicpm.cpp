@@ -55,6 +55,7 @@ std::unique_ptr<Model> make_minicpm3(const Config& given, Weights& weights) {
   auto model = usual_decoder(config, weights, attention.hidden_size, config.number("rms_norm_eps", 1e-5));
   auto* rope = model->keep(make_rope(config, attention.qk_rope_head_dim));
   fill(*model, config, weights, attention.cache(), [&](const std::string& name) {
+    record_kv_b(weights, name, attention);
     split_kv_b(weights, name, attention, false);
     return LatentAttention(weights, name, attention, rope);
   });
