@@ -408,7 +408,7 @@ template <int Bits>
 void run(const MatmulJob& job, const FloatRows& x, const Factor* factors, size_t count) {
   const Products<Bits> products(job, x, factors->how.group_size);
   const size_t rows = round_up(job.rows, most_rows);
-  for_columns(factors, job.gated ? 1 : count, lanes, 8, [&](const Factor& factor, size_t from, size_t many) {
+  for_columns(factors, job.gated ? 1 : count, lanes, 64, [&](const Factor& factor, size_t from, size_t many) {
     for (size_t first = from; first < from + many; first += lanes) {
       const size_t used = std::min(lanes, from + many - first);
       float* sums = thread_scratch(scratch::sums, 2 * rows * lanes);

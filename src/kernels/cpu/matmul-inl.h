@@ -23,8 +23,8 @@ void for_columns(const Factor* factors, size_t count, size_t unit, size_t most, 
   for (size_t f = 0; f < count; f++) {
     units += (factors[f].columns + unit - 1) / unit;
   }
-  // Some chunks for each thread, so that their ends even out.
-  const size_t chunk = unit * std::clamp<size_t>(units / (4 * static_cast<size_t>(threads())), 1, most);
+  // Two chunks for each thread even out what another program takes of one; more would cut short what is read ahead.
+  const size_t chunk = unit * std::clamp<size_t>(units / (2 * static_cast<size_t>(threads())), 1, most);
   const auto chunks_of = [&](const Factor& factor) { return (factor.columns + chunk - 1) / chunk; };
   size_t chunks = 0;
   for (size_t f = 0; f < count; f++) {
