@@ -54,9 +54,10 @@ void row(
   } while (std::chrono::steady_clock::now() - start < std::chrono::duration<double>(budget));
   const double t = median(a), u = median(b);
   fmt::print(
-      "{:<34} {:>9.1f} us {:>7.1f} GB/s {:>7.1f} GMAC/s {:>8.1f}x\n",
+      "{:<34} {:>9.1f} us (best {:.1f}) {:>7.1f} GB/s {:>7.1f} GMAC/s {:>8.1f}x\n",
       name,
       t * 1e6,
+      *std::min_element(a.begin(), a.end()) * 1e6,
       bytes / t * 1e-9,
       macs / t * 1e-9,
       u / t);

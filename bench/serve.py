@@ -1,16 +1,17 @@
-"""Serving speed beside mlx-lm's server, as a client sees it. `make bench` runs it and writes bench/results/serve.md.
+"""Serving speed beside other servers, as a client sees it. `make bench` runs it and writes bench/results/serve.md.
 
-    python bench/serve.py --model model.gguf [--servers ours,mlx_lm] [--concurrency 1,8,32] [--prompt 128] [--output 64]
-                          [--rounds 3] [--flags "..."] [--result FILE|-]
+    python bench/serve.py --model model.gguf [--servers ours,mlx_lm,llama,llama_q4_0] [--concurrency 1,8,32] [--prompt 128]
+                          [--output 64] [--rounds 3] [--flags "..."] [--result FILE|-]
 
-Both servers open the same weights (ours the GGUF, mlx-lm the same codes and scales in an MLX folder) and are never up
-at once: each round runs every server once, in an order that turns from round to round, so that a machine that slows
-down slows all. A request is a streamed greedy completion. No two prompts share a beginning, so that no server's prefix
-cache helps it.
+The peers: mlx_lm.server (the same codes and scales in an MLX folder); llama-server on the very file, and on the file
+requantized to Q4_0, its fastest kind, which are other weights (bench/llama.sh builds it). No two servers are up at once:
+each round runs every server once, in an order that turns from round to round, so that a machine that slows down slows
+all. A request is a streamed greedy completion. No two prompts share a beginning, so that no server's prefix cache helps
+it.
 
-Two tables. In the first both servers answer the very same requests. On a CPU mlx-lm reads some 3 prompt tokens a second,
-so these are small: --same-output tokens each, and prompts cut so that all requests at once have at most --same-prompt
-tokens. The second is this server alone at the full size.
+Two tables. In the first this server and mlx-lm's answer the same small requests, as mlx-lm reads some 3 prompt tokens a
+second on a CPU: --same-output tokens each, and prompts cut so that all requests at once have at most --same-prompt
+tokens. The second is this server and llama-server at the full size.
 
 TTFT: from sending the request to the first chunk with text. Inter-token: between a stream's later chunks. tokens/s: the
 output tokens of all streams (usage's count) over the time from the first request to the last chunk, reading the prompts
@@ -42,8 +43,10 @@ import httpx2
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
+MLX_LM_MODEL = "default_model"
 WORDS = "river stone lamp tiger seven green under paper quickly morning north glass winter bridge silver garden".split()
-OURS, PEER = "ours", "mlx_lm"
+OURS, MLX_LM, LLAMA, LLAMA_Q4_0 = "ours", "mlx_lm", "llama", "llama_q4_0"
+NAMES = {OURS: "mlx_parallm_serve", MLX_LM: "mlx_lm.server", LLAMA: "llama-server", LLAMA_Q4_0: "llama-server, Q4_0"}
 
 
 @dataclass
@@ -87,14 +90,14 @@ async def answered(client, model, text, output, result, begin):
         "model": model, "prompt": text, "temperature": 0, "max_tokens": output,
         "stream": True, "stream_options": {"include_usage": True},
     }  # fmt: skip
-    if model == OURS:
+    if model != MLX_LM_MODEL:
         body["ignore_eos"] = True  # mlx-lm has no such field
     last, tokens = None, None
     async with AsyncExitStack() as stack:
         try:
             response = await stack.enter_async_context(client.stream("POST", "/v1/completions", json=body))
         except (httpx2.ReadError, httpx2.RemoteProtocolError):
-            if model == OURS:
+            if model != MLX_LM_MODEL:
                 raise
             return False
         if response.status_code != 200:
@@ -172,30 +175,44 @@ class Bench:
         self.rounds = {}  # (server, Load) -> [Round]
         self.full = [Load(c, args.prompt, args.output) for c in args.concurrency]
         self.same = []
-        if PEER in args.servers:
+        self.folder = tempfile.TemporaryDirectory(prefix="parallm_bench_")
+        if MLX_LM in args.servers:
             from gguf_to_mlx import convert
 
-            self.folder = tempfile.TemporaryDirectory(prefix="parallm_bench_")
             self.converted = convert(args.model, Path(self.folder.name) / "model")
             cut = lambda c: max(8, min(args.prompt, args.same_prompt // c))
             self.same = [Load(c, cut(c), min(args.output, args.same_output)) for c in args.concurrency]
+        if {LLAMA, LLAMA_Q4_0} & set(args.servers):
+            built = subprocess.run([ROOT / "bench" / "llama.sh", sys.executable], check=True, stdout=subprocess.PIPE, text=True)
+            self.llama = ROOT / built.stdout.splitlines()[-1]
+        if LLAMA_Q4_0 in args.servers:
+            self.q4_0 = Path(self.folder.name) / "q4_0.gguf"
+            command = [self.llama / "llama-quantize", "--allow-requantize", args.model, self.q4_0, "Q4_0"]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def command(self, server, port):
         where = ["--host", "127.0.0.1", "--port", str(port)]
         if server == OURS:
             own = ["--served-model-name", OURS, "--max-batch-size", str(max(self.args.concurrency))]
             return [self.args.binary, "--model-path", self.args.model, *where, *own, *shlex.split(self.args.flags)]
-        return [sys.executable, "-m", "mlx_lm", "server", "--model", str(self.converted), *where, "--log-level", "ERROR"]
+        if server == MLX_LM:
+            return [sys.executable, "-m", "mlx_lm", "server", "--model", str(self.converted), *where, "--log-level", "ERROR"]
+        rows = max(self.args.concurrency)
+        size = rows * (self.args.prompt + self.args.output + 64)
+        own = ["--threads", str(os.cpu_count()), "--parallel", str(rows), "--ctx-size", str(size), "--no-webui"]
+        return [str(self.llama / "llama-server"), "--model", str(self.q4_0 if server == LLAMA_Q4_0 else self.args.model), *where, *own]
+
+    def loads(self, server):
+        return {OURS: [*self.same, *self.full], MLX_LM: self.same}.get(server, self.full)
 
     def visit(self, server, number):
         """One server's part of a round: every load in turn."""
         port = free_port()
-        model = OURS if server == OURS else "default_model"
-        loads = [*self.same, *self.full] if server == OURS else self.same
+        model = MLX_LM_MODEL if server == MLX_LM else OURS
         with tempfile.TemporaryFile("w+") as log, Server(self.command(server, port), port, log) as started:
             asyncio.run(measure(started.url, model, Load(1, 8, 2), seed="warm up"))
-            for load in loads:
-                seed = f"{number} {load}"  # the same to both servers, another for every load
+            for load in self.loads(server):
+                seed = f"{number} {load}"  # the same to all servers, another for every load
                 result = asyncio.run(measure(started.url, model, load, seed))
                 self.rounds.setdefault((server, load), []).append(result)
                 print(
@@ -227,31 +244,28 @@ def machine():
     return f"{name}, {os.cpu_count()} cores, {platform.system()} {platform.release().split('-')[0]}"
 
 
-def peer_version():
-    try:
-        return f"mlx-lm {version('mlx-lm')}"
-    except ModuleNotFoundError:
-        return "mlx-lm not run"
+def peer_versions(servers):
+    out = [f"mlx-lm {version('mlx-lm')}"] if MLX_LM in servers else []
+    if {LLAMA, LLAMA_Q4_0} & set(servers):
+        pinned = next(l for l in (ROOT / "tools" / "versions.sh").read_text().splitlines() if l.startswith("LLAMA_CPP_PYTHON"))
+        out.append(f"llama.cpp of llama-cpp-python {pinned.split('=')[1].split()[0]}")
+    return ", ".join(out) or "no peer"
 
 
 def row(bench, server, load):
     rounds = bench.rounds[server, load]
     between = [median(r.between) for r in rounds if r.between]
+    ratio = median(r.speed for r in bench.rounds[OURS, load]) / median(r.speed for r in rounds) if OURS in bench.args.servers else 1
     cells = [
-        load.concurrency, f"{load.prompt} + {load.output}", "mlx_parallm_serve" if server == OURS else "mlx_lm.server",
-        len(rounds), spread([median(r.first) for r in rounds], 2), spread(between, 1, 1000) if between else "",
-        spread([r.speed for r in rounds], 1),
+        load.concurrency, f"{load.prompt} + {load.output}", NAMES[server], len(rounds),
+        spread([median(r.first) for r in rounds], 2), spread(between, 1, 1000) if between else "",
+        spread([r.speed for r in rounds], 1), "" if server == OURS else f"{ratio:.2f}",
     ]  # fmt: skip
-    peer = bench.rounds.get((PEER, load))
-    if peer and server == OURS:
-        cells.append(f"{median(r.speed for r in rounds) / median(r.speed for r in peer):.1f}")
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def table(bench, servers, loads):
-    columns = ["at once", "tokens in + out", "server", "rounds", "TTFT, s", "inter-token, ms", "tokens/s"]
-    if PEER in servers:
-        columns.append("ours / mlx-lm")
+    columns = ["at once", "tokens in + out", "server", "rounds", "TTFT, s", "inter-token, ms", "tokens/s", "ours / it"]
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     return lines + [row(bench, server, load) for load in loads for server in servers]
 
@@ -263,21 +277,22 @@ def report(bench):
         "# Serving",
         "",
         f"{date.today()}, commit {commit or 'unknown'}. {machine()}; load average at the end {os.getloadavg()[0]:.1f}.",
-        f"{Path(args.model).name}. mlx {version('mlx')}, {peer_version()}, Python {platform.python_version()}.",
+        f"{Path(args.model).name}. mlx {version('mlx')}, {peer_versions(args.servers)}, Python {platform.python_version()}.",
         "All requests of a row are sent at once. Median over rounds (least–greatest); tokens/s includes reading the prompts.",
         "Made with `make bench`; `bench/serve.py` says how.",
     ]
     if bench.same:
         lines += [
             "",
-            "## The same requests to both servers",
+            "## Small requests, beside mlx-lm's server",
             "",
-            "Small ones: mlx-lm's server reads and makes only a few tokens a second on a CPU.",
+            "It reads and makes only a few tokens a second on a CPU.",
             "",
-            *table(bench, [s for s in (OURS, PEER) if s in args.servers], bench.same),
+            *table(bench, [s for s in (OURS, MLX_LM) if s in args.servers], bench.same),
         ]
-    if OURS in args.servers:
-        lines += ["", "## This server at full size", "", *table(bench, [OURS], bench.full)]
+    others = [s for s in args.servers if s != MLX_LM]
+    if others:
+        lines += ["", "## Full size", "", *table(bench, others, bench.full)]
     return "\n".join(lines) + "\n"
 
 
@@ -286,7 +301,7 @@ def arguments():
     numbers = lambda text: [int(part) for part in text.split(",")]
     parser.add_argument("--model", required=True, help="the GGUF file")
     parser.add_argument("--binary", default=str(ROOT / "build" / "bin" / "mlx_parallm_serve"))
-    parser.add_argument("--servers", type=lambda text: text.split(","), default=[OURS, PEER], help="ours, mlx_lm, or both")
+    parser.add_argument("--servers", type=lambda text: text.split(","), default=list(NAMES), help=", ".join(NAMES))
     parser.add_argument("--concurrency", type=numbers, default=[1, 8, 32])
     parser.add_argument("--prompt", type=int, default=128, help="tokens, about")
     parser.add_argument("--output", type=int, default=64, help="tokens")
@@ -296,8 +311,8 @@ def arguments():
     parser.add_argument("--flags", default="", help="more flags of our server, as one argument")
     parser.add_argument("--result", default=str(ROOT / "bench" / "results" / "serve.md"), help="a file, or - for the screen")
     args = parser.parse_args()
-    if unknown := set(args.servers) - {OURS, PEER}:
-        parser.error(f"--servers: {', '.join(unknown)} is neither {OURS} nor {PEER}")
+    if unknown := set(args.servers) - set(NAMES):
+        parser.error(f"--servers: {', '.join(unknown)} is none of {', '.join(NAMES)}")
     return args
 
 

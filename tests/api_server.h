@@ -103,7 +103,9 @@ inline ServedModel served_model(const Setup& setup) {
         "{% if add_generation_prompt %}[assistant]{% endif %}",
         "{}");
   }
-  model.grammars = std::make_shared<Grammars>(*model.tokenizer, setup.engine.vocabulary, setup.engine.end_ids);
+  std::promise<std::shared_ptr<const Grammars>> grammars;
+  grammars.set_value(std::make_shared<Grammars>(*model.tokenizer, setup.engine.vocabulary, setup.engine.end_ids));
+  model.grammars = grammars.get_future().share();
   model.engine = std::make_shared<Engine>(
       setup.engine, [setup](EngineOptions&) { return std::make_unique<SayingRunner>(setup.says, setup.pause); });
   return model;

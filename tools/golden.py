@@ -1,6 +1,7 @@
 """Makes tiny random models and the logits that mlx-lm gives for them, which the golden tests compare with.
 
 usage: golden.py OUT [name ...]      (needs mlx-lm; without names: all)
+       golden.py --salt name        a "salt" for a new model with a router (see below)
 
 Each tests/golden/models/<name>.json is a config.json; its key "golden" (optional) says how the model is stored:
   dtype       float16 unless named
@@ -15,24 +16,35 @@ Each tests/golden/models/<name>.json is a config.json; its key "golden" (optiona
   quantized   false: no second model
   hf          stored under the names and in the layout of Hugging Face's repository: {"stacked": "separate"}, where
               "{}" of the separate name counts experts
-  layout      a list of what else differs in Hugging Face's repository: "conv" ([C,1,K]), "norms" (stored as weight - 1)
+  layout      a list of what else differs in Hugging Face's repository: "conv" ([C,1,K]), "norms" (stored as weight - 1),
+              "c_" (GPT-2's matrices with inputs first)
   fused       of that layout: tensors that are one there, a list of rules (see `fuse`)
+  fp8         the projections in float8 with a scale for each block of 128 x 128, as DeepSeek stores them
+  int4        separate experts packed as compressed-tensors does, as Kimi K2 stores them
+  method      config.json's "quantization_config", in place of MLX's "quantization"
+  merged      of that layout: experts' matrices one after another in one tensor, DBRX's w2 with inputs first,
+              {"name with {}": "new name"}
+  sanitized   true: the reference's weights are what mlx-lm's sanitize makes of those that are stored, as with any layout
   extra       names of tensors that mlx-lm's sanitize drops, stored as well
   tied        true: as mlx-lm opens a checkpoint without an output layer, where the file decides that
   scale       factor on the random weights
+  salt        other random weights. A router's near tie falls the other way in 16 bits: a token goes to another expert,
+              and the logits jump, in mlx-lm too. Models with a router have a salt without near ties, so that their
+              logits' drift in 16 bits tells something (`steady_salt` finds it)
 
 OUT/<name>/ is then a checkpoint with reference.safetensors:
   prompt.<i>  int32 [L]      three prompts of different lengths
   next.<i>    int32 [4]      tokens fed one at a time after the prompt
   logits.<i>  float32 [5,V]  after the prompt, then after each of `next`
 and OUT/<name>-4bit/ the same model quantized by mlx-lm, 4 bits in groups of 32. The reference is mlx-lm's own model on
-the stored weights cast to float32, one prompt at a time. Weights follow from the name alone. What is made already, from
-the same file by the same program, is left as it is.
+the stored weights cast to float32, one prompt at a time. Weights follow from the name and its salt alone. What is made
+already, from the same file by the same program, is left as it is.
 """
 
 import copy
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import shutil
 import sys
@@ -49,6 +61,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 CONFIGS = Path(__file__).resolve().parent.parent / "tests" / "golden" / "models"
 LENGTHS = [23, 5, 14]
+EMBEDDINGS = ("wte.weight", "wpe.weight", "embeddings.weight", "embed.weight", "embed_in.weight")
 
 
 def build_model(config):
@@ -59,6 +72,8 @@ def build_model(config):
 def draw(rng, path, x, scale):
     """Weights large enough that attention, positions and gates change the logits a lot."""
     shape = x.shape
+    if not shape:
+        return mx.array(0.5 * rng.standard_normal(), dtype=mx.float32)
     last = path.rsplit(".", 1)[-1]
     if last == "A_log":
         values = np.log(rng.uniform(1, 8, shape))
@@ -68,7 +83,7 @@ def draw(rng, path, x, scale):
         values = 1 + 0.2 * rng.standard_normal(shape)
     elif "conv" in path:  # depthwise: few inputs
         values = rng.standard_normal(shape) / np.sqrt(shape[1])
-    elif "embed_tokens" in path or path.endswith(("wte.weight", "embeddings.weight", "embed.weight")):
+    elif "embed_tokens" in path or path.endswith(EMBEDDINGS):
         values = rng.standard_normal(shape)
     else:
         values = scale * rng.standard_normal(shape) / np.sqrt(shape[-1])
@@ -144,29 +159,38 @@ class Windowed(nn.Module):
         return self._layer(x, create_causal_mask(x.shape[1], cache.offset, self._window), cache)
 
 
+def slide(model, how):
+    for i, window in enumerate(how.get("windows", [])):
+        model.model.layers[i] = Windowed(model.model.layers[i], window)
+
+
 def vocabulary(config):
     text = config.get("text_config", config)
     return text.get("vocab_size", config.get("vocab_size"))
 
 
+def answer(model, prompt, after):
+    """[5,V]: the logits after the prompt and after each token behind it."""
+    cache = make_prompt_cache(model)
+    rows = [model(mx.array(prompt)[None], cache=cache)[0, -1]]
+    for token in after:
+        rows.append(model(mx.array([[int(token)]]), cache=cache)[0, -1])
+    return mx.stack(rows).astype(mx.float32)
+
+
 def reference(model, config, how, seed):
     rng = np.random.default_rng(seed)
     out = {}
-    for i, window in enumerate(how.get("windows", [])):
-        model.model.layers[i] = Windowed(model.model.layers[i], window)
+    slide(model, how)
     for i, length in enumerate(LENGTHS):
         prompt = rng.integers(0, vocabulary(config), length)
         after = rng.integers(0, vocabulary(config), 4)
         if how.get("dynamic"):
             for layer in model.layers:
                 layer.self_attn.rope = FixedRope(dynamic_frequencies(config, length))
-        cache = make_prompt_cache(model)
-        rows = [model(mx.array(prompt)[None], cache=cache)[0, -1]]
-        for token in after:
-            rows.append(model(mx.array([[int(token)]]), cache=cache)[0, -1])
         out[f"prompt.{i}"] = mx.array(prompt.astype(np.int32))
         out[f"next.{i}"] = mx.array(after.astype(np.int32))
-        out[f"logits.{i}"] = mx.stack(rows).astype(mx.float32)
+        out[f"logits.{i}"] = answer(model, prompt, after)
     return out
 
 
@@ -178,17 +202,21 @@ def hf_tensor(key, value, layout):
         return mx.contiguous(value.moveaxis(2, 1))
     if "norms" in layout and key.removesuffix(".weight").endswith(HF_NORMS):
         return value - 1
+    if "c_" in layout and value.ndim == 2 and ".c_" in key:
+        return mx.contiguous(value.T)
     return value
 
 
 def fuse(weights, rule):
     """Tensors that stand beside each other to one, by rule: the names' ends ("parts") and the end of the new name
     ("to"); experts' rows one after another, or ("interleaved") in turn; "swapped": inputs first; "blocks": mxfp4
-    codes as bytes, 16 a group."""
+    codes as bytes, 16 a group; "latent": embed_q and unembed_out as kv_b_proj."""
     first, *others = rule["parts"]
     for key in [k for k in weights if k.endswith(first)]:
         parts = [weights.pop(key.removesuffix(first) + part) for part in [first, *others]]
-        if rule.get("interleaved"):
+        if rule.get("latent"):
+            x = mx.concatenate([parts[0].swapaxes(1, 2), parts[1]], axis=1).flatten(0, 1)
+        elif rule.get("interleaved"):
             x = mx.stack(parts, axis=2).flatten(1, 2)
         else:
             x = mx.concatenate(parts, axis=-2)
@@ -199,9 +227,67 @@ def fuse(weights, rule):
         weights[key.removesuffix(first) + rule["to"]] = mx.contiguous(x)
 
 
-def hf_layout(weights, how, model):
-    """The names of Hugging Face's repository, and what mlx-lm's own sanitize makes of them again."""
+def merge(weights, pattern, to):
+    first = pattern.format(0)
+    for key in [k for k in weights if k.endswith(first)]:
+        stem, parts = key.removesuffix(first), []
+        while (name := stem + pattern.format(len(parts))) in weights:
+            x = weights.pop(name)
+            parts.append(x.T if ".w2." in pattern else x)
+        weights[stem + to] = mx.concatenate(parts, axis=0)
+
+
+def unpack_latent(weights, how):
+    """Quantized embed_q and unembed_out as floats, for kv_b_proj, which is quantized again."""
+    kind = {name: how[name] for name in ("group_size", "bits")}
+    for key in [k for k in weights if k.endswith(("embed_q.scales", "unembed_out.scales"))]:
+        packed = [weights.pop(key.replace("scales", part)) for part in ("weight", "scales", "biases")]
+        weights[key.replace("scales", "weight")] = mx.dequantize(*packed, **kind)
+
+
+def pack_latent(weights, how):
+    for key in [k for k in weights if k.endswith("kv_b_proj.weight")]:
+        packed = mx.quantize(weights.pop(key), group_size=how["group_size"], bits=how["bits"])
+        weights.update(zip((key, key.replace("weight", "scales"), key.replace("weight", "biases")), packed))
+
+
+def store_float8(weights):
+    """Projections to weight (float8) and weight_scale_inv (float32, one a block)."""
+    side = 128
+    for key in [k for k in weights if k.endswith(("_proj.weight", "_mqa.weight")) and weights[k].ndim == 2]:
+        w = np.array(weights[key].astype(mx.float32))
+        rows, columns = (-(-n // side) for n in w.shape)
+        scales = np.zeros((rows, columns), np.float32)
+        for r, c in np.ndindex(rows, columns):
+            block = w[r * side : (r + 1) * side, c * side : (c + 1) * side]
+            scales[r, c] = np.abs(block).max() / 448  # float8's largest
+            block /= scales[r, c]
+        weights[key] = mx.to_fp8(mx.array(w))
+        weights[f"{key}_scale_inv"] = mx.array(scales)
+
+
+def store_int4(weights):
+    """Separate experts as compressed-tensors packs symmetric integers: code + 8, eight in a word, groups of 32."""
+    for key in [k for k in weights if ".experts." in k and weights[k].ndim == 2]:
+        w = np.array(weights.pop(key).astype(mx.float32))
+        groups = w.reshape(w.shape[0], -1, 32)
+        scales = mx.array(np.abs(groups).max(axis=2, keepdims=True) / 7).astype(mx.bfloat16)
+        codes = np.clip(np.round(groups / np.array(scales.astype(mx.float32))), -8, 7) + 8
+        eights = codes.reshape(w.shape[0], -1, 8).astype(np.uint32)
+        words = (eights << (4 * np.arange(8, dtype=np.uint32))).sum(axis=2, dtype=np.uint32)
+        layer = key.removesuffix("weight")
+        weights[f"{layer}weight_packed"] = mx.array(words.view(np.int32))
+        weights[f"{layer}weight_scale"] = scales.squeeze(2)
+        weights[f"{layer}weight_shape"] = mx.array(w.shape, dtype=mx.int32)
+
+
+def hf_layout(weights, how):
+    """The names and the layout of Hugging Face's repository."""
     out = {}
+    latent = any(rule.get("latent") for rule in how.get("fused", []))
+    again = latent and "bits" in how
+    if again:
+        unpack_latent(weights, how)
     for key, value in weights.items():
         value = hf_tensor(key, value, how.get("layout", []))
         for stacked, separate in how.get("hf", {}).items():
@@ -216,11 +302,28 @@ def hf_layout(weights, how, model):
             out[key] = value
     for rule in how.get("fused", []):
         fuse(out, rule)
-    out.update({name: mx.ones((4, 4)) for name in how.get("extra", [])})
-    back = model.sanitize(dict(out))
-    assert back.keys() == weights.keys(), set(back) ^ set(weights)
-    assert all(mx.allclose(back[k], weights[k], rtol=2e-3) for k in weights)  # norms - 1 + 1 may round
-    return out, list(back.items())
+    for pattern, to in how.get("merged", {}).items():
+        merge(out, pattern, to)
+    if again:
+        pack_latent(out, how)
+    if how.get("fp8"):
+        store_float8(out)
+    if how.get("int4"):
+        store_int4(out)
+    return out | {name: mx.ones((4, 4)) for name in how.get("extra", [])}
+
+
+def name_float8(file):
+    """MLX writes float8 as plain bytes: the type's name into the header."""
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    for name in header:
+        if f"{name}_scale_inv" in header:
+            header[name]["dtype"] = "F8_E4M3"
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
 
 
 def save_sharded(folder, weights, shards):
@@ -267,6 +370,9 @@ def save_gguf(folder, weights, config):
         else:
             stem = names[stem]
         arrays[f"{stem}.{part}"] = mx.contiguous(x.astype(mx.float32) if x.ndim == 1 else x)
+
+    if "rope_scaling" in config:  # "longrope" from the model's own length is a factor for each frequency, and no more
+        arrays["rope_freqs.weight"] = mx.array(config["rope_scaling"]["long_factor"])
 
     def u32(value):
         return mx.array(value, dtype=mx.uint32)
@@ -326,13 +432,23 @@ def save_awq(folder, weights, config, group, seed):
     return utils.load_model(folder)[0]
 
 
+def with_method(config, method):
+    """Repositories of several parts say it in their text model's config."""
+    config = {k: v for k, v in config.items() if k != "quantization"}
+    if "text_config" in config:
+        return config | {"text_config": config["text_config"] | {"quantization_config": method}}
+    return config | {"quantization_config": method}
+
+
 def save(folder, model, config, how, seed):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     weights = dict(tree_flatten(model.parameters()))
-    if {"hf", "extra", "fused", "layout"} & how.keys():
-        weights, stored = hf_layout(weights, how, build_model(config))
-        model.load_weights(stored)
+    if "method" in how:
+        config = with_method(config, how["method"])
+    other = bool({"hf", "extra", "fused", "fp8", "layout", "merged", "sanitized"} & how.keys())
+    if other:
+        weights = hf_layout(weights, how)
     if "awq" in how:
         model = save_awq(folder, weights, config, how["awq"], seed)
     elif how.get("gguf"):
@@ -343,25 +459,82 @@ def save(folder, model, config, how, seed):
             save_sharded(folder, weights, how["shards"])
         else:
             mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
+            if how.get("fp8"):
+                name_float8(folder / "model.safetensors")
+    if other:  # what mlx-lm itself makes of it
+        model = utils.load_model(folder)[0]
     cast(model, mx.float32)
     mx.save_safetensors(str(folder / "reference.safetensors"), reference(model, config, how, seed))
 
 
+def models(name, config, how, salt):
+    """name, model, its config, how it is stored: of the model and, where there is one, its 4-bit twin."""
+    seed = zlib.crc32((name + str(salt)).encode())
+    plain = {k: v for k, v in config.items() if not (how.get("dynamic") and k == "rope_scaling")}
+
+    def made():
+        model = random_model(plain, seed, how)
+        cast(model, getattr(mx, how.get("dtype", "float16")))
+        return model
+
+    if "bits" in how:
+        model, stored = quantize(made(), config, how)
+        return [(name, model, stored, how, seed)]
+    one = (name, made(), config, how, seed)
+    if not how.get("quantized", "awq" not in how):
+        return [one]
+    model, stored = quantize(made(), config, {"bits": 4, "group_size": 32})
+    return [one, (f"{name}-4bit", model, stored, {"windows": how.get("windows", [])}, seed)]
+
+
 def build(name, config, out):
     how = config.pop("golden", {})
-    seed = zlib.crc32(name.encode())
-    plain = {k: v for k, v in config.items() if not (how.get("dynamic") and k == "rope_scaling")}
-    model = random_model(plain, seed, how)
-    cast(model, getattr(mx, how.get("dtype", "float16")))
-    stored = config
-    if "bits" in how:
-        model, stored = quantize(model, config, how)
-    elif how.get("quantized", "awq" not in how):
-        again = random_model(plain, seed, how)
-        cast(again, getattr(mx, how.get("dtype", "float16")))
-        again, quantized = quantize(again, config, {"bits": 4, "group_size": 32})
-        save(out / f"{name}-4bit", again, quantized, {"windows": how.get("windows", [])}, seed)
-    save(out / name, model, stored, how, seed)
+    for folder, *rest in models(name, config, how, how.get("salt", "")):
+        save(out / folder, *rest)
+
+
+def noisy(norm, rng):
+    def rounded(*args, **kwargs):
+        y = norm(*args, **kwargs)
+        return y * mx.array(rng.uniform(1 - 2**-6, 1 + 2**-6, y.shape).astype(np.float32))
+
+    return rounded
+
+
+def jumps(model, config, how, seed):
+    """How far the first prompt's logits move, of their largest: in bfloat16, and in float32 where norms give what is three
+    bits of a bfloat16's off."""
+    rng = np.random.default_rng(seed)
+    prompt, after = (rng.integers(0, vocabulary(config), n) for n in (LENGTHS[0], 4))
+    slide(model, how)
+    cast(model, mx.float32)
+    still = answer(model, prompt, after)
+
+    def moved():
+        return (mx.abs(answer(model, prompt, after) - still).max() / mx.abs(still).max()).item()
+
+    norms = mx.fast.rms_norm, mx.fast.layer_norm
+    for _ in range(16):
+        mx.fast.rms_norm, mx.fast.layer_norm = (noisy(norm, rng) for norm in norms)
+        far = moved()
+        mx.fast.rms_norm, mx.fast.layer_norm = norms
+        yield far
+    cast(model, mx.bfloat16)
+    try:
+        yield moved()
+    except RuntimeError:  # on a CPU MLX multiplies experts that aren't quantized in float32 only
+        pass
+
+
+def steady_salt(name, config, most=0.12):
+    """The first salt with which no router's choice is near a tie, in the model or its 4-bit twin."""
+    how = config.pop("golden", {})
+    for salt in itertools.chain([""], itertools.count(1)):
+        kinds = models(name, copy.deepcopy(config), how, salt)
+        far = (x for _, model, _, stored, seed in kinds for x in jumps(model, config, stored, seed))
+        if all(x < most for x in far):
+            print(f"{name}: {salt or 'none is needed'}", flush=True)
+            return salt
 
 
 def main(out, wanted):
@@ -383,6 +556,9 @@ def main(out, wanted):
 
 if __name__ == "__main__":
     mx.set_default_device(mx.cpu)
+    if sys.argv[1] == "--salt":
+        steady_salt(sys.argv[2], json.loads((CONFIGS / f"{sys.argv[2]}.json").read_text()))
+        raise SystemExit
     target = Path(sys.argv[1])
     target.mkdir(parents=True, exist_ok=True)
     main(target, sys.argv[2:])

@@ -6,8 +6,9 @@ Each folder is one of a kind that model repositories have: its files, as transfo
 for each text `ids`, what transformers' AutoTokenizer gives for the folder, and `spm`, what the `sentencepiece` package
 gives for tokenizer.model itself (null where the text names a special token, which SentencePiece never finds in a text).
 The SentencePiece models are trained here on a fixed text; training is deterministic. Needs mlx-lm's own packages
-(transformers 5.24.0, sentencepiece 0.2.3): .venv-golden of `make golden`.
+(transformers 5.24.0, sentencepiece 0.2.3): .venv-golden of `make golden`; and tiktoken 0.14.0 with its `regex`.
 """
+import base64
 import json
 import shutil
 import tempfile
@@ -157,6 +158,36 @@ def byte_level():
         record(folder, TEXTS, ["<|im_start|>user\nhi<|im_end|>\n", "a<|endoftext|>b", "<tool_call> x"])
 
 
+def tiktoken_ranks():
+    """tiktoken.model of a small vocabulary, as Kimi's repositories have it, and what the tiktoken package says."""
+    import tiktoken
+    from tiktoken._educational import bpe_train
+
+    han, lower, upper = r"\p{Han}", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]", r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+    ends = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    pattern = "|".join([
+        f"[{han}]+", rf"[^\r\n\p{{L}}\p{{N}}]?{upper}*{lower}+{ends}", rf"[^\r\n\p{{L}}\p{{N}}]?{upper}+{lower}*{ends}",
+        r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"])
+    folder = OUT / "tiktoken"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    words = pattern.replace("&&[^", "--[")  # the `regex` package's way, for training only
+    ranks = bpe_train(CORPUS, 500, "(?V1)" + words, visualise=None)
+    lines = [base64.b64encode(token).decode() + f" {rank}\n" for token, rank in sorted(ranks.items(), key=lambda x: x[1])]
+    (folder / "tiktoken.model").write_text("".join(lines))
+    named = {500: "[BOS]", 501: "[EOS]", 502: "<|im_end|>", 503: "<|im_user|>", 755: "[PAD]"}
+    write(folder / "tokenizer_config.json", {
+        "tokenizer_class": "TikTokenTokenizer", "bos_token": "[BOS]", "eos_token": "[EOS]", "added_tokens_decoder": {
+            str(i): {"content": token, "special": True, "lstrip": False, "rstrip": False, "normalized": False,
+                     "single_word": False} for i, token in named.items()}})
+    special = {named.get(i, f"<|reserved_token_{i}|>"): i for i in range(500, 756)}  # tokenization_kimi.py
+    kimi = tiktoken.Encoding("kimi", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    texts = [*TEXTS, "<|im_user|>user\nhi<|im_end|>", "[BOS] a <|reserved_token_600|>[PAD]", "你好world再见ABCdef"]
+    write(folder / "expected.json", [
+        {"text": text, "ids": kimi.encode(text, allowed_special="all"), "spm": None} for text in texts])
+
+
 if __name__ == "__main__":
     sentence_pieces()
     byte_level()
+    tiktoken_ranks()

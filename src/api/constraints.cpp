@@ -135,11 +135,11 @@ std::function<std::shared_ptr<TokenMask>()> read_grammar(Fields& fields, const S
   if (found.size() > 1) {
     fail_field(found[1].field, "[{}] can't stand beside {}: one constraint a request", found[1].field, found[0].field);
   }
-  if (!served.grammars) {
+  if (!served.grammars.valid()) {
     fail_field(found[0].field, "[{}] is not supported for this model", found[0].field);
   }
   return [grammars = served.grammars, constraint = found[0]] {
-    return std::make_shared<GrammarMask>(grammars->compile(constraint.kind, constraint.source));
+    return std::make_shared<GrammarMask>(grammars.get()->compile(constraint.kind, constraint.source));
   };
 }
 

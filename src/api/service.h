@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <ctime>
+#include <future>
 #include <memory>
 #include <optional>
 #include <string>
@@ -24,7 +25,7 @@ namespace parallm {
 struct ServedModel {
   std::shared_ptr<const Tokenizer> tokenizer;
   std::shared_ptr<const ChatTemplate> chat_template; // null: the model has none
-  std::shared_ptr<const Grammars> grammars; // null: no constrained output
+  std::shared_future<std::shared_ptr<const Grammars>> grammars; // not valid: no constrained output
   std::shared_ptr<Engine> engine;
   int32_t bos = -1; // what stands for an empty prompt; -1: none
   Sampling sampling_defaults; // from generation_config.json; else OpenAI's

@@ -10,6 +10,7 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <future>
 #include <thread>
 
 namespace parallm {
@@ -128,11 +129,15 @@ ServedModel served(std::shared_ptr<LanguageModel> model) {
   sampling.top_p = info.top_p.value_or(1.0f);
   sampling.top_k = info.top_k.value_or(0);
   sampling.repetition_penalty = info.repetition_penalty.value_or(1.0f);
+  // Only requests that constrain their output wait for it: half a second for a large vocabulary.
+  auto grammars = std::async(std::launch::async, [model]() -> std::shared_ptr<const Grammars> {
+    return std::make_shared<Grammars>(model->tokenizer(), model->info().vocabulary, model->info().end_ids);
+  });
   // Parts of the model that keep all of it alive.
   return {
       .tokenizer = {model, &model->tokenizer()},
       .chat_template = {model, model->chat_template()},
-      .grammars = std::make_shared<Grammars>(model->tokenizer(), info.vocabulary, info.end_ids),
+      .grammars = grammars.share(),
       .engine = {model, &model->engine()},
       .bos = info.bos,
       .sampling_defaults = sampling};

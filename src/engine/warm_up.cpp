@@ -61,7 +61,8 @@ void warm_up(Runner& runner, const EngineOptions& options) {
       .logit_bias = {{0, 1.0f}},
       .logprobs = std::min(5, options.vocabulary),
       .prompt_logprobs = true};
-  const int prompt = std::min({64, options.prefill_tokens, options.max_context - 4});
+  // More rows and positions than kernels/cuda's ones for few rows and short contexts take.
+  const int prompt = std::min({300, options.prefill_tokens, options.max_context - 4});
   if (prompt < 2) {
     return;
   }

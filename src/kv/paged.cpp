@@ -5,6 +5,7 @@
 // pool's memory.
 #include "base/error.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
 #include "kv/cache.h"
 #include "kv/step.h"
 #include "nn/device.h"
@@ -148,13 +149,17 @@ mx::array causal_mask(int queries, int keys) {
 
 class OpsLayer : public States {
  public:
-  OpsLayer(const CacheSpec& spec, const KVOptions& options, Step*& step)
+  OpsLayer(const CacheSpec& spec, const KVOptions& options, Step*& step, bool mlx_ops)
       : States(spec, options, step),
         options_(options),
         k_pool_(mx::zeros({0, spec.kv_heads, spec.head_dim}, options.dtype)),
-        v_pool_(mx::zeros({0, spec.kv_heads, spec.v_head_dim}, options.dtype)) {}
+        v_pool_(mx::zeros({0, spec.kv_heads, spec.v_head_dim}, options.dtype)),
+        kernels_(cuda_kernels() && !mlx_ops && cuda::attends(options.dtype, spec.head_dim, spec.v_head_dim)) {}
 
   mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
+    if (kernels_ && q.dtype() == options_.dtype && k.dtype() == options_.dtype && v.dtype() == options_.dtype) {
+      return attend_in_place(q, k, v, how);
+    }
     auto rotate = [&](const mx::array& x) {
       if (!how.rope) {
         return x;
@@ -167,16 +172,60 @@ class OpsLayer : public States {
     auto rotated = rotate(q);
     std::vector<mx::array> parts;
     for (auto& reading : step_->readings({how.window, how.chunk})) {
-      parts.push_back(attend(rotated, reading, how));
+      parts.push_back(attend(rotated, read(k_pool_, reading), read(v_pool_, reading), reading, how));
     }
+    return mx::astype(in_order(parts), q.dtype());
+  }
+
+ private:
+  /** By kernels/cuda, but for a prefill's sums. */
+  mx::array attend_in_place(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) {
+    grow(k_pool_);
+    grow(v_pool_);
+    auto* rope = how.rope;
+    auto rotation = rope ? step_->rotation(*rope) : std::pair(mx::array(0.0f), mx::array(0.0f));
+    auto rotated = cuda::rotate_and_write(
+        q,
+        k,
+        v,
+        rotation.first,
+        rotation.second,
+        k_pool_,
+        v_pool_,
+        step_->write_slots(),
+        rope ? rope->dims : 0,
+        rope && rope->traditional);
+    View view{how.window, how.chunk};
+    std::vector<mx::array> parts;
+    if (auto& rows = step_->decoding_rows()) {
+      parts.push_back(cuda::paged_decode(
+          rotated,
+          k_pool_,
+          v_pool_,
+          rows->tokens,
+          rows->positions,
+          rows->table,
+          how.sinks ? std::optional(mx::astype(*how.sinks, mx::float32)) : std::nullopt,
+          step_->most_seen(view),
+          {options_.block_size, how.scale, how.window, how.chunk, how.softcap}));
+    }
+    for (auto& reading : step_->readings(view, false)) {
+      auto keys = cuda::read_pool(k_pool_, reading.slots, rotated);
+      auto values = cuda::read_pool(v_pool_, reading.slots, rotated);
+      parts.push_back(attend(rotated, heads_first(keys, reading), heads_first(values, reading), reading, how));
+    }
+    return in_order(parts);
+  }
+
+  /** The readings' outputs, laid as the step's tokens. */
+  mx::array in_order(const std::vector<mx::array>& parts) {
     auto out = parts.size() == 1 ? parts[0] : mx::concatenate(parts, 0);
     if (auto& order = step_->order()) {
       out = mx::take(out, *order, 0);
     }
-    return mx::astype(out, q.dtype());
+    return out;
   }
 
- private:
   /** The pool grows by doubling up to its capacity, as higher block ids come
    * into use. */
   void grow(mx::array& pool) {
@@ -199,19 +248,22 @@ class OpsLayer : public States {
   }
 
   mx::array read(const mx::array& pool, const Reading& reading) {
-    auto x = mx::take(pool, reading.slots, 0);
-    x = mx::reshape(x, {reading.rows, reading.keys, pool.shape(1), pool.shape(2)});
-    return mx::swapaxes(x, 1, 2); // [B,G,S,D]
+    return heads_first(mx::take(pool, reading.slots, 0), reading);
   }
 
-  mx::array attend(const mx::array& all, const Reading& reading, const Attention& how) {
+  /** x [B*S,G,D] -> [B,G,S,D]. */
+  static mx::array heads_first(const mx::array& x, const Reading& reading) {
+    return mx::swapaxes(mx::reshape(x, {reading.rows, reading.keys, x.shape(1), x.shape(2)}), 1, 2);
+  }
+
+  /** k [B,G,S,D], v [B,G,S,Dv] of a reading. */
+  mx::array
+  attend(const mx::array& all, const mx::array& k, const mx::array& v, const Reading& reading, const Attention& how) {
     int tokens = reading.rows * reading.queries;
     auto places = mx::array(reading.tokens.data(), {tokens}, mx::int32);
     auto q = tokens == all.shape(0) ? all : mx::take(all, places, 0);
     q = mx::reshape(q, {reading.rows, reading.queries, all.shape(1), all.shape(2)});
     q = mx::swapaxes(q, 1, 2); // [B,H,L,D]
-    auto k = read(k_pool_, reading);
-    auto v = read(v_pool_, reading);
     auto out = [&] {
       if (how.softcap > 0) {
         auto mask = reading.mask ? *reading.mask : causal_mask(reading.queries, reading.keys);
@@ -227,16 +279,17 @@ class OpsLayer : public States {
   KVOptions options_;
   mx::array k_pool_; // [blocks*block_size, G, D]
   mx::array v_pool_;
+  bool kernels_;
 };
 
 class PagedCaches : public Caches {
  public:
-  PagedCaches(const std::vector<CacheSpec>& specs, const KVOptions& options, bool kernels) : options_(options) {
+  PagedCaches(const std::vector<CacheSpec>& specs, const KVOptions& options, bool mlx_ops) : options_(options) {
     for (auto& spec : specs) {
-      if (kernels) {
+      if (on_cpu() && !mlx_ops) {
         layers_.push_back(std::make_unique<KernelLayer>(spec, options, now_));
       } else {
-        layers_.push_back(std::make_unique<OpsLayer>(spec, options, now_));
+        layers_.push_back(std::make_unique<OpsLayer>(spec, options, now_, mlx_ops));
       }
     }
   }
@@ -289,7 +342,7 @@ size_t state_bytes(const std::vector<CacheSpec>& layers) {
 
 std::unique_ptr<Caches> make_paged_caches(const std::vector<CacheSpec>& layers, KVOptions options, bool mlx_ops) {
   check(options.block_size > 0 && options.blocks > 0, "kv: a pool has blocks");
-  return std::make_unique<PagedCaches>(layers, options, on_cpu() && !mlx_ops);
+  return std::make_unique<PagedCaches>(layers, options, mlx_ops);
 }
 
 } // namespace parallm

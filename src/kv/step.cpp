@@ -12,6 +12,18 @@ mx::array int_array(const std::vector<int>& values, mx::Shape shape) {
   return mx::array(values.data(), std::move(shape), mx::int32);
 }
 
+mx::array block_table(const std::vector<const Span*>& spans) {
+  size_t width = 1;
+  for (auto* span : spans) {
+    width = std::max(width, span->blocks.size());
+  }
+  std::vector<int> ids(spans.size() * width, 0);
+  for (size_t r = 0; r < spans.size(); ++r) {
+    std::copy(spans[r]->blocks.begin(), spans[r]->blocks.end(), ids.begin() + r * width);
+  }
+  return int_array(ids, {int(spans.size()), int(width)});
+}
+
 } // namespace
 
 int View::first_seen(int position) const {
@@ -80,17 +92,43 @@ const mx::array& Step::spans() {
 
 const mx::array& Step::table() {
   if (!table_) {
-    size_t width = 1;
+    std::vector<const Span*> all;
     for (auto& span : spans_) {
-      width = std::max(width, span.blocks.size());
+      all.push_back(&span);
     }
-    std::vector<int> ids(spans_.size() * width, 0);
-    for (size_t r = 0; r < spans_.size(); ++r) {
-      std::copy(spans_[r].blocks.begin(), spans_[r].blocks.end(), ids.begin() + r * width);
-    }
-    table_ = int_array(ids, {int(spans_.size()), int(width)});
+    table_ = block_table(all);
   }
   return *table_;
+}
+
+const std::optional<DecodingRows>& Step::decoding_rows() {
+  if (!decoding_rows_) {
+    decoding_rows_.emplace();
+    std::vector<const Span*> rows;
+    std::vector<int> tokens, positions;
+    for (auto& span : spans_) {
+      if (span.count == 1) {
+        rows.push_back(&span);
+        tokens.push_back(span.first);
+        positions.push_back(span.offset);
+      }
+    }
+    int count = rows.size();
+    if (count > 0) {
+      *decoding_rows_ = {int_array(tokens, {count}), int_array(positions, {count}), block_table(rows)};
+    }
+  }
+  return *decoding_rows_;
+}
+
+int Step::most_seen(View view) const {
+  int most = 0;
+  for (auto& span : spans_) {
+    if (span.count == 1) {
+      most = std::max(most, span.offset + 1 - view.first_seen(span.offset));
+    }
+  }
+  return most;
 }
 
 const mx::array& Step::write_slots() {
@@ -187,12 +225,15 @@ std::vector<std::vector<const Span*>> Step::groups() const {
   return out;
 }
 
-const std::vector<Reading>& Step::readings(View view) {
-  auto [found, fresh] = readings_.try_emplace(view);
+const std::vector<Reading>& Step::readings(View view, bool with_decoding) {
+  auto [found, fresh] = readings_.try_emplace({view, with_decoding});
   if (fresh) {
     for (auto& group : groups()) {
-      bool prefill = group[0]->count > 1;
-      found->second.push_back(prefill ? prefilling(*group[0], view) : decoding(group, view));
+      if (group[0]->count > 1) {
+        found->second.push_back(prefilling(*group[0], view));
+      } else if (with_decoding) {
+        found->second.push_back(decoding(group, view));
+      }
     }
   }
   return found->second;

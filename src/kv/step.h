@@ -26,6 +26,13 @@ struct Reading {
   std::optional<mx::array> mask; // bool [rows,1,queries,keys]
 };
 
+/** The sequences that have one token, for kernels/cuda's attention. */
+struct DecodingRows {
+  mx::array tokens; // int32 [B] their tokens' places in the step
+  mx::array positions; // int32 [B] and in their sequences
+  mx::array table; // int32 [B,width]: block ids
+};
+
 /** Which of a sequence's positions up to its own a query sees. */
 struct View {
   int window = 0; // see Attention::window
@@ -66,9 +73,15 @@ class Step {
   const mx::array& spans(); // int32 [R,3]: first, count, offset
   const mx::array& table(); // int32 [R,width]: block ids
 
+  // For kernels/cuda's.
+  const std::optional<DecodingRows>& decoding_rows();
+  /** The most positions that one of their tokens sees. */
+  int most_seen(View view) const;
+
   // For MLX's ops.
   const mx::array& write_slots(); // int32 [T]
-  const std::vector<Reading>& readings(View view);
+  /** `decoding`: of the decoding sequences too, else of the prefills alone. */
+  const std::vector<Reading>& readings(View view, bool decoding = true);
   /** The place of each of the step's tokens in the readings' (or runs') outputs
    * laid one after another; nothing where they are in the step's own order. */
   const std::optional<mx::array>& order();
@@ -88,12 +101,13 @@ class Step {
   int tokens_ = 0;
   int blocks_used_ = 0;
   std::map<const Rope*, std::pair<mx::array, mx::array>> rotations_;
-  std::map<View, std::vector<Reading>> readings_;
+  std::map<std::pair<View, bool>, std::vector<Reading>> readings_;
   std::vector<Run> runs_;
   std::optional<std::optional<mx::array>> order_;
   std::optional<mx::array> positions_;
   std::optional<mx::array> spans_array_;
   std::optional<mx::array> table_;
+  std::optional<std::optional<DecodingRows>> decoding_rows_;
   std::optional<mx::array> write_slots_;
 };
 

@@ -5,6 +5,7 @@
 #include "library/model_files.h"
 #include "library/text_files.h"
 #include "models/convert.h"
+#include "models/gguf_text.h"
 #include "models/quant_recipe.h"
 
 #include <unistd.h>
@@ -76,7 +77,7 @@ bool goes_along(const fs::path& file) {
       return false;
     }
   }
-  for (auto ending : {".json", ".jsonl", ".jinja", ".txt", ".tiktoken", ".py", "tokenizer.model"}) {
+  for (auto ending : {".json", ".jsonl", ".jinja", ".txt", ".tiktoken", ".py", "tokenizer.model", "tiktoken.model"}) {
     if (name.ends_with(ending)) {
       return true;
     }
@@ -90,6 +91,9 @@ void copy_files(const fs::path& from, const fs::path& to) {
       fs::copy_file(entry.path(), to / entry.path().filename());
     }
   }
+  if (const auto* more = "additional_chat_templates"; fs::is_directory(from / more)) {
+    fs::copy(from / more, to / more);
+  }
 }
 
 void write_text(const fs::path& path, const std::string& text) {
@@ -101,17 +105,50 @@ void write_text(const fs::path& path, const std::string& text) {
   }
 }
 
-/** tokenizer.json with the tokens that the rest of a GGUF file's metadata adds. Their ids are places in its vocabulary.
- */
-std::string whole_tokenizer(const TokenizerSource& source, const GgufTokenizer& gguf) {
+using Ids = std::map<std::string_view, size_t>; // of a GGUF file's tokens: their places in its vocabulary
+
+Ids ids_of(const GgufTokenizer& gguf) {
+  Ids ids;
+  for (size_t i = 0; i < gguf.tokens.size(); ++i) {
+    ids.emplace(gguf.tokens[i], i);
+  }
+  return ids;
+}
+
+/** A post-processor that puts `ends` around each text: transformers heeds add_bos_token of its own classes alone. */
+json::object processor_of(const Ends& ends, const Ids& ids) {
+  const auto special = [](const std::string& token) {
+    return json::object{{"SpecialToken", {{"id", token}, {"type_id", 0}}}};
+  };
+  json::object known;
+  json::array single, pair;
+  for (const char* text : {"A", "B"}) {
+    json::array parts;
+    if (!ends.begin.empty()) {
+      parts.push_back(special(ends.begin));
+    }
+    parts.push_back(json::object{{"Sequence", {{"id", text}, {"type_id", 0}}}});
+    if (!ends.end.empty()) {
+      parts.push_back(special(ends.end));
+    }
+    pair.insert(pair.end(), parts.begin(), parts.end());
+    single = single.empty() ? parts : single;
+  }
+  for (const auto& token : {ends.begin, ends.end}) {
+    if (!token.empty()) {
+      json::array id(1, ids.at(token)), name(1, json::string(token));
+      known[token] = {{"id", token}, {"ids", id}, {"tokens", name}};
+    }
+  }
+  return {{"type", "TemplateProcessing"}, {"single", single}, {"pair", pair}, {"special_tokens", known}};
+}
+
+/** tokenizer.json with what the rest of a GGUF file's metadata adds. */
+std::string whole_tokenizer(const TokenizerSource& source, const Ids& ids) {
   auto tokenizer = parse_json(source.json, "tokenizer").as_object();
   auto& added = tokenizer["added_tokens"];
   if (!added.is_array()) {
     added = json::array();
-  }
-  std::map<std::string_view, size_t> ids;
-  for (size_t i = 0; i < gguf.tokens.size(); ++i) {
-    ids.emplace(gguf.tokens[i], i);
   }
   for (const auto& token : source.additions.tokens) {
     const auto own = ids.find(token.content);
@@ -128,23 +165,45 @@ std::string whole_tokenizer(const TokenizerSource& source, const GgufTokenizer& 
            {"special", token.special}});
     }
   }
+  if (const auto& ends = source.additions.ends; ends && !(ends->begin.empty() && ends->end.empty())) {
+    tokenizer["post_processor"] = processor_of(*ends, ids);
+  }
   return json_text(tokenizer);
 }
 
+/** One template is a string, several are a list of {"name", "template"}. */
+json::value templates_of(const std::map<std::string, std::string>& templates) {
+  if (templates.size() == 1 && templates.contains("default")) {
+    return json::value(templates.at("default"));
+  }
+  json::array list;
+  for (const auto& [name, source] : templates) {
+    list.push_back(json::object{{"name", name}, {"template", source}});
+  }
+  return list;
+}
+
 /** A GGUF file's tokenizer as transformers' files. */
-void write_tokenizer(const TextFiles& text, const GgufTokenizer& gguf, const fs::path& to) {
-  write_text(to / "tokenizer.json", whole_tokenizer(text.tokenizer, gguf));
+void write_tokenizer(const TextFiles& text, const Ids& ids, const fs::path& to) {
+  write_text(to / "tokenizer.json", whole_tokenizer(text.tokenizer, ids));
   auto config = parse_json(text.special_tokens, "special tokens").as_object();
   config["tokenizer_class"] = "PreTrainedTokenizerFast";
   config["clean_up_tokenization_spaces"] = false;
-  if (const auto& ends = text.tokenizer.additions.ends) {
-    config["add_bos_token"] = !ends->begin.empty();
-    config["add_eos_token"] = !ends->end.empty();
-  }
-  if (const auto own = text.chat_templates.find("default"); own != text.chat_templates.end()) {
-    config["chat_template"] = own->second;
+  if (!text.chat_templates.empty()) {
+    config["chat_template"] = templates_of(text.chat_templates);
   }
   write_text(to / "tokenizer_config.json", pretty_json(config) + "\n");
+}
+
+/** config.json then names every token that ends a text; the metadata often names but one. */
+void add_end_tokens(const TextFiles& text, const Ids& ids, std::vector<int32_t>& eos_ids) {
+  for (const auto& token : text.end_tokens) {
+    const auto id = static_cast<int32_t>(ids.at(token));
+    if (std::find(eos_ids.begin(), eos_ids.end(), id) == eos_ids.end()) {
+      eos_ids.push_back(id);
+    }
+  }
+  std::sort(eos_ids.begin(), eos_ids.end());
 }
 
 std::optional<mx::Dtype> dtype_of(const std::string& name) {
@@ -183,10 +242,14 @@ Converted convert(const ConvertOptions& options, const std::function<void(const 
   NewFolder folder(target_of(options.mlx_path));
   const auto source = model_files(options.model_path, options.on_fetch);
   auto checkpoint = open_checkpoint(source);
-  if (checkpoint.gguf) {
-    write_tokenizer(text_files(source, checkpoint), *checkpoint.gguf, folder.path());
-  } else {
+  if (fs::is_directory(source)) {
     copy_files(source, folder.path());
+  } else {
+    const auto gguf = read_gguf_tokenizer(source);
+    const auto text = text_files(source);
+    const auto ids = ids_of(gguf);
+    write_tokenizer(text, ids, folder.path());
+    add_end_tokens(text, ids, checkpoint.eos_ids);
   }
   auto model = convert_model(std::move(checkpoint), how);
   const Converted out{model.bytes, model.parameters, model.widened};

@@ -7,12 +7,14 @@
 #include "library/model_files.h"
 #include "library/text_files.h"
 #include "models/checkpoint.h"
+#include "nn/device.h"
 
 #include <boost/json.hpp>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <chrono>
+#include <future>
 
 namespace parallm {
 
@@ -68,14 +70,22 @@ int own_context(const Config& config, bool keeps_keys) {
   if (config.has("text_config") && !config.has("max_position_embeddings")) {
     return own_context(config.object("text_config"), keeps_keys);
   }
+  // The usual name, then GPT-2's, Kimi Linear's, DBRX's and OpenELM's.
+  for (auto* name :
+       {"max_position_embeddings", "n_positions", "model_max_length", "max_seq_len", "max_context_length"}) {
+    if (config.has(name)) {
+      return config.count(name);
+    }
+  }
   // Without keys nothing grows with the context and no config.json bounds it.
-  return config.count("max_position_embeddings", keeps_keys ? 2048 : 131072);
+  return keeps_keys ? 2048 : 131072;
 }
 
 /** What the engine never sees. */
 struct TextParts {
   std::optional<Tokenizer> tokenizer;
   std::optional<ChatTemplate> chat_template;
+  std::vector<int32_t> end_ids; // by the tokenizer's own word
 };
 
 } // namespace
@@ -88,10 +98,9 @@ struct LanguageModel::Parts {
 
 namespace {
 
-/** Returns the ids that end a text: the checkpoint's and the tokenizer's own, as
- * mlx-lm has them. */
-std::vector<int32_t>
-read_text(const LoadOptions& options, TextFiles files, std::vector<int32_t> end_ids, TextParts& out) {
+TextParts read_text(const std::string& path, const LoadOptions& options) {
+  TextFiles files = text_files(path);
+  TextParts out;
   out.tokenizer.emplace(files.tokenizer);
   const std::string source = options.chat_template.empty()
       ? files.chat_templates["default"]
@@ -103,12 +112,18 @@ read_text(const LoadOptions& options, TextFiles files, std::vector<int32_t> end_
   }
   for (const std::string& token : files.end_tokens) {
     if (int32_t id = out.tokenizer->id(token); id >= 0) {
-      end_ids.push_back(id);
+      out.end_ids.push_back(id);
     }
   }
-  std::sort(end_ids.begin(), end_ids.end());
-  end_ids.erase(std::unique(end_ids.begin(), end_ids.end()), end_ids.end());
-  return end_ids;
+  return out;
+}
+
+/** The checkpoint's and the tokenizer's own, as mlx-lm has them. */
+std::vector<int32_t> united(std::vector<int32_t> ids, const std::vector<int32_t>& more) {
+  ids.insert(ids.end(), more.begin(), more.end());
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  return ids;
 }
 
 /** On the engine's thread: files to a runner, and what they say to `info` and
@@ -116,9 +131,13 @@ read_text(const LoadOptions& options, TextFiles files, std::vector<int32_t> end_
 std::unique_ptr<Runner>
 load(const std::string& files, const LoadOptions& options, ModelInfo& info, EngineOptions& engine, TextParts& text) {
   const auto start = std::chrono::steady_clock::now();
+  prepare_device();
+  // A large vocabulary takes half a second, as weights may.
+  auto reading = std::async(std::launch::async, [&] { return read_text(files, options); });
   Checkpoint checkpoint = open_checkpoint(files, {.dtype = wanted_dtype(options.dtype)});
-  info.end_ids = read_text(options, text_files(files, checkpoint), checkpoint.eos_ids, text);
   auto model = make_model(checkpoint.config, checkpoint.weights);
+  text = reading.get();
+  info.end_ids = united(checkpoint.eos_ids, text.end_ids);
   const bool cpu = mx::default_device() == mx::Device::cpu;
   if (!cpu) {
     // By default MLX keeps up to all of the GPU's memory in freed buffers.
@@ -166,7 +185,7 @@ load(const std::string& files, const LoadOptions& options, ModelInfo& info, Engi
   info.max_context = engine.max_context = std::min(engine.max_context, info.kv_tokens);
   auto runner = std::make_unique<ModelRunner>(std::move(model), make_paged_caches(specs, kv), engine.max_rows);
   if (!cpu) {
-    spdlog::info("warming up: on a machine where MLX has not run this model yet, compiling takes some minutes");
+    spdlog::info("warming up: compiling kernels, which can take minutes where MLX has not run this kind of model yet");
     warm_up(*runner, engine);
   }
   info.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -1,10 +1,12 @@
 #include "library/text_files.h"
 
 #include "base/json.h"
+#include "models/gguf_text.h"
 #include "text/gguf_tokenizer.h"
 
 #include <algorithm>
 #include <array>
+#include <filesystem>
 
 namespace parallm {
 
@@ -74,8 +76,8 @@ TextFiles of_gguf(const GgufTokenizer& gguf) {
 
 } // namespace
 
-TextFiles text_files(const std::string& path, const Checkpoint& checkpoint) {
-  return checkpoint.gguf ? of_gguf(*checkpoint.gguf) : read_text_folder(path);
+TextFiles text_files(const std::string& path) {
+  return std::filesystem::is_directory(path) ? read_text_folder(path) : of_gguf(read_gguf_tokenizer(path));
 }
 
 } // namespace parallm

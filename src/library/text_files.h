@@ -1,8 +1,7 @@
 // What a checkpoint says about text: its tokenizer, chat templates and special
-// tokens, wherever the format keeps them.
+// tokens, wherever the format keeps them. Any thread.
 #pragma once
 
-#include "models/checkpoint.h"
 #include "text/text_folder.h"
 
 #include <string>
@@ -11,6 +10,6 @@ namespace parallm {
 
 /** Of a folder: what text/text_folder.h reads; of a GGUF file: its metadata.
  * Errors: invalid, naming the file. */
-TextFiles text_files(const std::string& path, const Checkpoint& checkpoint);
+TextFiles text_files(const std::string& path);
 
 } // namespace parallm

@@ -21,14 +21,13 @@ Projections::Projections(
 
 Heads Projections::operator()(const mx::array& x) const {
   int count = x.shape(0);
-  return {
-      mx::reshape(q_proj(x), {count, heads_, head_dim_}),
-      mx::reshape(k_proj(x), {count, kv_heads_, head_dim_}),
-      mx::reshape(v_proj(x), {count, kv_heads_, head_dim_})};
+  mx::Shape queries{count, heads_, head_dim_}, keys{count, kv_heads_, head_dim_};
+  auto all = apply_each({&q_proj, &k_proj, &v_proj}, x, {queries, keys, keys});
+  return {all[0], all[1], all[2]};
 }
 
 mx::array Projections::out(const mx::array& y) const {
-  return o_proj(mx::flatten(y, 1, 2));
+  return o_proj(y);
 }
 
 FusedProjections::FusedProjections(
@@ -51,7 +50,7 @@ Heads FusedProjections::operator()(const mx::array& x) const {
 }
 
 mx::array FusedProjections::out(const mx::array& y) const {
-  return o_proj(mx::flatten(y, 1, 2));
+  return o_proj(y);
 }
 
 Attention scaled_attention(float dims, const Rope* rope, int window) {

@@ -113,22 +113,15 @@ Checkpoint make_checkpoint(
       .dtype = dtype,
       .kv_dtype = options.dtype.value_or(stored),
       .stored_dtype = stored,
-      .generation = {},
-      .gguf = {}};
+      .generation = {}};
 }
 
 Checkpoint open_gguf(const std::string& path, const CheckpointOptions& options) {
   auto file = read_gguf(path);
   auto out = make_checkpoint(
       std::move(file.config), std::move(file.arrays), std::move(file.quantizations), file.dtype, options);
-  for (auto id : {file.tokenizer.eos, file.tokenizer.eot, file.tokenizer.eom}) {
-    if (id >= 0) {
-      out.eos_ids.push_back(id);
-    }
-  }
-  out.eos_ids = sorted(std::move(out.eos_ids));
-  out.bos_id = file.tokenizer.bos;
-  out.gguf = std::move(file.tokenizer);
+  out.eos_ids = sorted(std::move(file.eos_ids));
+  out.bos_id = file.bos_id;
   return out;
 }
 

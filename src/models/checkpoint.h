@@ -42,7 +42,6 @@ struct Checkpoint {
   mx::Dtype kv_dtype;
   mx::Dtype stored_dtype; // of the checkpoint's own floats
   GenerationDefaults generation;
-  std::optional<GgufTokenizer> gguf; // a .gguf file brings its own tokenizer
 };
 
 /** Errors: invalid or not_found, with the file's name. */

@@ -99,16 +99,27 @@ class Converter {
     parameters += codes.size() * 32 / kind.bits;
   }
 
+  mx::array widen(const std::string& layer, const Quantization& kind, const mx::array& codes) const {
+    const auto biases = part(layer, ".biases");
+    const auto type = dtype_.value_or(biases ? biases->dtype() : mx::bfloat16);
+    return dequantize(codes, *part(layer, ".scales"), biases, kind, type);
+  }
+
+  /** The factors are float32, and only the weight is rounded. */
+  mx::array widen_small_groups(const std::string& layer, const Quantization& kind, const mx::array& codes) {
+    ++widened;
+    const auto& scales = arrays_.at(layer + ".scales");
+    const auto& biases = arrays_.at(layer + ".biases");
+    return mx::astype(dequantize(codes, scales, biases, kind, mx::float32), dtype_.value_or(stored_));
+  }
+
   void add_layer(const std::string& layer, std::optional<Quantization> kind) {
     auto weight = *part(layer, ".weight");
     if (kind && !how_.dequantize && in_mlx(*kind)) {
       return add_codes(layer, *kind, weight, *part(layer, ".scales"), part(layer, ".biases"));
     }
     if (kind) {
-      widened += in_mlx(*kind) ? 0 : 1;
-      const auto biases = part(layer, ".biases");
-      const auto type = dtype_.value_or(in_mlx(*kind) ? (biases ? biases->dtype() : mx::bfloat16) : stored_);
-      weight = dequantize(weight, *part(layer, ".scales"), biases, *kind, type);
+      weight = in_mlx(*kind) ? widen(layer, *kind, weight) : widen_small_groups(layer, *kind, weight);
     }
     if (const auto wanted = rules_ ? (*rules_)(layer, weight.shape(-1)) : std::nullopt) {
       const auto codes = mx::quantize(weight, wanted->group_size, wanted->bits, wanted->mode);
@@ -152,8 +163,26 @@ boost::json::object json_of(
   return out;
 }
 
-/** A GGUF file has Llama 3's scaling as a factor for each frequency, which only our own config names. Where the factors
- * are those of "llama3" with Meta's settings, that is what is written. */
+bool are_llama3(
+    const std::vector<double>& factors,
+    double factor,
+    double base,
+    double low,
+    double high,
+    double length) {
+  for (size_t i = 0; i < factors.size(); ++i) {
+    const double wave = 2 * M_PI * std::pow(base, double(i) / factors.size());
+    const double keep = std::clamp((length / wave - low) / (high - low), 0.0, 1.0);
+    if (std::abs(factors[i] * ((1 - keep) / factor + keep) - 1) > 1e-4) {
+      return false;
+    }
+  }
+  return true;
+}
+
+/** A GGUF file has a factor for each frequency, which only our own config names. Where they are those of "llama3" with
+ * Meta's settings, that is what is written, else "longrope", which has such factors too: from an original length that
+ * is the model's, they alone count. */
 void name_scaling(boost::json::object& json) {
   const Config config{json};
   if (!config.has("rope_scaling") || config.object("rope_scaling").text("rope_type", "") != "frequency_factors") {
@@ -162,20 +191,21 @@ void name_scaling(boost::json::object& json) {
   const auto factors = config.object("rope_scaling").numbers("factors");
   const double low = 1, high = 4, original = 8192;
   const double factor = factors.empty() ? 1 : *std::max_element(factors.begin(), factors.end());
-  const double base = config.number("rope_theta", 10000);
-  for (size_t i = 0; i < factors.size(); ++i) {
-    const double wave = 2 * M_PI * std::pow(base, double(i) / factors.size());
-    const double keep = std::clamp((original / wave - low) / (high - low), 0.0, 1.0);
-    if (std::abs(factors[i] * ((1 - keep) / factor + keep) - 1) > 1e-4) {
-      return;
-    }
+  if (are_llama3(factors, factor, config.number("rope_theta", 10000), low, high, original)) {
+    json["rope_scaling"] = {
+        {"rope_type", "llama3"},
+        {"factor", factor},
+        {"low_freq_factor", low},
+        {"high_freq_factor", high},
+        {"original_max_position_embeddings", static_cast<int>(original)}};
+    return;
   }
+  const boost::json::array list(factors.begin(), factors.end());
   json["rope_scaling"] = {
-      {"rope_type", "llama3"},
-      {"factor", factor},
-      {"low_freq_factor", low},
-      {"high_freq_factor", high},
-      {"original_max_position_embeddings", static_cast<int>(original)}};
+      {"rope_type", "longrope"},
+      {"long_factor", list},
+      {"short_factor", list},
+      {"original_max_position_embeddings", config.count("max_position_embeddings")}};
 }
 
 /** JSON has no infinity: written as transformers 5 does. */
@@ -254,10 +284,8 @@ constexpr struct {
   const char* theirs;
 } other_names[] = {
     {"llama4_text", "lm_head.", "output."},
-    {"deepseek_v2", "self_attn.embed_q", nullptr}, // kv_b_proj
-    {"kimi_vl", "self_attn.embed_q", nullptr},
-    {"qwen3_next", "linear_attn.in_proj_", nullptr}, // in_proj_qkvz, in_proj_ba
-    {"stablelm", "self_attn.q_layernorm", nullptr}, // one norm a head
+    {"bailing_hybrid", "attention.f_proj", nullptr}, // bailing_moe_v3, which has rules of its own
+    {"dbrx", "ffn.experts", nullptr}, // an expert's own layers
 };
 
 std::string written_name(const Config& config, std::string name) {
@@ -276,8 +304,9 @@ std::string written_name(const Config& config, std::string name) {
     }
   }
   // In multimodal wrappers the text part's layers lie under language_model; make_model takes that away.
-  const bool wrapped = config.has("text_config") || type == "qwen2_vl" || type == "qwen2_5_vl";
-  return wrapped ? "language_model." + name : name;
+  const bool wrapped =
+      type != "muse_glimmer" && (config.has("text_config") || type == "qwen2_vl" || type == "qwen2_5_vl");
+  return wrapped && !name.starts_with("model.language_model.") ? "language_model." + name : name;
 }
 
 void rename(Recording& taken, const Config& config) {
@@ -338,7 +367,7 @@ void write_model(
     for (const auto& tensor : shards[i]) {
       files[tensor.name] = file;
     }
-    write_safetensors(folder + "/" + file, std::move(shards[i]), written);
+    write_safetensors(fmt::format("{}/{}", folder, file), std::move(shards[i]), written);
   }
   boost::json::object index;
   index["metadata"] = {{"total_size", model.bytes}, {"total_parameters", model.parameters}};

@@ -93,8 +93,8 @@ class PreNormBlock {
       : first_(std::move(first)), attend_(std::move(attend)), second_(std::move(second)), feed_(std::move(feed)) {}
 
   mx::array operator()(const mx::array& x, Cache& cache) const {
-    auto h = x + attend_(first_(x), cache);
-    return h + feed_(second_(h));
+    auto h = add_residual(x, attend_(first_(x), cache));
+    return add_residual(h, feed_(second_(h)));
   }
 
  private:

@@ -1,11 +1,14 @@
 // DeepSeek-V3 and R1 (arXiv 2412.19437), V2 (arXiv 2405.04434): latent attention
 // and DeepSeekMoE; Kimi K2 (arXiv 2507.20534) and Moonlight, which are V3; the
-// language models of Kimi-VL (arXiv 2504.07491) and K2.5; GLM-4.7-Flash.
+// language models of Kimi-VL (arXiv 2504.07491) and K2.5; GLM-4.7-Flash; Youtu-LLM
+// (arXiv 2512.24618), which has no experts.
 #include "base/error.h"
 #include "models/latent_attention.h"
 #include "models/pre_norm.h"
 #include "models/rope_scaling.h"
 #include "models/shared_experts.h"
+
+#include <cmath>
 
 namespace parallm {
 
@@ -43,6 +46,9 @@ std::unique_ptr<Model> make_latent_decoder(
   auto* rope = model->keep(make_rope(config, attention.qk_rope_head_dim, {.traditional = true}));
   for (int i = 0; i < layers; ++i) {
     auto name = layer_name(i);
+    if (!quantized_again) { // V2's model there has the one matrix
+      record_kv_b(weights, name + ".self_attn", attention);
+    }
     split_kv_b(weights, name + ".self_attn", attention, quantized_again);
     LatentAttention attend(weights, name + ".self_attn", attention, rope);
     auto mlp = name + ".mlp";
@@ -79,6 +85,17 @@ std::unique_ptr<Model> make_glm4_moe_lite(const Config& given, Weights& weights)
   return make_latent_decoder(config, weights, attention, true, [&](const std::string& name) {
     return deepseek_v3_moe(config, weights, name);
   });
+}
+
+std::unique_ptr<Model> make_youtu_llm(const Config& given, Weights& weights) {
+  auto config =
+      with_defaults(given, {{"tie_word_embeddings", true}, {"rope_theta", 1.6e6}, {"num_nextn_predict_layers", 0}});
+  require_off(config, "mlp_bias");
+  LatentArgs attention(config);
+  attention.norm_eps = config.number("rms_norm_eps", 1e-6);
+  attention.scale =
+      1 / std::sqrt(float(attention.qk_nope_head_dim + attention.qk_rope_head_dim)); // mlx-lm leaves YaRN out of it
+  return make_latent_decoder(config, weights, attention, false, {});
 }
 
 std::unique_ptr<Model> make_kimi_vl(const Config& config, Weights& weights) {

@@ -20,13 +20,12 @@ DeltaNetShape checked(const DeltaNetShape& shape) {
   return shape;
 }
 
-/** x / |x| * scale over the last axis; eps is added to |x|². */
+} // namespace
+
 mx::array unit_length(const mx::array& x, float scale) {
   float root = std::sqrt(float(x.shape(-1)));
   return rms_norm(x, 1e-6f / float(x.shape(-1))) * mx::array(scale / root, x.dtype());
 }
-
-} // namespace
 
 GatedDeltaNet::GatedDeltaNet(const DeltaNetShape& shape, Weights& weights, const std::string& name)
     : shape_(checked(shape)),

@@ -29,6 +29,9 @@ struct DeltaNetShape {
   }
 };
 
+/** x / |x| * scale over the last axis; eps is added to |x|². */
+mx::array unit_length(const mx::array& x, float scale);
+
 class GatedDeltaNet {
  public:
   GatedDeltaNet(const DeltaNetShape& shape, Weights& weights, const std::string& name);

@@ -12,39 +12,6 @@ namespace parallm {
 
 namespace {
 
-GgufTokenizer tokenizer_of(const GgufMetadata& metadata) {
-  GgufTokenizer out;
-  auto key = [](const char* name) { return std::string("tokenizer.ggml.") + name; };
-  auto flag = [&](const char* name) {
-    return metadata.has(key(name)) ? std::optional(metadata.boolean(key(name), false)) : std::nullopt;
-  };
-  out.model = metadata.text(key("model"));
-  out.pre = metadata.text(key("pre"), "default");
-  out.tokens = metadata.texts(key("tokens"));
-  auto types = metadata.integers(key("token_type"));
-  out.types.assign(types.begin(), types.end());
-  auto scores = metadata.numbers(key("scores"));
-  out.scores.assign(scores.begin(), scores.end());
-  out.merges = metadata.texts(key("merges"));
-  out.bos = metadata.integer(key("bos_token_id"), -1);
-  out.eos = metadata.integer(key("eos_token_id"), -1);
-  out.eot = metadata.integer(key("eot_token_id"), -1);
-  out.eom = metadata.integer(key("eom_token_id"), -1);
-  out.unk = metadata.integer(key("unknown_token_id"), -1);
-  out.add_bos = flag("add_bos_token");
-  out.add_eos = flag("add_eos_token");
-  out.add_space_prefix = flag("add_space_prefix");
-  out.remove_extra_whitespaces = flag("remove_extra_whitespaces");
-  out.chat_template = metadata.text("tokenizer.chat_template", "");
-  const std::string named = "tokenizer.chat_template.";
-  for (auto& [name, value] : metadata.all()) {
-    if (name.starts_with(named)) {
-      out.named_templates[name.substr(named.size())] = metadata.text(name);
-    }
-  }
-  return out;
-}
-
 /** Tensors that config_of has turned into fields. */
 const std::set<std::string> in_config = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"};
 
@@ -207,7 +174,15 @@ GgufFile read_gguf(const std::string& path) {
   auto& architecture = find_gguf_architecture(contents.metadata);
   GgufFile file;
   file.config = {gguf_config(architecture, contents), "gguf"};
-  file.tokenizer = tokenizer_of(contents.metadata);
+  const auto token = [&](const char* name) {
+    return contents.metadata.integer(fmt::format("tokenizer.ggml.{}_token_id", name), -1);
+  };
+  file.bos_id = token("bos");
+  for (auto* name : {"eos", "eot", "eom"}) {
+    if (auto id = token(name); id >= 0) {
+      file.eos_ids.push_back(id);
+    }
+  }
   file.dtype = best_dtype(architecture, contents);
   Loader loader(architecture, contents, file);
   for (auto& tensor : contents.tensors) {

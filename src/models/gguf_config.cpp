@@ -110,6 +110,15 @@ json::object rope_scaling(const GgufContents& contents) {
   return out;
 }
 
+/** Some of mlx-lm's models want it said. */
+void set_head_dim(json::object& config) {
+  const auto* heads = config.if_contains("num_attention_heads");
+  const auto width = config.at("hidden_size").to_number<int64_t>();
+  if (!config.contains("head_dim") && heads && heads->is_int64() && heads->get_int64() > 0) {
+    config["head_dim"] = width / heads->get_int64();
+  }
+}
+
 /** How much of a head is rotated, where that is not all of it. */
 void set_rotated_part(const GgufMetadata& metadata, json::object& config) {
   auto key = gguf_key(metadata, "rope.dimension_count");
@@ -167,6 +176,7 @@ json::object gguf_config(const GgufArchitecture& architecture, const GgufContent
   config["tie_word_embeddings"] = find_gguf_tensor(contents, "output.weight") == nullptr;
   copy_fields(shared_fields, metadata, config);
   copy_fields(architecture.fields, metadata, config);
+  set_head_dim(config);
   auto* window = config.if_contains("sliding_window");
   if (window && window->is_int64() && window->get_int64() == 0) {
     config.erase("sliding_window"); // phi3's "none"

@@ -56,7 +56,7 @@ LatentAttention::LatentAttention(Weights& weights, const std::string& name, cons
       unembed_out(weights, name + ".unembed_out", args.num_attention_heads, args.v_head_dim, args.kv_lora_rank),
       o_proj(
           weights,
-          name + ".o_proj",
+          name + "." + args.output,
           args.hidden_size,
           args.num_attention_heads * args.v_head_dim,
           args.attention_bias) {
@@ -76,6 +76,14 @@ mx::array LatentAttention::queries(const mx::array& x) const {
 }
 
 mx::array LatentAttention::operator()(const mx::array& x, Cache& cache) const {
+  return out(attend(x, cache));
+}
+
+mx::array LatentAttention::out(const mx::array& attended) const {
+  return o_proj(mx::flatten(attended, 1, 2));
+}
+
+mx::array LatentAttention::attend(const mx::array& x, Cache& cache) const {
   int count = x.shape(0);
   int nope = args_.qk_nope_head_dim, rank = args_.kv_lora_rank, rotated = args_.qk_rope_head_dim;
   auto q = mx::reshape(queries(x), {count, args_.num_attention_heads, nope + rotated});
@@ -87,30 +95,27 @@ mx::array LatentAttention::operator()(const mx::array& x, Cache& cache) const {
   auto k = mx::concatenate({part(both, rank, rank + rotated), latent}, 1);
 
   auto y = cache.attend(q, mx::expand_dims(k, 1), mx::expand_dims(latent, 1), how_); // [T,H,rank]
-  return o_proj(mx::flatten(unembed_out(y), 1, 2));
+  return unembed_out(y);
 }
 
 void split_kv_b(Weights& weights, const std::string& name, const LatentArgs& args, bool quantized_again) {
   auto from = name + ".kv_b_proj";
+  auto how = weights.stored_quantization(from, args.kv_lora_rank);
   auto w = weights.pull(from + ".weight");
   if (!w) {
     return;
   }
-  auto scales = weights.pull(from + ".scales");
-  auto biases = weights.pull(from + ".biases");
-  std::optional<Quantization> how;
-  if (scales) {
-    how = infer_quantization(w->shape(-1), scales->shape(-1), args.kv_lora_rank, scales->dtype() == mx::uint8);
-    if (!how) {
+  // mx::quantize doesn't make a GGUF file's groups of 16.
+  const bool pack = how && quantized_again && (how->mode != "affine" || how->group_size >= 32);
+  if (how) {
+    auto scales = *weights.pull(from + ".scales");
+    auto biases = weights.pull(from + ".biases");
+    if (w->shape(-1) * 32 != args.kv_lora_rank * how->bits || scales.shape(-1) * how->group_size != args.kv_lora_rank) {
       fail(Kind::invalid, "[latent_attention] {}: can't tell how it is quantized", from);
     }
     // What stays dense keeps all that the codes say; what is packed again goes mlx-lm's way, in the scales' type.
-    auto wide = quantized_again ? std::nullopt : std::optional(mx::float32);
-    if (wide && biases) {
-      scales = mx::astype(*scales, *wide);
-      biases = mx::astype(*biases, *wide);
-    }
-    w = mx::dequantize(*w, *scales, biases, how->group_size, how->bits, how->mode, {}, wide);
+    auto type = !pack ? mx::float32 : biases ? scales.dtype() : mx::bfloat16;
+    w = dequantize(*w, scales, biases, *how, type);
   }
   int heads = args.num_attention_heads, width = args.qk_nope_head_dim + args.v_head_dim;
   if (w->shape() != mx::Shape{heads * width, args.kv_lora_rank}) {
@@ -119,19 +124,18 @@ void split_kv_b(Weights& weights, const std::string& name, const LatentArgs& arg
   auto parts = mx::split(mx::reshape(*w, {heads, width, args.kv_lora_rank}), mx::Shape{args.qk_nope_head_dim}, 1);
   const auto put = [&](const std::string& to, mx::array matrix) {
     matrix = mx::contiguous(matrix);
-    if (!how || !quantized_again) {
+    if (pack) {
+      weights.put_quantized(to, matrix, *how);
+    } else {
       weights.put(to + ".weight", matrix);
-      return;
-    }
-    auto packed = mx::quantize(matrix, how->group_size, how->bits, how->mode);
-    weights.put(to + ".weight", packed[0]);
-    weights.put(to + ".scales", packed[1]);
-    if (packed.size() > 2) {
-      weights.put(to + ".biases", packed[2]);
     }
   };
   put(name + ".embed_q", mx::swapaxes(parts[0], 1, 2));
   put(name + ".unembed_out", parts[1]);
+}
+
+void record_kv_b(Weights& weights, const std::string& name, const LatentArgs& args) {
+  weights.record_whole(name + ".kv_b_proj", args.kv_lora_rank, {name + ".embed_q", name + ".unembed_out"});
 }
 
 } // namespace parallm

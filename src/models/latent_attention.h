@@ -28,6 +28,7 @@ struct LatentArgs {
   float scale; // of q.k, YaRN's part in it
   float q_scale = 1; // on queries
   float kv_scale = 1; // on latents
+  std::string output = "o_proj"; // what the output layer is called
 
   CacheSpec cache() const {
     return {1, qk_rope_head_dim + kv_lora_rank, kv_lora_rank};
@@ -40,6 +41,9 @@ class LatentAttention {
 
   /** x [T,D] -> [T,D]. */
   mx::array operator()(const mx::array& x, Cache& cache) const;
+  /** Before the output layer: [T,H,v_head_dim]. */
+  mx::array attend(const mx::array& x, Cache& cache) const;
+  mx::array out(const mx::array& attended) const;
 
  private:
   mx::array queries(const mx::array& x) const; // [T, H*(nope+rope)]
@@ -62,5 +66,9 @@ class LatentAttention {
  * (as mlx-lm does where it splits it), else it stays dense, which is as exact as
  * it was. */
 void split_kv_b(Weights& weights, const std::string& name, const LatentArgs& args, bool quantized_again);
+
+/** Before `split_kv_b`, where mlx-lm's model has kv_b_proj itself: a recording
+ * keeps it. */
+void record_kv_b(Weights& weights, const std::string& name, const LatentArgs& args);
 
 } // namespace parallm

@@ -6,6 +6,7 @@
 #include "models/head.h"
 #include "models/model.h"
 #include "models/rope_scaling.h"
+#include "models/text_part.h"
 #include "nn/embedding.h"
 #include "nn/linear.h"
 #include "nn/mlp.h"
@@ -336,6 +337,16 @@ std::unique_ptr<Model> make_lfm2(const Config& config, Weights& weights) {
     completed.json.emplace("tie_word_embeddings", config.boolean("tie_embedding", true));
   }
   return std::make_unique<Lfm2>(args, completed, weights);
+}
+
+/** The text part of a model that also sees. */
+std::unique_ptr<Model> make_lfm2_vl(const Config& config, Weights& weights) {
+  return make_lfm2(
+      text_part(
+          config,
+          weights,
+          {"vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."}),
+      weights);
 }
 
 } // namespace parallm

@@ -1,5 +1,7 @@
 // Llama (arXiv 2302.13971, 2307.09288, 2407.21783) and models of its shape:
-// Mistral (arXiv 2310.06825), SmolLM, SmolLM3, IQuest-Coder, XVERSE.
+// Mistral (arXiv 2310.06825), SmolLM, SmolLM3, IQuest-Coder, XVERSE; with other
+// biases or pairs of RoPE ERNIE 4.5, Helium, InternLM 3, MiMo (arXiv 2505.07608)
+// and Seed-OSS.
 #include "base/error.h"
 #include "models/attention.h"
 #include "models/rope_scaling.h"
@@ -41,6 +43,7 @@ std::unique_ptr<Model> make_llama(const Config& config, Weights& weights) {
   Sizes sizes(config);
   float eps = config.number("rms_norm_eps", 1e-6);
   bool attention_bias = config.boolean("attention_bias", false);
+  bool attention_out_bias = config.boolean("attention_out_bias", attention_bias);
   bool mlp_bias = config.boolean("mlp_bias", false);
   auto act = activation(config.text("hidden_act", "silu"));
   auto windows = llama_windows(config, sizes.num_hidden_layers);
@@ -53,7 +56,7 @@ std::unique_ptr<Model> make_llama(const Config& config, Weights& weights) {
         PreNormBlock(
             RMSNorm(weights, name + ".input_layernorm", sizes.hidden_size, eps),
             SelfAttention(
-                Projections(weights, name + ".self_attn", sizes, attention_bias, attention_bias),
+                Projections(weights, name + ".self_attn", sizes, attention_bias, attention_out_bias),
                 scaled_attention(sizes.head_dim, rotating[i] ? rope : nullptr, windows[i])),
             RMSNorm(weights, name + ".post_attention_layernorm", sizes.hidden_size, eps),
             GatedMLP(weights, name + ".mlp", sizes.hidden_size, sizes.intermediate_size, act, mlp_bias)),
@@ -62,6 +65,29 @@ std::unique_ptr<Model> make_llama(const Config& config, Weights& weights) {
   model->norm = RMSNorm(weights, "model.norm", sizes.hidden_size, eps);
   model->head = untied_head(config, weights, sizes.vocab_size, sizes.hidden_size);
   return model;
+}
+
+std::unique_ptr<Model> make_ernie4_5(const Config& given, Weights& weights) {
+  auto config = with_names(given, {{"attention_bias", "use_bias"}, {"mlp_bias", "use_bias"}});
+  return make_llama(with_defaults(config, {{"rope_traditional", true}, {"rope_theta", 500000}}), weights);
+}
+
+std::unique_ptr<Model> make_helium(const Config& config, Weights& weights) {
+  return make_llama(
+      with_defaults(config, {{"rope_traditional", true}, {"attention_out_bias", false}, {"rope_theta", 100000}}),
+      weights);
+}
+
+std::unique_ptr<Model> make_internlm3(const Config& config, Weights& weights) {
+  auto named =
+      with_names(config, {{"attention_bias", "qkv_bias"}, {"attention_out_bias", "bias"}, {"mlp_bias", "bias"}});
+  return make_llama(named, weights);
+}
+
+std::unique_ptr<Model> make_mimo(const Config& config, Weights& weights) {
+  require_off(config, "use_sliding_window");
+  weights.ignore("model.mtp_layers."); // they draft several tokens
+  return make_llama(with_defaults(config, {{"attention_bias", true}, {"attention_out_bias", false}}), weights);
 }
 
 } // namespace parallm

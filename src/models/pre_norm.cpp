@@ -49,8 +49,8 @@ Decoder::Block pre_norm_block(
     return residual_scale == 1 ? x : scaled(x, residual_scale);
   };
   return [=](const mx::array& x, Cache& cache) {
-    auto h = x + added(attend(before(x), cache));
-    return h + added(feed_forward(between(h)));
+    auto h = add_residual(x, added(attend(before(x), cache)));
+    return add_residual(h, added(feed_forward(between(h))));
   };
 }
 

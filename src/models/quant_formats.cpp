@@ -251,8 +251,8 @@ Quantizations read_quantizations(const Config& config, Arrays& arrays) {
   if (config.has("quantization")) {
     return mlx_quantizations(config.object("quantization"));
   }
-  if (!config.has("quantization_config")) {
-    return {};
+  if (!config.has("quantization_config")) { // repositories of several parts say it of their text model
+    return config.has("text_config") ? read_quantizations(config.object("text_config"), arrays) : Quantizations{};
   }
   auto options = config.object("quantization_config");
   if (!options.has("quant_method")) {

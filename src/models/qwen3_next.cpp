@@ -290,6 +290,8 @@ void split_projections(const DeltaNetShape& shape, Weights& weights, const std::
     }
     return parts;
   };
+  weights.record_whole(name + ".in_proj_qkvz", shape.hidden, {name + ".in_proj_qkv", name + ".in_proj_z"});
+  weights.record_whole(name + ".in_proj_ba", shape.hidden, {name + ".in_proj_b", name + ".in_proj_a"});
   for (std::string part : {".weight", ".scales", ".biases"}) {
     auto qkvz = parts_of(name + ".in_proj_qkvz" + part, {shape.key_dim, 2 * shape.key_dim, 2 * shape.key_dim + values});
     if (!qkvz.empty()) {

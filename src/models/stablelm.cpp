@@ -29,8 +29,11 @@ struct StableLMArgs : Sizes {
 class HeadNorms {
  public:
   HeadNorms(Weights& weights, const std::string& name, int heads, int head_dim, float eps) : eps_(eps) {
-    weights.stack(name + ".norms.{}", heads, name);
-    weight_ = weights.take(name + ".weight", {heads, head_dim}, weights.dtype());
+    std::vector<mx::array> norms;
+    for (int i = 0; i < heads; ++i) {
+      norms.push_back(weights.take(fmt::format("{}.norms.{}.weight", name, i), {head_dim}, weights.dtype()));
+    }
+    weight_ = mx::stack(norms);
   }
 
   mx::array operator()(const mx::array& x) const {

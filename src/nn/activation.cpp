@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
 #include "nn/device.h"
 
 #include <algorithm>
@@ -39,7 +40,13 @@ constexpr struct {
 } // namespace
 
 mx::array swiglu(const mx::array& gate, const mx::array& up) {
-  return on_cpu() ? cpu::swiglu(gate, up) : mx::multiply(mx::multiply(gate, mx::sigmoid(gate)), up);
+  if (on_cpu()) {
+    return cpu::swiglu(gate, up);
+  }
+  if (cuda_kernels() && gate.ndim() == 2 && gate.dtype() == up.dtype()) {
+    return cuda::swiglu(gate, up);
+  }
+  return mx::multiply(mx::multiply(gate, mx::sigmoid(gate)), up);
 }
 
 mx::array silu(const mx::array& x) {

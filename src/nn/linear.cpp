@@ -2,7 +2,10 @@
 
 #include "base/error.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
 #include "nn/device.h"
+
+#include <algorithm>
 
 namespace parallm {
 
@@ -43,12 +46,32 @@ mx::array dequantize_small_groups(
   return mx::reshape(groups * mx::expand_dims(scales, -1) + mx::expand_dims(biases, -1), whole);
 }
 
-/** MLX's gather_mm, which on a CPU (in tests) takes float32 only. */
+cpu::Operand operand(const Matrix& matrix, const std::optional<mx::array>& bias) {
+  cpu::Operand out{.w = matrix.weight, .scales = matrix.scales, .biases = matrix.biases, .bias = bias};
+  if (auto& how = matrix.quantization) {
+    out.group_size = how->group_size;
+    out.bits = how->bits;
+    out.mode = how->mode;
+  }
+  return out;
+}
+
+/** MLX's gather_mm, which on a CPU (in tests) takes float32 only, and on CUDA (0.32.4) gives wrong sums where it is
+ * told that `which` rises. */
 mx::array gather_matmul(const mx::array& rows, const mx::array& weight, const mx::array& which) {
   bool widen = mx::default_device() == mx::Device::cpu;
   auto x = widen ? mx::astype(rows, mx::float32) : rows;
   auto w = widen ? mx::astype(weight, mx::float32) : weight;
-  return mx::astype(mx::gather_mm(x, mx::swapaxes(w, 1, 2), {}, which, true), rows.dtype());
+  return mx::astype(mx::gather_mm(x, mx::swapaxes(w, 1, 2), {}, which, !on_cuda()), rows.dtype());
+}
+
+/** MLX's quantized_matmul is right and fast for this on CUDA. In 0.32.4 it is wrong where a row is one group, has no
+ * kernel for some short rows, and is slower than a dense matmul for float32, for odd shapes (which it also compiles for
+ * most of a minute) and for many rows of x. */
+bool mlx_multiplies_on_cuda(const mx::array& x, const mx::array& weight, const Quantization& how) {
+  int rows = x.shape(0), inputs = x.shape(1);
+  bool tiled = weight.shape(0) % 128 == 0 && inputs % std::max(64, how.group_size) == 0 && how.bits % 4 == 0;
+  return x.dtype() != mx::float32 && inputs > how.group_size && (rows < 8 || (tiled && rows < 192));
 }
 
 } // namespace
@@ -89,19 +112,32 @@ Matrix::Matrix(Weights& weights, const std::string& name, int outputs, int input
   }
 }
 
-mx::array Matrix::multiply(const mx::array& x, const std::optional<mx::array>& bias) const {
-  if (on_cpu() && !quantization) {
-    return cpu::matmul(x, weight, bias);
-  }
+mx::array Matrix::multiply(const mx::array& rows, const std::optional<mx::array>& bias) const {
   if (on_cpu()) {
-    auto& how = *quantization;
-    return cpu::quantized_matmul(x, weight, *scales, biases, how.group_size, how.bits, bias, how.mode);
+    return cpu::matmul(rows, operand(*this, bias));
   }
-  auto y = quantization
-      ? mx::quantized_matmul(
-            x, weight, *scales, biases, true, quantization->group_size, quantization->bits, quantization->mode)
-      : mx::matmul(x, mx::transpose(weight));
+  auto x = rows.ndim() > 2 ? mx::flatten(rows, 1, -1) : rows;
+  auto y = quantization ? multiply_quantized(x) : mx::matmul(x, mx::transpose(weight));
   return bias ? mx::add(y, *bias) : y;
+}
+
+bool Matrix::has_cuda_kernel(const mx::array& x) const {
+  return cuda_kernels() && quantization && quantization->mode == "affine" && scales->dtype() == x.dtype() &&
+      cuda::multiplies(x.dtype(), quantization->group_size, quantization->bits);
+}
+
+mx::array Matrix::multiply_quantized(const mx::array& x) const {
+  auto& how = *quantization;
+  if (has_cuda_kernel(x)) {
+    if (x.shape(0) <= cuda::most_rows) {
+      return cuda::quantized_matmul(x, weight, *scales, *biases, how.group_size, how.bits);
+    }
+    return mx::matmul(x, mx::transpose(cuda::dequantize(weight, *scales, *biases, how.group_size, how.bits)));
+  }
+  if (on_cuda() && !mlx_multiplies_on_cuda(x, weight, how)) {
+    return mx::matmul(x, mx::transpose(dequantize(weight, *scales, biases, how, x.dtype())));
+  }
+  return mx::quantized_matmul(x, weight, *scales, biases, true, how.group_size, how.bits, how.mode);
 }
 
 mx::array Matrix::multiply_by_group(const mx::array& x, const mx::array& which, const std::optional<mx::array>& bias)
@@ -141,6 +177,45 @@ Linear::Linear(Weights& weights, const std::string& name, int outputs, int input
 
 mx::array Linear::operator()(const mx::array& x) const {
   return matrix_.multiply(x, bias_);
+}
+
+std::vector<mx::array>
+apply_each(const std::vector<const Linear*>& layers, const mx::array& x, const std::vector<mx::Shape>& outs) {
+  if (on_cpu()) {
+    std::vector<cpu::Operand> operands;
+    for (auto* layer : layers) {
+      operands.push_back(operand(layer->matrix_, layer->bias_));
+    }
+    return cpu::matmuls(x, operands, outs);
+  }
+  std::vector<mx::array> results;
+  auto& first = layers[0]->matrix_;
+  bool at_once = x.ndim() == 2 && x.shape(0) <= cuda::most_rows && int(layers.size()) <= cuda::most_matrices &&
+      std::all_of(layers.begin(), layers.end(), [&](auto* layer) {
+                   return layer->matrix_.has_cuda_kernel(x) && layer->matrix_.quantization == first.quantization;
+                 });
+  if (at_once) {
+    std::vector<cuda::Codes> codes;
+    for (auto* layer : layers) {
+      auto& matrix = layer->matrix_;
+      codes.push_back({matrix.weight, *matrix.scales, *matrix.biases});
+    }
+    auto& how = *first.quantization;
+    results = cuda::quantized_matmuls(x, codes, how.group_size, how.bits);
+    for (size_t i = 0; i < layers.size(); ++i) {
+      auto& bias = layers[i]->bias_;
+      results[i] = mx::reshape(bias ? results[i] + *bias : results[i], outs[i]);
+    }
+    return results;
+  }
+  for (size_t i = 0; i < layers.size(); ++i) {
+    results.push_back(mx::reshape((*layers[i])(x), outs[i]));
+  }
+  return results;
+}
+
+mx::array add_residual(const mx::array& x, const mx::array& y) {
+  return on_cpu() ? cpu::add(x, y) : x + y;
 }
 
 } // namespace parallm

@@ -26,11 +26,16 @@ struct Matrix {
   std::optional<mx::array> biases; // affine quantization's
   std::optional<Quantization> quantization;
 
-  /** x [T,inputs] -> [T,outputs]. */
+  /** x [T,inputs], whose inputs may be several axes -> [T,outputs]. */
   mx::array multiply(const mx::array& x, const std::optional<mx::array>& bias) const;
   /** Row t of x [T,inputs] by matrix which[t] (int32, rising) -> [T,outputs];
    * bias [count,outputs]. */
   mx::array multiply_by_group(const mx::array& x, const mx::array& which, const std::optional<mx::array>& bias) const;
+  /** kernels/cuda multiplies x [T,inputs] by this. */
+  bool has_cuda_kernel(const mx::array& x) const;
+
+ private:
+  mx::array multiply_quantized(const mx::array& x) const; // elsewhere than on a CPU
 };
 
 class Linear {
@@ -38,12 +43,22 @@ class Linear {
   /** `bias`: `<name>.bias` must exist; it is used wherever it exists. */
   Linear(Weights& weights, const std::string& name, int outputs, int inputs, bool bias = false);
 
-  /** x [T,inputs] -> [T,outputs]. */
+  /** x [T,inputs], whose inputs may be several axes -> [T,outputs]. */
   mx::array operator()(const mx::array& x) const;
 
  private:
+  friend std::vector<mx::array>
+  apply_each(const std::vector<const Linear*>& layers, const mx::array& x, const std::vector<mx::Shape>& outs);
+
   Matrix matrix_;
   std::optional<mx::array> bias_; // [outputs]
 };
+
+/** Several layers of one x [T,inputs], each result in its shape of `outs`: [T,...]. */
+std::vector<mx::array>
+apply_each(const std::vector<const Linear*>& layers, const mx::array& x, const std::vector<mx::Shape>& outs);
+
+/** x + y, both [T,D]: the sum that goes around a layer. */
+mx::array add_residual(const mx::array& x, const mx::array& y);
 
 } // namespace parallm

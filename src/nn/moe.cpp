@@ -28,8 +28,8 @@ mx::array normalized(const mx::array& weights) {
   return weights / mx::sum(weights, -1, true);
 }
 
-/** scores [T,E] with those outside each token's best groups at 0 (as in mlx-lm
- * and transformers, where a bias may still leave them above others). */
+/** scores [T,E] with those outside each token's best groups at `how.outside`: at 0 in most of mlx-lm and transformers,
+ * where a bias may still leave them above others. */
 mx::array keep_groups(const mx::array& scores, const Selection& how) {
   int count = scores.shape(0), width = scores.shape(1);
   auto grouped = mx::reshape(scores, {count, how.groups, width / how.groups});
@@ -37,7 +37,8 @@ mx::array keep_groups(const mx::array& scores, const Selection& how) {
   auto kept = top_experts(best, how.kept_groups);
   auto ones = mx::ones(kept.shape(), mx::float32);
   auto mask = mx::put_along_axis(mx::zeros(best.shape(), mx::float32), kept, ones, 1);
-  return mx::reshape(grouped * mx::expand_dims(mask, 2), {count, width});
+  auto all = mx::where(mx::greater(mx::expand_dims(mask, 2), mx::array(0.0f)), grouped, mx::array(how.outside));
+  return mx::reshape(all, {count, width});
 }
 
 } // namespace
@@ -180,7 +181,7 @@ void stack_experts(
     int count,
     const ExpertNames& names) {
   for (auto& [theirs, ours] : names) {
-    weights.stack(from + ".{}." + theirs, count, to + "." + ours);
+    weights.stack(fmt::format("{}.{{}}.{}", from, theirs), count, fmt::format("{}.{}", to, ours));
   }
 }
 

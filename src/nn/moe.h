@@ -35,6 +35,7 @@ struct Selection {
   int groups = 1; // of neighbouring experts
   int kept_groups = 1; // whose experts may be chosen
   int group_terms = 2; // a group is as good as the sum of so many of its best
+  float outside = 0; // the scores of the other groups' experts
   bool normalize = true; // the weights sum to 1, before `scale`
   float scale = 1;
 };

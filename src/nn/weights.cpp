@@ -10,6 +10,8 @@ namespace parallm {
 
 namespace {
 
+constexpr const char* layer_parts[] = {".weight", ".scales", ".biases", ".bias"};
+
 /** Old HF Llama checkpoints carry RoPE's table; it follows from config.json
  * (mlx-lm's sanitize drops it too). */
 bool is_rope_table(const std::string& name) {
@@ -52,7 +54,7 @@ std::optional<Quantization> Weights::stored_quantization(const std::string& laye
 
 std::optional<Quantization> Weights::quantization(const std::string& layer, int inputs) {
   auto how = stored_quantization(layer, inputs);
-  if (recording_) {
+  if (records(layer)) {
     recording_->layers.insert_or_assign(layer, how);
   }
   return how;
@@ -71,7 +73,7 @@ mx::array Weights::take(const std::string& name, mx::Shape shape, std::optional<
         fmt::format("{} wants [{}], got [{}]", name, fmt::join(shape, ", "), fmt::join(array.shape(), ", ")));
     return mx::zeros(shape, as.value_or(dtype_));
   }
-  if (recording_) {
+  if (records(name.substr(0, name.rfind('.')))) {
     recording_->tensors.push_back({name, array});
   }
   if (as) {
@@ -87,6 +89,23 @@ void Weights::ignore(std::string prefix) {
 
 void Weights::record(Recording& to) {
   recording_ = &to;
+}
+
+void Weights::record_whole(const std::string& layer, int inputs, const std::vector<std::string>& parts) {
+  if (!recording_ || !has(layer + ".weight")) {
+    return;
+  }
+  recording_->layers.insert_or_assign(layer, stored_quantization(layer, inputs));
+  for (auto* part : layer_parts) {
+    if (auto found = arrays_.find(layer + part); found != arrays_.end()) {
+      recording_->tensors.push_back({found->first, found->second});
+    }
+  }
+  recorded_.insert(parts.begin(), parts.end());
+}
+
+bool Weights::records(const std::string& layer) const {
+  return recording_ && !recorded_.contains(layer);
 }
 
 void Weights::rename(const std::string& from, const std::string& to) {
@@ -108,7 +127,7 @@ void Weights::rename(const std::string& from, const std::string& to) {
 
 void Weights::stack(const std::string& pattern, int count, const std::string& to) {
   const auto layer = [&](int i) { return fmt::format(fmt::runtime(pattern), i); };
-  for (auto* part : {".weight", ".scales", ".biases", ".bias"}) {
+  for (auto* part : layer_parts) {
     if (!has(layer(0) + part)) {
       continue;
     }
@@ -141,6 +160,14 @@ void Weights::put(const std::string& name, mx::array array) {
   if (!arrays_.emplace(name, std::move(array)).second) {
     doubled_.push_back(name);
   }
+}
+
+void Weights::put_quantized(const std::string& layer, const mx::array& weight, const Quantization& how) {
+  auto parts = mx::quantize(weight, how.group_size, how.bits, how.mode);
+  for (size_t i = 0; i < parts.size(); ++i) {
+    put(layer + layer_parts[i], parts[i]);
+  }
+  quantizations_.layers.insert_or_assign(layer, how);
 }
 
 std::vector<std::string> Weights::names_ending(std::string_view suffix) const {

@@ -11,6 +11,7 @@
 
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -39,6 +40,8 @@ class Weights {
    * that config.json doesn't name, the tensors tell; `inputs` is its width. To
    * ask says that the layer can be quantized. */
   std::optional<Quantization> quantization(const std::string& layer, int inputs);
+  /** The same of a layer that is only a form in the file, which is `pull`ed. */
+  std::optional<Quantization> stored_quantization(const std::string& layer, int inputs) const;
   /** Hands out the tensor, once, cast to `as` where given. Where it is missing
    * or has another shape, that is noted for `finish` and the result is a
    * stand-in of the wanted shape. */
@@ -58,11 +61,16 @@ class Weights {
   /** Takes a tensor out, for `put` to give it back in another form. */
   std::optional<mx::array> pull(const std::string& name);
   void put(const std::string& name, mx::array array);
+  /** `<layer>.weight`, quantized as it says. */
+  void put_quantized(const std::string& layer, const mx::array& weight, const Quantization& how);
   /** The names that end so, in order. */
   std::vector<std::string> names_ending(std::string_view suffix) const;
   /** From now on `to` is told what is taken, and `finish` reads nothing into
    * memory. */
   void record(Recording& to);
+  /** Before a layer is split into `parts`: a recording gets it whole, as it lies
+   * here, and none of them. */
+  void record_whole(const std::string& layer, int inputs, const std::vector<std::string>& parts);
   /** Reads everything taken into memory, one tensor at a time, so that no more
    * than one cast's input and output stand side by side. Errors: invalid,
    * listing all that didn't fit. */
@@ -73,13 +81,14 @@ class Weights {
   }
 
  private:
-  std::optional<Quantization> stored_quantization(const std::string& layer, int inputs) const;
+  bool records(const std::string& layer) const;
 
   std::unordered_map<std::string, mx::array> arrays_;
   Quantizations quantizations_;
   mx::Dtype dtype_;
   std::vector<mx::array> taken_;
   Recording* recording_ = nullptr;
+  std::set<std::string> recorded_; // parts of layers that were recorded whole
   std::vector<std::string> ignored_;
   std::vector<std::string> missing_;
   std::vector<std::string> misshaped_;

@@ -5,6 +5,7 @@
 #include "base/json.h"
 #include "text/bpe_files.h"
 #include "text/spm_tokenizer.h"
+#include "text/tiktoken.h"
 
 #include <algorithm>
 #include <array>
@@ -214,13 +215,13 @@ void add_all(const Settings& settings, TokenizerSource& source) {
   std::string found;
   for (const auto& entry : fs::directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();
-    if (name == "tekken.json" || name.ends_with(".tiktoken") || name == "tiktoken.model") {
+    if (name == "tekken.json" || name.ends_with(".tiktoken")) {
       found += ", and " + name + " is not supported";
     }
   }
   fail(
       Kind::invalid,
-      "[load] {} has no tokenizer.json, no tokenizer.model, and no vocab.json with merges.txt{}",
+      "[load] {} has no tokenizer.json, no tokenizer.model, no tiktoken.model, and no vocab.json with merges.txt{}",
       folder.string(),
       found);
 }
@@ -237,6 +238,10 @@ TokenizerSource tokenizer_of(const fs::path& folder, const Settings& settings, j
     }
   } else if (const fs::path path = folder / "tokenizer.model"; fs::exists(path)) {
     out = of_spm(path, settings, special);
+  } else if (const fs::path path = folder / "tiktoken.model"; fs::exists(path)) {
+    const std::string ranks = read_file(path.string());
+    out =
+        tiktoken_tokenizer({.ranks = ranks, .tokenizer_class = settings.tokenizer_class(), .added = settings.added()});
   } else if (fs::exists(folder / "vocab.json") && fs::exists(folder / "merges.txt")) {
     out = bpe_tokenizer(
         {.vocab = read_file((folder / "vocab.json").string()),

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +71,7 @@ def layer_kinds(config, stored):
     for name in stored:
         if name.endswith(".scales"):
             layer = name.removesuffix(".scales")
-            kind = {"mode": "affine", **table.get(layer, usual)}
+            kind = {"mode": "affine", "group_size": 64, **table.get(layer, usual)}
             groups, words = (stored[f"{layer}.{part}"][1][-1] for part in ("scales", "weight"))
             kinds[layer] = kind if kind["group_size"] * kind["bits"] * groups == words * 32 else None
     assert all(layer in kinds for layer, kind in table.items() if isinstance(kind, dict))
@@ -88,6 +89,8 @@ def same(ours, theirs):
     # mlx-lm leaves out what a module holds beside its layers (A_log, sinks, ...).
     assert my_sizes["total_parameters"] >= sizes["total_parameters"]
     config, reference = (json.loads((folder / "config.json").read_text()) for folder in (ours, theirs))
+    if "quantization" not in reference:  # mlx-lm leaves what another tool said of what is dequantized now
+        reference.pop("quantization_config", None)
     kinds, known = layer_kinds(config, mine), layer_kinds(reference, wanted)
     assert None not in kinds.values()
     assert {layer: kind or kinds[layer] for layer, kind in known.items()} == kinds
@@ -114,10 +117,17 @@ CASES = {
     "float mxfp8": ("llama_mxfp8", {"dequantize": True}),
     "float nvfp4": ("llama_nvfp4", {"dequantize": True}),
     "float mxfp4": ("llama_mxfp4", {"dequantize": True}),
+    "float8": ("deepseek_v3_fp8", {}),
+    "quant_method mxfp4": ("gpt_oss_hf", {}),
+    "float gpt-oss": ("gpt_oss_hf", {"dequantize": True}),
+    "whole latents": ("deepseek_v2", {}),
+    "whole 4-bit latents": ("deepseek_v2-4bit", {}),
+    "float latents": ("deepseek_v2-4bit", {"dequantize": True}),
+    "whole 4-bit DeltaNet": ("qwen3_next-4bit", {}),
     "mistral": ("mistral", {"quantize": True, "q_group_size": 32}),
 }
 # Their layers here are not those of mlx-lm's files.
-REFUSED = ("deepseek_v2", "deepseek_v2_lite", "qwen3_next", "qwen3_next_dense", "stablelm_parallel")
+REFUSED = ("bailing_moe_v3", "bailing_moe_v3_hf", "dbrx", "dbrx_hf")
 # Every other architecture converts, under the names and rules that mlx-lm has for it.
 FOLDERS = sorted(path.parent.name for path in GOLDEN.glob("*/config.json") if not path.parent.name.endswith("-4bit"))
 STORED = [name for name in FOLDERS if name not in REFUSED]
@@ -125,6 +135,29 @@ CASES |= {f"all: {name}": (name, {"quantize": True, "q_group_size": 32}) for nam
 CASES |= {f"{b} bits": ("llama", {"quantize": True, "q_group_size": 32, "q_bits": b}) for b in (2, 3, 4, 5, 6, 8)}
 CASES |= {mode: ("llama", {"quantize": True, "q_mode": mode}) for mode in ("mxfp4", "mxfp8", "nvfp4")}
 CASES |= {recipe: ("llama", {"quantize": True, "quant_predicate": recipe, "q_group_size": 32}) for recipe in RECIPES}
+
+
+# GGUF files of tiny models, one an architecture. Four are none that mlx-lm would have: they have fewer layers than one
+# of each kind (cohere2, gemma3), or no output layer (glm4, qwen2moe).
+NAMED = sorted(path.stem for path in (ROOT / "tests" / "golden" / "gguf_names").glob("*.json"))
+NAMED = [name for name in NAMED if name not in ("cohere2", "gemma3", "glm4", "qwen2moe")]
+
+
+def with_merges(source, target):
+    """A tokenizer of that kind must have merges. An entry of 64 bytes keeps all else in its place, 64 bytes further."""
+    data, key, merge = source.read_bytes(), b"tokenizer.ggml.merges", b"aaaaa bbbbb"
+    entry = struct.pack("<Q21sIIQQ11s", len(key), key, 9, 8, 1, len(merge), merge)
+    assert len(entry) == 64
+    target.write_bytes(data[:16] + struct.pack("<Q", int.from_bytes(data[16:24], "little") + 1) + entry + data[24:])
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("named")
+    for name in NAMED:
+        with_merges(ROOT / "tests" / "golden" / "gguf_names" / f"{name}.gguf", folder / f"{name}.gguf")
+        convert(folder / f"{name}.gguf", folder / name, "--dtype", "float32")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +170,23 @@ def smol(tmp_path_factory):
     return folder
 
 
+def gemma3():
+    """A file of many kinds (tools/model.sh gemma3), Q6_K among them, whose groups of 16 MLX doesn't have."""
+    if path := os.environ.get("PARALLM_TEST_GEMMA3"):
+        return path
+    return subprocess.check_output([ROOT / "tools" / "model.sh", "gemma3"], text=True).splitlines()[-1]
+
+
 @pytest.fixture(scope="module")
-def reference(smol, tmp_path_factory):
+def gemma(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gemma")
+    said = convert(gemma3(), folder / "out", "--dtype", "float32").stderr
+    assert "9 layers are quantized in a way that MLX has not: they are floats now" in said
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def reference(smol, gemma, named, tmp_path_factory):
     """mlx-lm's outputs by case, all made in one process; and the logits of folders."""
     folder = tmp_path_factory.mktemp("mlx_lm")
     jobs = []
@@ -151,7 +199,9 @@ def reference(smol, tmp_path_factory):
         jobs.append([str(source), str(folder / name), arguments])
     jobs.append([str(smol / "floats"), str(folder / "smol mixed"), {"quantize": True, "quant_predicate": "mixed_2_6", "q_group_size": 64}])
     work = folder / "jobs.json"
-    work.write_text(json.dumps({"convert": jobs, "logits": [str(smol / "ours"), str(smol / "tool")]}))
+    logits = [str(smol / "ours"), str(smol / "tool"), str(gemma)]
+    names = [[str(named / name), str(ROOT / "tests" / "golden" / "gguf_names" / f"{name}.json")] for name in NAMED]
+    work.write_text(json.dumps({"convert": jobs, "logits": logits, "named": names}))
     done = subprocess.run([PYTHON, Path(__file__).with_name("mlx_lm_convert.py"), work], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, json.loads(done.stdout.splitlines()[-1])
@@ -178,9 +228,38 @@ def test_the_default_model_with_a_recipe_equals_mlx_lm(smol, reference, tmp_path
 
 
 def test_a_gguf_file_opens_in_mlx_lm_with_equal_ids_and_logits(smol, reference):
-    ours, tool = reference[1]
+    ours, tool, _ = reference[1][0]
     assert ours == tool
     assert tensors(smol / "ours")[0] == read(smol / "tool" / "model.safetensors")
+
+
+def test_each_architecture_of_gguf_files_opens_in_mlx_lm_with_equal_logits(reference):
+    assert reference[1][1] == [0] * len(NAMED)
+
+
+def test_groups_of_16_become_floats_with_which_mlx_lm_gives_llama_cpps_logits(gemma, reference):
+    """The ids too: BOS comes from tokenizer.json. And mlx-lm stops where a turn ends, which the file has no field for."""
+    recorded = json.loads((ROOT / "tests" / "golden" / "gemma3_q4_k_m.json").read_text())["prompts"][0]
+    ids, logits = reference[1][0][2]
+    assert recorded["text"] == "The capital of France is"
+    assert ids == recorded["prompt"]
+    for id, value in recorded["best"][0]:
+        assert abs(logits[id] - value) < 0.03
+    assert json.loads((gemma / "config.json").read_text())["eos_token_id"] == [1, 106]
+
+
+def test_groups_of_16_are_quantized_anew_if_asked(tmp_path):
+    said = convert(gemma3(), tmp_path / "out", "-q", "--q-bits", "8").stderr
+    assert "9 layers are quantized in a way that MLX has not: they were quantized anew" in said
+    stored, _ = tensors(tmp_path / "out")
+    assert not [name for name in stored if name.endswith("_proj.weight") and stored[name][0] != "U32"]
+    texts = [
+        subprocess.run(
+            [Path(binary()).with_name("mlx_parallm"), "generate", "--model-path", path, "--kv-cache-memory", "256MB",
+             "--max-tokens", "7", "The capital of France is"], capture_output=True, text=True, timeout=120, check=True).stdout
+        for path in (gemma3(), tmp_path / "out")
+    ]
+    assert texts[0] == texts[1] == " the capital of the country of France\n"
 
 
 def test_what_is_converted_answers(smol, tmp_path):
@@ -198,10 +277,13 @@ def test_files_go_along(reference, tmp_path):
     for name in ("chat_template.jinja", "generation_config.json", "LICENSE", "vocab.txt", "model.safetensors.bak"):
         (source / name).write_text('{"eos_token_id": [7, 5]}' if name == "generation_config.json" else name)
     (source / "hf_quant_config.json").write_text("{}")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "rag.jinja").write_text("rag")
     convert(source, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
-                     "chat_template.jinja", "generation_config.json", "LICENSE", "vocab.txt"}
+                     "chat_template.jinja", "generation_config.json", "LICENSE", "vocab.txt", "additional_chat_templates"}
+    assert (tmp_path / "out" / "additional_chat_templates" / "rag.jinja").read_text() == "rag"
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [5, 7]
 
 

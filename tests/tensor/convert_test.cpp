@@ -4,6 +4,9 @@
 
 #include "base/file.h"
 #include "models/convert.h"
+#include "models/gguf_names.h"
+#include "models/gguf_tensors.h"
+#include "models/gguf_types.h"
 #include "models/quant_recipe.h"
 
 #include <boost/json/parse.hpp>
@@ -86,15 +89,92 @@ TEST_CASE("convert: a GGUF file's frequency factors are llama3 scaling where the
   }
   checkpoint.config.json["rope_theta"] = 500000.0;
   checkpoint.config.json["rope_scaling"] = {{"rope_type", "frequency_factors"}, {"factors", factors}};
-  auto other = checkpoint;
   const auto scaling = convert_model(std::move(checkpoint), {}).config.at("rope_scaling").as_object();
   CHECK(scaling.at("rope_type") == "llama3");
   CHECK(scaling.at("factor") == 32.0);
   CHECK(scaling.at("original_max_position_embeddings") == 8192);
-  factors[7] = 31.0;
-  other.config.json["rope_scaling"] = {{"rope_type", "frequency_factors"}, {"factors", factors}};
-  const auto kept = convert_model(std::move(other), {}).config.at("rope_scaling").as_object();
-  CHECK(kept.at("rope_type") == "frequency_factors");
+}
+
+namespace {
+
+/** A Llama of one layer of zeros, whose output layer is that of a GGUF file's tensor [3,256]. */
+Checkpoint with_head(const GgufTensor& tensor) {
+  const auto head = read_gguf_tensor(tensor, {.groups_of_16 = true});
+  std::unordered_map<std::string, mx::array> arrays{
+      {"lm_head.weight", head.weight},
+      {"lm_head.scales", *head.scales},
+      {"lm_head.biases", *head.biases},
+      {"model.embed_tokens.weight", mx::zeros({3, 256})},
+      {"model.norm.weight", mx::zeros({256})}};
+  const std::string layer = "model.layers.0.";
+  for (auto* name : {"input_layernorm", "post_attention_layernorm"}) {
+    arrays.emplace(layer + name + ".weight", mx::zeros({256}));
+  }
+  for (auto* name : {"q_proj", "k_proj", "v_proj", "o_proj"}) {
+    arrays.emplace(layer + "self_attn." + name + ".weight", mx::zeros({256, 256}));
+  }
+  for (auto* name : {"gate_proj", "up_proj", "down_proj"}) {
+    arrays.emplace(layer + "mlp." + name + ".weight", mx::zeros({256, 256}));
+  }
+  return {
+      .config =
+          Config{
+              {{"model_type", "llama"},
+               {"hidden_size", 256},
+               {"intermediate_size", 256},
+               {"num_hidden_layers", 1},
+               {"num_attention_heads", 1},
+               {"vocab_size", 3},
+               {"tie_word_embeddings", false}}},
+      .weights = Weights(arrays, {{}, {{"lm_head", head.quantization}}}, mx::float32),
+      .eos_ids = {},
+      .dtype = mx::float32,
+      .kv_dtype = mx::float32,
+      .stored_dtype = mx::float16,
+      .generation = {}};
+}
+
+mx::array tensor_of(const ConvertedModel& model, const std::string& name) {
+  auto found = std::find_if(model.tensors.begin(), model.tensors.end(), [&](auto& t) { return t.name == name; });
+  REQUIRE(found != model.tensors.end());
+  return *found->array;
+}
+
+} // namespace
+
+TEST_CASE("convert: GGUF kinds with groups of 16 become floats, ggml's bit for bit in float32, or are quantized anew") {
+  const auto contents = open_gguf_contents("tests/golden/gguf_types/types.gguf");
+  for (std::string kind : {"Q2_K", "Q3_K", "Q6_K"}) {
+    CAPTURE(kind);
+    const auto& tensor = *find_gguf_tensor(contents, kind + ".weight");
+    const auto values = dequantize_gguf(*find_gguf_tensor(contents, kind + ".values"));
+    const auto exact = convert_model(with_head(tensor), {.dtype = mx::float32});
+    CHECK(exact.widened == 1);
+    CHECK(floats(tensor_of(exact, "lm_head.weight")) == floats(values));
+    CHECK(!exact.config.contains("quantization"));
+    const auto half = tensor_of(convert_model(with_head(tensor), {}), "lm_head.weight");
+    CHECK(half.dtype() == mx::float16); // what most of the file is best in
+    CHECK(mx::array_equal(half, mx::astype(values, mx::float16)).item<bool>());
+    const auto codes = convert_model(with_head(tensor), {.dtype = mx::float32, .quantize = Quantization{64, 8}});
+    CHECK(codes.widened == 1);
+    const auto wanted = mx::quantize(values, 64, 8);
+    CHECK(mx::array_equal(tensor_of(codes, "lm_head.weight"), wanted[0]).item<bool>());
+    CHECK(mx::array_equal(tensor_of(codes, "lm_head.scales"), wanted[1]).item<bool>());
+  }
+}
+
+TEST_CASE("convert: other frequency factors are longrope's, as mlx-lm has them") {
+  auto model = convert_model(open_checkpoint((golden_folder / "llama_gguf_factors" / "model.gguf").string()), {});
+  const auto config = read_config("tests/golden/models/llama_gguf_factors.json"); // what mlx-lm's logits are of
+  CHECK(boost::json::value(model.config.at("rope_scaling")) == config.json.at("rope_scaling"));
+  const auto folder = fs::temp_directory_path() / fmt::format("parallm_factors_{}", ::getpid());
+  fs::remove_all(folder);
+  fs::create_directories(folder);
+  write_model(folder.string(), std::move(model));
+  Loaded loaded(folder.string());
+  const auto sequence = references("llama_gguf_factors")[0];
+  CHECK(difference(alone(loaded, sequence, 100), sequence) < 1e-4);
+  fs::remove_all(folder);
 }
 
 } // namespace parallm::test

@@ -5,12 +5,18 @@ namespace parallm::test {
 
 namespace {
 
-constexpr double tolerance = 1e-4; // of the largest logit, float32 activations
+// Of the largest logit, float32 activations.
+constexpr double tolerance = 1e-4;
+constexpr double codes_tolerance = 1.5e-3; // where weights are affine codes: our kernels round x to 16 bits then
 
 std::string path_of(const std::string& name) {
   auto folder = golden_folder / name;
   auto file = folder / "model.gguf";
   return std::filesystem::exists(file) ? file.string() : folder.string();
+}
+
+bool has_codes(const std::string& path) {
+  return !open_checkpoint(path, {}).weights.names_ending(".biases").empty();
 }
 
 void compare(bool mlx_ops) {
@@ -20,51 +26,28 @@ void compare(bool mlx_ops) {
     auto sequences = references(name);
     REQUIRE(sequences.size() == 3);
     Loaded loaded(path_of(name));
+    const double allowed = on_cpu() && has_codes(path_of(name)) ? codes_tolerance : tolerance;
     for (auto& sequence : sequences) {
       CAPTURE(sequence.prompt);
-      CHECK(difference(alone(loaded, sequence, 1000), sequence) < tolerance);
-      CHECK(difference(alone(loaded, sequence, 7), sequence) < tolerance);
-      CHECK(difference(alone(loaded, sequence, 1), sequence) < tolerance);
+      CHECK(difference(alone(loaded, sequence, 1000), sequence) < allowed);
+      CHECK(difference(alone(loaded, sequence, 7), sequence) < allowed);
+      CHECK(difference(alone(loaded, sequence, 1), sequence) < allowed);
     }
     auto mixed = together(loaded, sequences, {9, 100, 3});
     for (size_t i = 0; i < sequences.size(); ++i) {
       CAPTURE(i);
-      CHECK(difference(mixed[i], sequences[i]) < tolerance);
+      CHECK(difference(mixed[i], sequences[i]) < allowed);
     }
   }
 }
 
-/** The greatest drift with 16-bit activations. */
-struct Drift {
-  const char* name;
-  double float16;
-  double bfloat16;
-};
-
-constexpr Drift usual_drift{"", 0.02, 0.1};
-
-// A router's near tie falls the other way in 16 bits: a token goes to another expert, and the logits jump. mlx-lm does
-// the same: in float32, with noise of a bfloat16's rounding on its norms, its logits jump by 1.35 (exaone_moe-4bit),
-// 0.67 (exaone_moe_hf), 0.63 (glm4_moe_lite-4bit), 0.36 (dots1-4bit), 0.3 (llama4_hf), 0.11 (llama4) and 0.09
-// (llama4-4bit) in some of 16 runs, and by 0.05 at most in the rest. deepseek_v2-4bit doesn't jump: mlx-lm's own
-// bfloat16 drifts by 0.099 there.
-constexpr Drift drifts[] = {
-    {"deepseek_v2-4bit", 0.02, 0.15},
-    {"dots1-4bit", 0.02, 0.6},
-    {"exaone_moe-4bit", 1.5, 1.5},
-    {"exaone_moe_hf", 0.02, 0.8},
-    {"gemma2-4bit", 0.02, 0.3}, // no router: its cap squeezes the largest logits, which differences are measured by
-    {"glm4_moe_lite-4bit", 0.02, 0.7},
-    {"llama4", 0.02, 0.15},
-    {"llama4-4bit", 0.1, 0.1},
-    {"llama4_hf", 0.02, 0.15},
-    {"phimoe-4bit", 0.3, 0.6}, // SparseMixer's second choice has a sharp border
-};
-
-double allowed_drift(const std::string& name, mx::Dtype dtype) {
-  auto* found = std::find_if(std::begin(drifts), std::end(drifts), [&](auto& drift) { return drift.name == name; });
-  auto& drift = found == std::end(drifts) ? usual_drift : *found;
-  return dtype == mx::float16 ? drift.float16 : drift.bfloat16;
+/** The greatest drift with 16-bit activations. Our kernels add up in float32, MLX's on a CPU in the activations' type.
+ * No model needs more: those with routers have a salt without near ties (tools/golden.py). */
+double allowed_drift(bool mlx_ops, mx::Dtype dtype) {
+  if (dtype == mx::float16) {
+    return mlx_ops ? 0.025 : 0.015;
+  }
+  return mlx_ops ? 0.15 : 0.09;
 }
 
 } // namespace
@@ -123,7 +106,7 @@ TEST_CASE("golden: 16-bit activations stay near the reference") {
         Loaded loaded(path_of(name), dtype);
         CHECK(loaded.checkpoint.kv_dtype == dtype);
         auto sequence = references(name)[0];
-        CHECK(difference(alone(loaded, sequence, 1000), sequence) < allowed_drift(name, dtype));
+        CHECK(difference(alone(loaded, sequence, 1000), sequence) < allowed_drift(mlx_ops, dtype));
       }
     }
   }

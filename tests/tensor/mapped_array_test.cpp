@@ -30,7 +30,7 @@ TEST_CASE("mapped_array: a tensor is the mapping itself, outlives the file and n
     auto changed = mx::negative(mx::negative(mapped_array(file, 32, {4000}, mx::float32)) + mx::array(1.0f));
     CHECK(floats(changed)[3999] == 4006.0f);
     file.reset();
-    CHECK(!alive.expired());
+    CHECK(alive.expired() == !cpu); // a GPU has a copy
     CHECK(floats(whole)[3999] == numbers[4007]);
   }
   mx::synchronize();

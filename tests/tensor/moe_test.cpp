@@ -123,7 +123,8 @@ TEST_CASE("moe: quantized experts equal a loop over rows of dequantized weights,
         CAPTURE(form.mode);
         CAPTURE(form.bits);
         CAPTURE(form.group);
-        CHECK(worst_error(experts(x, int32s(which, {rows})), x, w, which, bias) < 1e-6);
+        const bool codes = form.mode == "affine" && !mlx_ops; // x is rounded to 16-bit codes
+        CHECK(worst_error(experts(x, int32s(which, {rows})), x, w, which, bias) < (codes ? 1.5e-5 : 1e-6));
       }
     }
   }

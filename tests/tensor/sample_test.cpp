@@ -1,5 +1,6 @@
 // rms_norm and swiglu against MLX's own ops; sample against a sort in float64.
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/recurrent_ops.h"
 
 #include <doctest/doctest.h>
 
@@ -124,6 +125,16 @@ TEST_CASE("rms_norm and swiglu equal MLX's ops, and rows are independent") {
       CHECK(mx::array_equal(cpu::swiglu(row(x), row(up)), row(product)).item<bool>());
     }
   }
+}
+
+TEST_CASE("swiglu and the convolution's silu are 0 far below 0, where exp(-x) has no float") {
+  const std::vector<float> far = {-90, -150, -178, -200, -1000, -60000, 0, 200};
+  const auto x = mx::array(far.data(), {1, 8});
+  const auto expected = mx::maximum(x, mx::array(0.0f));
+  CHECK(worst(cpu::swiglu(x, mx::ones({1, 8})), expected) < 1e-30);
+  const auto [out, state] =
+      cpu::causal_conv(mx::reshape(x, {1, 1, 8}), mx::ones({2, 8}), std::nullopt, true, mx::zeros({1, 1, 8}));
+  CHECK(worst(mx::flatten(out), mx::flatten(expected)) < 1e-30);
 }
 
 TEST_CASE("sample: temperature 0 is the first of the greatest logits") {

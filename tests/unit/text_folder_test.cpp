@@ -171,7 +171,9 @@ TEST_CASE("text_folder: --chat-template is a file, a text or a name") {
 
 TEST_CASE("text_folder: what it can't open it names") {
   Folder folder;
-  CHECK(folder.error().find("has no tokenizer.json, no tokenizer.model, and no vocab.json") != std::string::npos);
+  CHECK(
+      folder.error().find("has no tokenizer.json, no tokenizer.model, no tiktoken.model, and no vocab.json") !=
+      std::string::npos);
   folder.write("tekken.json", "{}");
   CHECK(folder.error().find("tekken.json is not supported") != std::string::npos);
   folder.write("vocab.json", R"({"a": 0})").write("merges.txt", "");
@@ -189,4 +191,20 @@ TEST_CASE("text_folder: what it can't open it names") {
   CHECK(folder.error().find("added_tokens_decoder has an entry without an id") != std::string::npos);
   folder.write("tokenizer_config.json", "[]");
   CHECK(folder.error().find("tokenizer_config.json must hold a JSON object") != std::string::npos);
+}
+
+TEST_CASE("text_folder: a tiktoken.model that is none is an error with its line") {
+  Folder folder;
+  folder.write("tiktoken.model", "IQ== 0\nIg== 2\n");
+  folder.write("tokenizer_config.json", R"({"tokenizer_class": "OddTokenizer"})");
+  CHECK(folder.error().find("tokenizer_class to be TikTokenTokenizer; got \"OddTokenizer\"") != std::string::npos);
+  folder.write("tokenizer_config.json", R"({"tokenizer_class": "TikTokenTokenizer"})");
+  CHECK(folder.error().find("the line's number; got \"Ig== 2\"") != std::string::npos);
+  for (const char* line : {"IQ==", " 0", "I?== 0", "IQ== x", "IQ== 0"}) { // the last: a second 0
+    CAPTURE(std::string(line));
+    folder.write("tiktoken.model", std::string(line) + "\nIQ== 0\n");
+    CHECK(folder.error().find("tiktoken.model: a line is") != std::string::npos);
+  }
+  folder.write("tiktoken.model", "\nIQ== 0\n");
+  CHECK(folder.error() == "none");
 }

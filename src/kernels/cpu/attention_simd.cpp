@@ -11,8 +11,6 @@
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/simd-inl.h"
 
-#include <hwy/contrib/math/math-inl.h>
-
 #include <algorithm>
 #include <limits>
 #include <stdexcept>

@@ -7,7 +7,7 @@
 namespace parallm::cpu {
 namespace {
 
-/** One job over all rows, and how far each group's matrix lies from the last. */
+/** One job over all rows by the first matrix, and how far each next one lies from the last. */
 struct GroupedJob {
   MatmulJob all;
   const int32_t* which; // [M] rising
@@ -22,24 +22,26 @@ struct GroupedJob {
     const auto at = [](const void* base, size_t bytes) {
       return base ? static_cast<const char*>(base) + bytes : nullptr;
     };
+    const Factor& first_factor = all.factors[0];
     for (size_t first = 0, end = 0; first < all.rows; first = end) {
       end = first + 1;
       while (end < all.rows && which[end] == which[first]) {
         end++;
       }
       MatmulJob job = all;
+      Factor& factor = job.factors[0];
       job.rows = end - first;
-      job.out = static_cast<char*>(all.out) + first * out_bytes;
+      factor.out = static_cast<char*>(first_factor.out) + first * out_bytes;
       if (which[first] < 0 || size_t(which[first]) >= groups) {
-        std::memset(job.out, 0xFF, job.rows * out_bytes); // a NaN in every float type
+        std::memset(factor.out, 0xFF, job.rows * out_bytes); // a NaN in every float type
         continue;
       }
       const size_t group = which[first];
       job.x = at(all.x, first * x_bytes);
-      job.w = at(all.w, group * w_bytes);
-      job.scales = at(all.scales, group * scale_bytes);
-      job.biases = at(all.biases, group * scale_bytes);
-      job.bias = at(all.bias, group * bias_bytes);
+      factor.w = at(first_factor.w, group * w_bytes);
+      factor.scales = at(first_factor.scales, group * scale_bytes);
+      factor.biases = at(first_factor.biases, group * scale_bytes);
+      factor.bias = at(first_factor.bias, group * bias_bytes);
       run_matmul(job);
     }
   }
@@ -69,34 +71,28 @@ class GroupedMatmul : public CpuPrimitive {
     job.groups = w.shape(0);
     job.all.rows = x.shape(0);
     job.all.inner = x.shape(1);
-    job.all.columns = w.shape(1);
     job.all.x = x.data<void>();
-    job.all.x_type = element_type(x);
-    job.all.w = w.data<void>();
-    if (how_.bits == 0) {
-      job.all.w_type = element_type(w);
-    }
+    job.all.type = element_type(x);
+    Factor factor{.columns = size_t(w.shape(1)), .how = how_, .w = w.data<void>()};
     job.w_bytes = w.nbytes() / job.groups;
+    factor.type = how_.bits == 0 ? element_type(w) : element_type(in[3]);
     size_t next = 3;
     if (how_.bits > 0) {
-      job.all.mode = how_.mode;
-      job.all.bits = how_.bits;
-      job.all.group = how_.group_size;
       job.scale_bytes = in[next].nbytes() / job.groups;
-      job.all.scales = in[next++].data<void>();
+      factor.scales = in[next++].data<void>();
       if (how_.mode == Mode::affine) {
-        job.all.w_type = element_type(in[3]);
-        job.all.biases = in[next++].data<void>();
+        factor.biases = in[next++].data<void>();
       }
     }
     if (next < in.size()) {
-      job.all.bias = in[next].data<void>();
-      job.all.bias_type = element_type(in[next]);
+      factor.bias = in[next].data<void>();
+      factor.bias_type = element_type(in[next]);
       job.bias_bytes = in[next].nbytes() / job.groups;
     }
     job.x_bytes = x.itemsize() * job.all.inner;
-    job.out_bytes = x.itemsize() * job.all.columns;
-    job.all.out = allocate(outputs[0]);
+    job.out_bytes = x.itemsize() * factor.columns;
+    factor.out = allocate(outputs[0]);
+    job.all.factors.push_back(factor);
     encoder.dispatch([job] { job.run(); });
   }
 

@@ -1,3 +1,4 @@
+#include "kernels/cpu/fusion.h"
 #include "kernels/cpu/node.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/quantized.h"
@@ -5,15 +6,40 @@
 namespace parallm::cpu {
 namespace {
 
-/** Inputs: x, w, then scales where bits > 0 and affine biases, then maybe bias. */
+/** What a node's factor is made of, beside its inputs. */
+struct Form {
+  Quantized how;
+  bool bias;
+
+  bool operator==(const Form&) const = default;
+  size_t inputs() const {
+    return 1 + (how.bits > 0) + (how.bits > 0 && how.mode == Mode::affine) + bias;
+  }
+};
+
+/** Inputs: x, then the norm's weight where there is one, for each factor w, scales where bits > 0, affine biases, a
+ * bias where it has one, and at the end the addend. */
 class Matmul : public CpuPrimitive {
  public:
-  explicit Matmul(Quantized how) : how_(how) {}
+  struct Shape {
+    std::vector<Form> forms;
+    std::optional<float> eps; // of the norm
+    bool gated = false;
+    bool adds = false;
+
+    bool operator==(const Shape&) const = default;
+  };
+
+  explicit Matmul(Shape shape) : shape_(std::move(shape)) {}
 
   DEFINE_NAME(parallm_matmul)
 
+  const Shape& shape() const {
+    return shape_;
+  }
+
   bool is_equivalent(const mx::Primitive& other) const override {
-    return how_ == static_cast<const Matmul&>(other).how_;
+    return shape_ == static_cast<const Matmul&>(other).shape_;
   }
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
@@ -23,66 +49,130 @@ class Matmul : public CpuPrimitive {
       in.push_back(row_contiguous(input, encoder));
     }
     const auto& x = in[0];
-    const auto& w = in[1];
     MatmulJob job{};
     job.rows = x.shape(0);
-    job.inner = x.shape(1);
-    job.columns = w.shape(0);
+    job.inner = x.size() / std::max<size_t>(job.rows, 1);
     job.x = x.data<void>();
-    job.x_type = element_type(x);
-    job.w = w.data<void>();
-    if (how_.bits == 0) {
-      job.w_type = element_type(w);
+    job.type = element_type(x);
+    size_t next = 1;
+    if (shape_.eps) {
+      job.norm = in[next].data<void>();
+      job.norm_type = element_type(in[next++]);
+      job.eps = *shape_.eps;
     }
-    size_t next = 2;
-    if (how_.bits > 0) {
-      job.mode = how_.mode;
-      job.bits = how_.bits;
-      job.group = how_.group_size;
-      job.scales = in[next++].data<void>();
-      if (how_.mode == Mode::affine) {
-        job.w_type = element_type(in[2]);
-        job.biases = in[next++].data<void>();
+    job.gated = shape_.gated;
+    size_t product = 0;
+    for (const auto& form : shape_.forms) {
+      const auto& w = in[next];
+      Factor factor{.columns = size_t(w.shape(0)), .how = form.how, .w = w.data<void>()};
+      factor.type = element_type(form.how.bits > 0 ? in[next + 1] : w);
+      next++;
+      if (form.how.bits > 0) {
+        factor.scales = in[next++].data<void>();
+        if (form.how.mode == Mode::affine) {
+          factor.biases = in[next++].data<void>();
+        }
       }
+      if (form.bias) {
+        factor.bias = in[next].data<void>();
+        factor.bias_type = element_type(in[next++]);
+      }
+      if (product < outputs.size()) {
+        factor.out = allocate(outputs[product++]);
+      }
+      job.factors.push_back(factor);
     }
-    if (next < in.size()) {
-      job.bias = in[next].data<void>();
-      job.bias_type = element_type(in[next]);
+    if (shape_.adds) {
+      job.addend = in[next].data<void>();
     }
-    job.out = allocate(outputs[0]);
-    encoder.dispatch([job] { run_matmul(job); });
+    encoder.dispatch([job = std::move(job)] { run_matmul(job); });
   }
 
  private:
-  Quantized how_;
+  Shape shape_;
 };
 
-void check_rows(const char* op, const mx::array& x) {
-  if (x.ndim() != 2 || !is_float(x.dtype())) {
-    fail_op(op, "x must be [M,K] of a float type; got ", x.shape(), " ", x.dtype());
+Form form_of(const char* op, const Operand& operand, int inner) {
+  const auto& w = operand.w;
+  Form form{{}, operand.bias.has_value()};
+  if (!operand.scales) {
+    if (w.ndim() != 2 || w.shape(1) != inner || !is_float(w.dtype())) {
+      fail_op(op, "w must be [N,", inner, "] of a float type; got ", w.shape(), " ", w.dtype());
+    }
+  } else {
+    const int bits = operand.bits, group = operand.group_size;
+    form.how = quantized(op, operand.mode, group, bits);
+    if (w.ndim() != 2 || w.dtype() != mx::uint32 || inner % group != 0 || w.shape(1) * 32 != inner * bits) {
+      fail_op(
+          op,
+          "w must be uint32 [N,K*bits/32] with K = ",
+          inner,
+          ", a multiple of ",
+          group,
+          "; got ",
+          w.shape(),
+          " ",
+          w.dtype());
+    }
+    check_scales(op, {w.shape(0), inner / group}, form.how, *operand.scales, operand.biases);
   }
+  const auto& bias = operand.bias;
+  if (bias && (bias->shape() != mx::Shape{w.shape(0)} || !is_float(bias->dtype()))) {
+    fail_op(op, "bias must be [", w.shape(0), "] of a float type; got ", bias->shape(), " ", bias->dtype());
+  }
+  return form;
 }
 
-mx::array
-node(const char* op, std::vector<mx::array> inputs, int columns, const std::optional<mx::array>& bias, Quantized how) {
-  if (bias) {
-    if (bias->shape() != mx::Shape{columns} || !is_float(bias->dtype())) {
-      fail_op(op, "bias must be [", columns, "] of a float type; got ", bias->shape(), " ", bias->dtype());
-    }
-    inputs.push_back(*bias);
+std::vector<mx::array>
+node(const char* op, const mx::array& x, const std::vector<Operand>& operands, std::vector<mx::Shape> outs) {
+  if (x.ndim() < 2 || !is_float(x.dtype())) {
+    fail_op(op, "x must be [M,K] of a float type; got ", x.shape(), " ", x.dtype());
   }
-  const auto& x = inputs[0];
-  return mx::array({x.shape(0), columns}, x.dtype(), std::make_shared<Matmul>(how), std::move(inputs));
+  int inner = 1;
+  for (int axis = 1; axis < static_cast<int>(x.ndim()); axis++) {
+    inner *= x.shape(axis);
+  }
+  Matmul::Shape shape;
+  std::vector<mx::array> inputs;
+  if (auto norm = pending_norm(x); norm && norm->x.dtype() == x.dtype()) {
+    shape.eps = norm->eps;
+    inputs = {norm->x, norm->weight};
+  } else {
+    inputs = {x};
+  }
+  for (size_t i = 0; i < operands.size(); i++) {
+    const auto& operand = operands[i];
+    shape.forms.push_back(form_of(op, operand, inner));
+    inputs.push_back(operand.w);
+    for (const auto* part : {&operand.scales, &operand.biases, &operand.bias}) {
+      if (*part) {
+        inputs.push_back(**part);
+      }
+    }
+    size_t size = 1;
+    for (auto dim : outs.at(i)) {
+      size *= dim;
+    }
+    if (size != size_t(x.shape(0)) * operand.w.shape(0)) {
+      fail_op(op, "an output of ", x.shape(0), " x ", operand.w.shape(0), " can't be ", outs[i]);
+    }
+  }
+  std::vector<mx::Dtype> types(outs.size(), x.dtype());
+  return mx::array::make_arrays(std::move(outs), types, std::make_shared<Matmul>(std::move(shape)), inputs);
 }
 
 } // namespace
 
+std::vector<mx::array> matmuls(const mx::array& x, const std::vector<Operand>& operands, std::vector<mx::Shape> outs) {
+  return node("matmuls", x, operands, std::move(outs));
+}
+
+mx::array matmul(const mx::array& x, const Operand& operand) {
+  return node("matmul", x, {operand}, {{x.shape(0), operand.w.shape(0)}})[0];
+}
+
 mx::array matmul(const mx::array& x, const mx::array& w, const std::optional<mx::array>& bias) {
-  check_rows("matmul", x);
-  if (w.ndim() != 2 || w.shape(1) != x.shape(1) || !is_float(w.dtype())) {
-    fail_op("matmul", "w must be [N,", x.shape(1), "] of a float type; got ", w.shape(), " ", w.dtype());
-  }
-  return node("matmul", {x, w}, w.shape(0), bias, {});
+  return matmul(x, Operand{.w = w, .bias = bias});
 }
 
 mx::array quantized_matmul(
@@ -94,28 +184,47 @@ mx::array quantized_matmul(
     int bits,
     const std::optional<mx::array>& bias,
     const std::string& mode) {
-  const char* op = "quantized_matmul";
-  check_rows(op, x);
-  const int inner = x.shape(1);
-  const auto how = quantized(op, mode, group_size, bits);
-  if (w.ndim() != 2 || w.dtype() != mx::uint32 || inner % group_size != 0 || w.shape(1) * 32 != inner * bits) {
-    fail_op(
-        op,
-        "w must be uint32 [N,K*bits/32] with K = ",
-        inner,
-        ", a multiple of ",
-        group_size,
-        "; got ",
-        w.shape(),
-        " ",
-        w.dtype());
+  return matmul(
+      x,
+      {.w = w, .scales = scales, .biases = biases, .bias = bias, .group_size = group_size, .bits = bits, .mode = mode});
+}
+
+std::optional<mx::array> gated_matmul(const mx::array& gate, const mx::array& up) {
+  auto *a = pending<Matmul>(gate), *b = pending<Matmul>(up);
+  if (!a || !b || a->shape() != b->shape() || a->shape().forms.size() != 1 || a->shape().gated || a->shape().adds ||
+      gate.shape() != up.shape()) {
+    return {};
   }
-  check_scales(op, {w.shape(0), inner / group_size}, how, scales, biases);
-  std::vector<mx::array> inputs{x, w, scales};
-  if (biases) {
-    inputs.push_back(*biases);
+  auto inputs = gate.inputs();
+  const auto& others = up.inputs();
+  const size_t shared = a->shape().eps ? 2 : 1; // x, and the norm's weight
+  for (size_t i = 0; i < shared; i++) {
+    if (inputs[i].id() != others[i].id()) {
+      return {};
+    }
   }
-  return node(op, std::move(inputs), w.shape(0), bias, how);
+  const size_t typed = shared + (a->shape().forms[0].how.bits > 0); // w, or its scales
+  if (inputs[typed].dtype() != others[typed].dtype()) {
+    return {};
+  }
+  inputs.insert(inputs.end(), others.begin() + shared, others.end());
+  auto shape = a->shape();
+  shape.forms.push_back(shape.forms[0]);
+  shape.gated = true;
+  return mx::array(gate.shape(), gate.dtype(), std::make_shared<Matmul>(std::move(shape)), std::move(inputs));
+}
+
+mx::array add(const mx::array& x, const mx::array& y) {
+  auto* product = pending<Matmul>(y);
+  const bool single = product && product->shape().forms.size() == 1 && !product->shape().adds;
+  if (!single || x.shape() != y.shape() || x.dtype() != y.dtype()) {
+    return mx::add(x, y);
+  }
+  auto inputs = y.inputs();
+  inputs.push_back(x);
+  auto shape = product->shape();
+  shape.adds = true;
+  return mx::array(y.shape(), y.dtype(), std::make_shared<Matmul>(std::move(shape)), std::move(inputs));
 }
 
 } // namespace parallm::cpu

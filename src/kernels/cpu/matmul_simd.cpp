@@ -4,10 +4,8 @@
 
 #include <hwy/foreach_target.h>
 
-#include "kernels/cpu/matmul.h"
-#include "kernels/cpu/simd-inl.h"
+#include "kernels/cpu/matmul-inl.h"
 
-#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -19,23 +17,37 @@ namespace HWY_NAMESPACE {
 // added in order. It keeps a tile's rows and columns in the L1 and L2 caches,
 // and is part of the fixed order of the sums.
 constexpr size_t stretch = 1024;
-constexpr size_t max_columns = 64; // of one chunk of work
 constexpr size_t few_rows = 8;
+constexpr size_t max_columns = 64; // of one chunk of work
 // Distance of a stretch's columns in scratch: not a power of two, as columns
 // that far apart would all fall into the same few sets of the L1 cache.
 constexpr size_t spacing = stretch + 16;
-enum Scratch { scratch_x, scratch_sums, scratch_wide, scratch_scales, scratch_bytes };
 
-/** Scales and (affine) biases of columns' groups in one stretch, as floats. */
+/** Columns [first, first + count), stretch [k, k + length) of K. */
+struct Part {
+  size_t first, count, k, length;
+};
+
+/** Scales of columns' groups in one stretch, as floats. */
 struct Groups {
   const float* scales;
-  const float* biases;
   size_t stride;
 
   Groups of(size_t n) const {
-    return {scales + n * stride, biases + n * stride, stride};
+    return {scales + n * stride, stride};
   }
 };
+
+Groups open_groups(const Factor& factor, size_t inner, const Part& part) {
+  const size_t group = factor.how.group_size, row = inner / group, used = part.length / group;
+  const auto* bytes = static_cast<const uint8_t*>(factor.scales) + part.first * row + part.k / group;
+  const float* table = byte_scales(factor.how.mode);
+  float* scales = thread_scratch(scratch::groups, part.count * used);
+  for (size_t n = 0; n < part.count; n++) {
+    std::transform(bytes + n * row, bytes + n * row + used, scales + n * used, [table](uint8_t b) { return table[b]; });
+  }
+  return {scales, used};
+}
 
 /** A vector's 4-bit weights from `k` on, each in its lane's low 4 bits with others' above them. uint32 words hold 8,
  * the first in the lowest bits. */
@@ -51,52 +63,6 @@ HWY_INLINE VU nibbles(const uint32_t* words, size_t k) {
   const VU lane = hn::Iota(du, static_cast<uint32_t>(k % 8));
   return hn::Shr(word, hn::ShiftLeft<2>(hn::And(lane, hn::Set(du, 7))));
 }
-
-/** Affine 4-bit weights. */
-struct Nibbles {
-  static constexpr int most_rows = 8;
-
-  struct Column {
-    const uint32_t* words;
-    Groups groups;
-    V scale, bias;
-
-    // A vector of 16 floats holds what each of the 16 values stands for.
-    static constexpr bool table = HWY_TARGET == HWY_AVX3;
-
-    HWY_INLINE void begin_group(size_t g) {
-      const F32 d;
-      scale = hn::Set(d, groups.scales[g]);
-      bias = hn::Set(d, groups.biases[g]);
-      if constexpr (table) {
-        scale = hn::MulAdd(hn::Iota(d, 0.0f), scale, bias);
-      }
-    }
-
-    HWY_INLINE V at(size_t k) const {
-      const VU shifted = nibbles(words, k);
-#if HWY_TARGET == HWY_AVX3
-      // The permutation reads an index's low 4 bits only: no mask is needed.
-      return V{_mm512_permutexvar_ps(shifted.raw, scale.raw)};
-#else
-      const VU q = hn::And(shifted, hn::Set(U32(), 15));
-      const auto i = hn::BitCast(hn::RebindToSigned<U32>(), q);
-      return hn::MulAdd(hn::ConvertTo(F32(), i), scale, bias);
-#endif
-    }
-  };
-
-  const uint32_t* words;
-  size_t stride;
-  Groups groups;
-
-  HWY_INLINE Column column(size_t n) const {
-    Column c;
-    c.words = words + n * stride;
-    c.groups = groups.of(n);
-    return c;
-  }
-};
 
 // 0 to 7 as a float of 1 sign, 2 exponent and 1 mantissa bits; 8 to 15 are their negatives.
 HWY_ALIGN constexpr float e2m1[16] = {0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6};
@@ -189,151 +155,30 @@ struct Fp8 {
   }
 };
 
-/** Affine 8-bit weights, and other widths once they are spread to bytes. */
-struct Bytes {
-  static constexpr int most_rows = 8;
-
-  struct Column {
-    const uint8_t* bytes;
-    Groups groups;
-    V scale, bias;
-
-    HWY_INLINE void begin_group(size_t g) {
-      scale = hn::Set(F32(), groups.scales[g]);
-      bias = hn::Set(F32(), groups.biases[g]);
-    }
-
-    HWY_INLINE V at(size_t k) const {
-      const hn::RebindToSigned<U32> di;
-      const auto q = hn::PromoteTo(di, hn::LoadU(hn::Rebind<uint8_t, F32>(), bytes + k));
-      return hn::MulAdd(hn::ConvertTo(F32(), q), scale, bias);
-    }
-  };
-
-  const uint8_t* bytes;
-  size_t stride;
-  Groups groups;
-
-  HWY_INLINE Column column(size_t n) const {
-    Column c;
-    c.bytes = bytes + n * stride;
-    c.groups = groups.of(n);
-    return c;
-  }
-};
-
-/** Columns [first, first + count), stretch [k, k + length) of K. */
-struct Part {
-  size_t first, count, k, length;
-};
-
-Groups open_groups(const MatmulJob& job, const Part& part) {
-  const size_t row = job.inner / job.group, used = part.length / job.group;
-  // Where a stretch is all of K, the columns' groups lie in one piece.
-  const bool whole = used == row;
-  const size_t stride = whole ? row : round_up(used, lanes);
-  const size_t size = round_up(part.count * stride, lanes);
-  float* scales = thread_scratch(scratch_scales, 2 * size);
-  float* biases = scales + size;
-  const auto read = [&](auto* values, float* to, const auto& widen_some) {
-    values += part.first * row + part.k / job.group;
-    if (whole) {
-      return widen_some(values, part.count * row, to);
-    }
-    for (size_t n = 0; n < part.count; n++) {
-      widen_some(values + n * row, used, to + n * stride);
-    }
-  };
-  if (job.mode == Mode::affine) {
-    const auto floats = [](auto* from, size_t count, float* to) { widen(from, count, to, 0); };
-    with_type(job.w_type, job.scales, [&](auto* values) { read(values, scales, floats); });
-    with_type(job.w_type, job.biases, [&](auto* values) { read(values, biases, floats); });
-    return {scales, biases, stride};
-  }
-  const float* table = byte_scales(job.mode);
-  read(static_cast<const uint8_t*>(job.scales), scales, [&](auto* from, size_t count, float* to) {
-    std::transform(from, from + count, to, [&](uint8_t byte) { return table[byte]; });
-  });
-  return {scales, biases, stride};
-}
-
-/** One byte to each weight; 8 weights are a little-endian number of `Bits`
- * bytes. */
-template <int Bits>
-void spread(const uint8_t* packed, size_t count, uint8_t* bytes) {
-  constexpr uint64_t mask = (1u << Bits) - 1;
-  for (size_t i = 0; i < count; i += 8, packed += Bits) {
-    uint64_t v = 0;
-    for (int b = 0; b < Bits; b++) {
-      v |= static_cast<uint64_t>(packed[b]) << (8 * b);
-    }
-    // Halves, quarters and eighths move apart, each to its own bytes.
-    constexpr uint64_t low4 = (uint64_t{1} << (4 * Bits)) - 1;
-    constexpr uint64_t low2 = ((uint64_t{1} << (2 * Bits)) - 1) * 0x0000000100000001;
-    v = (v & low4) | (v >> (4 * Bits) << 32);
-    v = (v & low2) | ((v >> (2 * Bits) & low2) << 16);
-    constexpr uint64_t low1 = mask * 0x0001000100010001;
-    v = (v & low1) | ((v >> Bits & low1) << 8);
-    for (int b = 0; b < 8; b++) {
-      bytes[i + b] = static_cast<uint8_t>(v >> (8 * b));
-    }
-  }
-}
-
 template <class Weights>
 struct Opened; // what of() gives: a part's weights
 
 template <class T>
 struct Opened<Dense<T>> {
-  static Dense<T> of(const MatmulJob& job, const Part& part) {
-    const auto* w = static_cast<const T*>(job.w);
-    return {w + part.first * job.inner + part.k, job.inner};
-  }
-};
-
-template <>
-struct Opened<Nibbles> {
-  static Nibbles of(const MatmulJob& job, const Part& part) {
-    const auto* words = static_cast<const uint32_t*>(job.w);
-    const size_t stride = job.inner / 8;
-    return {words + part.first * stride + part.k / 8, stride, open_groups(job, part)};
+  static Dense<T> of(const Factor& factor, size_t inner, const Part& part) {
+    return {static_cast<const T*>(factor.w) + part.first * inner + part.k, inner};
   }
 };
 
 template <>
 struct Opened<Fp4> {
-  static Fp4 of(const MatmulJob& job, const Part& part) {
-    const auto* words = static_cast<const uint32_t*>(job.w);
-    const size_t stride = job.inner / 8;
-    return {words + part.first * stride + part.k / 8, stride, open_groups(job, part)};
+  static Fp4 of(const Factor& factor, size_t inner, const Part& part) {
+    const auto* words = static_cast<const uint32_t*>(factor.w);
+    const size_t stride = inner / 8;
+    return {words + part.first * stride + part.k / 8, stride, open_groups(factor, inner, part)};
   }
 };
 
 template <>
 struct Opened<Fp8> {
-  static Fp8 of(const MatmulJob& job, const Part& part) {
-    const auto* bytes = static_cast<const uint8_t*>(job.w);
-    return {bytes + part.first * job.inner + part.k, job.inner, open_groups(job, part)};
-  }
-};
-
-template <>
-struct Opened<Bytes> {
-  static Bytes of(const MatmulJob& job, const Part& part) {
-    const size_t stride = job.inner / 8 * job.bits;
-    const auto* packed = static_cast<const uint8_t*>(job.w) + part.first * stride + part.k / 8 * job.bits;
-    if (job.bits == 8) {
-      return {packed, stride, open_groups(job, part)};
-    }
-    auto* bytes = reinterpret_cast<uint8_t*>(thread_scratch(scratch_bytes, part.count * spacing / sizeof(float)));
-    const auto spread_bits = job.bits == 2 ? &spread<2>
-        : job.bits == 3                    ? &spread<3>
-        : job.bits == 5                    ? &spread<5>
-                                           : &spread<6>;
-    for (size_t n = 0; n < part.count; n++) {
-      spread_bits(packed + n * stride, part.length, bytes + n * spacing);
-    }
-    return {bytes, spacing, open_groups(job, part)};
+  static Fp8 of(const Factor& factor, size_t inner, const Part& part) {
+    const auto* bytes = static_cast<const uint8_t*>(factor.w);
+    return {bytes + part.first * inner + part.k, inner, open_groups(factor, inner, part)};
   }
 };
 
@@ -358,86 +203,96 @@ void unpack(const Dense<T>& weights, const Part& part, size_t, size_t used, floa
   }
 }
 
-/** x as floats, K rounded up to whole vectors with zeros. Floats are copied
- * too: a tile reads them again and again, so they had better lie aligned, and
- * at a distance that spreads them over the L1 cache's sets. */
-Rows float_rows(const MatmulJob& job) {
+/** x as floats, normed where the job says so, K rounded up to whole vectors with zeros. Floats are copied too: a tile
+ * reads them again and again, so they had better lie aligned, and at a distance that spreads them over the L1 cache's
+ * sets. */
+FloatRows float_rows(const MatmulJob& job) {
   const size_t padded = round_up(job.inner, lanes);
   const size_t stride = round_up(job.inner, 16) + 16;
-  float* rows = thread_scratch(scratch_x, job.rows * stride);
-  with_type(job.x_type, job.x, [&](auto* x) {
+  float* norm = thread_scratch(scratch::rows, job.rows * stride + padded);
+  float* rows = norm + round_up(padded, 16);
+  if (job.norm) {
+    with_type(job.norm_type, job.norm, [&](auto* weight) { widen(weight, job.inner, norm, padded); });
+  }
+  with_type(job.type, job.x, [&](auto* x) {
     parallel_for((job.rows + few_rows - 1) / few_rows, [&](size_t chunk) {
       const size_t end = std::min(job.rows, (chunk + 1) * few_rows);
       for (size_t m = chunk * few_rows; m < end; m++) {
-        widen(x + m * job.inner, job.inner, rows + m * stride, padded);
+        float* row = rows + m * stride;
+        widen(x + m * job.inner, job.inner, row, padded);
+        if (job.norm) {
+          norm_row(row, norm, job.inner, padded, job.eps);
+        }
       }
     });
   });
   return {rows, stride};
 }
 
-void write(const MatmulJob& job, float* sums, size_t first, size_t count) {
-  float bias[max_columns + lanes];
-  if (job.bias) {
-    with_type(job.bias_type, job.bias, [&](auto* values) { widen(values + first, count, bias, 0); });
-  }
-  with_type(job.x_type, job.out, [&](auto* out) {
-    for (size_t m = 0; m < job.rows; m++) {
-      float* row = sums + m * count;
-      for (size_t n = 0; job.bias && n < count; n++) {
-        row[n] += bias[n];
-      }
-      narrow(row, count, out + m * job.columns + first);
-    }
-  });
-}
-
-/** `count` columns from `first`, all rows. */
+/** `count` columns from `first`, all rows: sums [rows, count]. */
 template <class Weights>
-void run_columns(const MatmulJob& job, Rows x, size_t first, size_t count) {
+void multiply_columns(
+    const MatmulJob& job,
+    const FloatRows& x,
+    const Factor& factor,
+    size_t first,
+    size_t count,
+    float* sums) {
   // For few rows w is widened in registers; for more, once for all of them.
   const bool direct = job.inner % lanes == 0 && job.rows <= few_rows;
   const size_t inner = round_up(job.inner, lanes);
-  float* sums = thread_scratch(scratch_sums, job.rows * count);
   std::memset(sums, 0, job.rows * count * sizeof(float));
   for (size_t k = 0; k < inner; k += stretch) {
     const Part part{first, count, k, std::min(stretch, inner - k)};
-    const size_t group = job.bits ? job.group : part.length;
-    const Weights weights = Opened<Weights>::of(job, part);
+    const size_t group = factor.how.bits ? factor.how.group_size : part.length;
+    const Weights weights = Opened<Weights>::of(factor, job.inner, part);
     const Rows rows{x.data + k, x.stride};
     if (direct) {
       multiply(rows, job.rows, weights, count, part.length, group, sums, count);
       continue;
     }
-    float* wide = thread_scratch(scratch_wide, count * spacing);
+    float* wide = thread_scratch(scratch::wide, count * spacing);
     unpack(weights, part, group, std::min(part.length, job.inner - k), wide);
     multiply(rows, job.rows, Dense<float>{wide, spacing}, count, part.length, part.length, sums, count);
   }
-  write(job, sums, first, count);
+  add_bias(factor, job.rows, first, count, sums, count);
 }
 
 template <class Weights>
-void run(const MatmulJob& job) {
-  const Rows x = float_rows(job);
-  const size_t wanted = job.columns / (4 * static_cast<size_t>(threads())); // chunks even out
-  const size_t count = std::clamp(wanted / 4 * 4, size_t{8}, job.rows > few_rows ? 32 : max_columns);
-  parallel_for((job.columns + count - 1) / count, [&](size_t chunk) {
-    const size_t first = chunk * count;
-    run_columns<Weights>(job, x, first, std::min(count, job.columns - first));
+void run(const MatmulJob& job, const FloatRows& x, const Factor* factors, size_t count) {
+  const size_t most = (job.rows > few_rows ? 32 : max_columns) / 4;
+  for_columns(factors, job.gated ? 1 : count, 4, most, [&](const Factor& factor, size_t first, size_t columns) {
+    float* sums = thread_scratch(scratch::sums, 2 * job.rows * columns);
+    float* gate = job.gated ? sums + job.rows * columns : nullptr;
+    if (gate) {
+      multiply_columns<Weights>(job, x, factors[0], first, columns, gate);
+    }
+    multiply_columns<Weights>(job, x, job.gated ? factors[1] : factor, first, columns, sums);
+    end_sums(job, factor, 0, job.rows, first, columns, sums, gate, columns);
   });
 }
 
+/** Factors of one form. */
+void run_alike(const MatmulJob& job, const FloatRows& x, const Factor* factors, size_t count) {
+  const auto& how = factors->how;
+  if (how.bits > 0 && how.mode == Mode::affine) {
+    return run_coded_matmul(job, x, factors, count);
+  }
+  if (how.bits > 0) {
+    return how.bits == 4 ? run<Fp4>(job, x, factors, count) : run<Fp8>(job, x, factors, count);
+  }
+  with_type(factors->type, factors->w, [&]<class T>(const T*) { run<Dense<T>>(job, x, factors, count); });
+}
+
 void Run(const MatmulJob& job) {
-  if (job.bits != 0 && job.mode != Mode::affine) {
-    return job.bits == 4 ? run<Fp4>(job) : run<Fp8>(job);
+  const auto x = float_rows(job);
+  const auto& all = job.factors;
+  for (size_t first = 0, end = 0; first < all.size(); first = end) {
+    while (end < all.size() && all[end].how == all[first].how && all[end].type == all[first].type) {
+      end++;
+    }
+    run_alike(job, x, &all[first], end - first);
   }
-  if (job.bits == 4) {
-    return run<Nibbles>(job);
-  }
-  if (job.bits != 0) {
-    return run<Bytes>(job);
-  }
-  with_type(job.w_type, job.w, [&]<class T>(const T*) { run<Dense<T>>(job); });
 }
 
 } // namespace HWY_NAMESPACE

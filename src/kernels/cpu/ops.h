@@ -12,9 +12,31 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace parallm::cpu {
 namespace mx = mlx::core;
+
+/** A matrix w [N,K] as a matmul takes it: dense (float32, float16 or bfloat16), or in one of MLX's quantizations, as
+ *  quantized_matmul says. */
+struct Operand {
+  mx::array w;
+  std::optional<mx::array> scales = {};
+  std::optional<mx::array> biases = {}; // affine codes'
+  std::optional<mx::array> bias = {}; // [N]
+  int group_size = 0;
+  int bits = 0;
+  std::string mode = "affine";
+};
+
+/** x [M,K], whose K may be several axes -> x wᵀ (+ bias) [M,N]. */
+mx::array matmul(const mx::array& x, const Operand& operand);
+
+/** One x by several matrices, in one pass; each product in its shape of `outs`, [M,N] or N cut into axes. */
+std::vector<mx::array> matmuls(const mx::array& x, const std::vector<Operand>& operands, std::vector<mx::Shape> outs);
+
+/** x + y. Where y is a matmul that has not run, its sums go onto x at once (fusion.h). */
+mx::array add(const mx::array& x, const mx::array& y);
 
 /** x [M,K], w [N,K] (float32, float16 or bfloat16) -> x wᵀ (+ bias [N]) [M,N]. */
 mx::array matmul(const mx::array& x, const mx::array& w, const std::optional<mx::array>& bias = {});

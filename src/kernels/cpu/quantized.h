@@ -11,14 +11,6 @@
 namespace parallm::cpu {
 namespace mx = mlx::core;
 
-struct Quantized {
-  Mode mode = Mode::affine;
-  int group_size = 0;
-  int bits = 0; // 0: dense
-
-  bool operator==(const Quantized&) const = default;
-};
-
 /** Errors: std::invalid_argument, for what MLX doesn't have. */
 Quantized quantized(const char* op, const std::string& mode, int group_size, int bits);
 

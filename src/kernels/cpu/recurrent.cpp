@@ -188,9 +188,9 @@ WithState node(
     const mx::array& like,
     mx::Dtype type,
     const mx::array& state,
-    std::shared_ptr<mx::Primitive> primitive,
-    std::vector<mx::array> inputs) {
-  auto out = mx::array::make_arrays({like.shape(), state.shape()}, {type, state.dtype()}, primitive, std::move(inputs));
+    const std::shared_ptr<mx::Primitive>& primitive,
+    const std::vector<mx::array>& inputs) {
+  auto out = mx::array::make_arrays({like.shape(), state.shape()}, {type, state.dtype()}, primitive, inputs);
   return {out[0], out[1]};
 }
 
@@ -217,7 +217,7 @@ WithState causal_conv(
     check_is(op, *bias, {C}, mx::float32, "bias");
     inputs.push_back(*bias);
   }
-  return node(x, x.dtype(), state, std::make_shared<CausalConv>(silu), std::move(inputs));
+  return node(x, x.dtype(), state, std::make_shared<CausalConv>(silu), inputs);
 }
 
 WithState linear_recurrence(
@@ -257,7 +257,7 @@ WithState linear_recurrence(
     inputs.push_back(*skip);
   }
   auto primitive = std::make_shared<LinearRecurrence>(beta.has_value(), skip.has_value(), delta);
-  return node(v, v.dtype(), state, std::move(primitive), std::move(inputs));
+  return node(v, v.dtype(), state, primitive, inputs);
 }
 
 WithState selective_scan(

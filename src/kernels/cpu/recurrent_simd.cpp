@@ -24,7 +24,8 @@ constexpr size_t most_kernel = 16; // taps of a convolution
 
 HWY_INLINE V silu(V x) {
   const F32 d;
-  return hn::Div(x, hn::Add(hn::Set(d, 1.0f), hn::Exp(d, hn::Neg(x))));
+  const V e = hn::Exp(d, hn::Min(hn::Neg(x), hn::Set(d, 88.0f))); // past 104 it gives anything
+  return hn::Div(x, hn::Add(hn::Set(d, 1.0f), e));
 }
 
 /** out[c] = bias[c] + sum of weight[j][c] * taps[j][c], the oldest first. */

@@ -1,4 +1,5 @@
 #include "kernels/cpu/rowwise.h"
+#include "kernels/cpu/fusion.h"
 #include "kernels/cpu/node.h"
 #include "kernels/cpu/ops.h"
 
@@ -10,6 +11,10 @@ class RmsNorm : public CpuPrimitive {
   explicit RmsNorm(float eps) : eps_(eps) {}
 
   DEFINE_NAME(parallm_rms_norm)
+
+  float eps() const {
+    return eps_;
+  }
 
   bool is_equivalent(const mx::Primitive& other) const override {
     return eps_ == static_cast<const RmsNorm&>(other).eps_;
@@ -98,6 +103,11 @@ mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps) {
   return mx::array(x.shape(), x.dtype(), std::make_shared<RmsNorm>(eps), {x, weight});
 }
 
+std::optional<PendingNorm> pending_norm(const mx::array& y) {
+  const auto* norm = pending<RmsNorm>(y);
+  return norm ? std::optional(PendingNorm{y.inputs()[0], y.inputs()[1], norm->eps()}) : std::nullopt;
+}
+
 mx::array swiglu(const mx::array& gate, const mx::array& up) {
   if (!is_float(gate.dtype()) || gate.shape() != up.shape() || gate.dtype() != up.dtype()) {
     fail_op(
@@ -110,6 +120,9 @@ mx::array swiglu(const mx::array& gate, const mx::array& up) {
         up.shape(),
         " ",
         up.dtype());
+  }
+  if (auto fused = gated_matmul(gate, up)) {
+    return *fused;
   }
   return mx::array(gate.shape(), gate.dtype(), std::make_shared<Swiglu>(), {gate, up});
 }

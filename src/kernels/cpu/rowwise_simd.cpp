@@ -7,10 +7,7 @@
 #include "kernels/cpu/rowwise.h"
 #include "kernels/cpu/simd-inl.h"
 
-#include <hwy/contrib/math/math-inl.h>
-
 #include <algorithm>
-#include <cmath>
 
 HWY_BEFORE_NAMESPACE();
 namespace parallm::cpu {
@@ -26,15 +23,7 @@ void Norm(const NormJob& job) {
   const auto norm = [&](size_t row) {
     float* x = thread_scratch(1, padded);
     with_type(job.type, job.x, [&](auto* from) { widen(from + row * job.width, job.width, x, padded); });
-    V squares = hn::Zero(F32());
-    for (size_t i = 0; i < padded; i += lanes) {
-      squares = hn::MulAdd(load(x + i), load(x + i), squares);
-    }
-    const float mean = sum(squares) / static_cast<float>(job.width);
-    const V scale = hn::Set(F32(), 1 / std::sqrt(mean + job.eps));
-    for (size_t i = 0; i < padded; i += lanes) {
-      store(hn::Mul(hn::Mul(load(x + i), scale), load(weight + i)), x + i);
-    }
+    norm_row(x, weight, job.width, padded, job.eps);
     with_type(job.type, job.out, [&](auto* to) { narrow(x, job.width, to + row * job.width); });
   };
   const size_t step = std::max<size_t>(1, chunk_elements / padded);
@@ -44,12 +33,6 @@ void Norm(const NormJob& job) {
       norm(row);
     }
   });
-}
-
-HWY_INLINE V silu_times(V gate, V up) {
-  const F32 d;
-  const V e = hn::Exp(d, hn::Neg(gate));
-  return hn::Mul(hn::Div(gate, hn::Add(hn::Set(d, 1.0f), e)), up);
 }
 
 template <class T>

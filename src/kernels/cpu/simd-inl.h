@@ -13,6 +13,10 @@
 
 #include <hwy/highway.h>
 
+#include <hwy/contrib/math/math-inl.h>
+
+#include <cmath>
+
 HWY_BEFORE_NAMESPACE();
 namespace parallm::cpu {
 namespace HWY_NAMESPACE {
@@ -92,6 +96,26 @@ void narrow(const float* from, size_t count, T* to) {
 
 HWY_INLINE float sum(V v) {
   return hn::GetLane(hn::SumOfLanes(F32(), v));
+}
+
+/** silu(gate) * up. */
+HWY_INLINE V silu_times(V gate, V up) {
+  const F32 d;
+  const V e = hn::Exp(d, hn::Min(hn::Neg(gate), hn::Set(d, 88.0f))); // past 104 it gives anything
+  return hn::Mul(hn::Div(gate, hn::Add(hn::Set(d, 1.0f), e)), up);
+}
+
+/** x / rms(x) * weight, in place; both have zeros from `width` to `padded`. */
+inline void norm_row(float* x, const float* weight, size_t width, size_t padded, float eps) {
+  V squares = hn::Zero(F32());
+  for (size_t i = 0; i < padded; i += lanes) {
+    squares = hn::MulAdd(load(x + i), load(x + i), squares);
+  }
+  const float mean = sum(squares) / static_cast<float>(width);
+  const V scale = hn::Set(F32(), 1 / std::sqrt(mean + eps));
+  for (size_t i = 0; i < padded; i += lanes) {
+    store(hn::Mul(hn::Mul(load(x + i), scale), load(weight + i)), x + i);
+  }
 }
 
 #if HWY_TARGET == HWY_SCALAR
@@ -191,7 +215,7 @@ tile(const float* const (&x)[MR], Column (&columns)[NR], size_t length, size_t g
 
 // Columns that share a tile: as many as the registers hold. AVX2 has 16 of
 // them, AVX-512 and NEON 32.
-constexpr bool many_registers = HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON;
+constexpr bool many_registers = HWY_MAX_BYTES == 64 || HWY_TARGET == HWY_NEON;
 constexpr int columns_of(int rows) {
   return rows <= 2 ? 4 : rows <= 4 ? (many_registers ? 4 : 2) : many_registers ? 2 : 1;
 }

@@ -1,0 +1,122 @@
+// Speed of the model's own steps, without scheduler and HTTP: prefill of one prompt, then greedy decoding of equal
+// rows. `bench_step MODEL [PROMPT=128] [OUTPUT=64] [ROWS=1,8,32]`: a line for each count of rows; best and median of
+// its rounds.
+#include "engine/runner.h"
+#include "models/checkpoint.h"
+#include "models/model.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <numeric>
+#include <sstream>
+
+namespace mx = mlx::core;
+using namespace parallm;
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+constexpr int block_size = 16;
+
+struct Sizes {
+  int prompt, output, rows;
+  int blocks() const {
+    return (prompt + output + block_size - 1) / block_size;
+  }
+};
+
+RowStep row_step(const Sizes& sizes, int row, int start, int count) {
+  RowStep step;
+  step.slot = row;
+  step.start = start;
+  step.count = count;
+  step.blocks.resize(sizes.blocks());
+  std::iota(step.blocks.begin(), step.blocks.end(), row * sizes.blocks());
+  return step;
+}
+
+/** Seconds of the prefill of all rows, a prompt a step, and of one decoding step. */
+std::pair<double, double> round(ModelRunner& runner, const Sizes& sizes, int vocabulary) {
+  auto start = Clock::now();
+  for (int r = 0; r < sizes.rows; ++r) {
+    Plan plan;
+    plan.joins.push_back({.slot = r, .sampling = {}, .end_ids = {}, .prompt = {}, .generated = {}});
+    plan.joins.back().sampling.temperature = 0;
+    auto step = row_step(sizes, r, 0, sizes.prompt);
+    for (int i = 0; i < sizes.prompt; ++i) {
+      step.ids.push_back((1009 * i + 31 * r + 17) % vocabulary);
+    }
+    step.sample = true;
+    plan.rows.push_back(std::move(step));
+    runner.launch(plan);
+    runner.collect();
+  }
+  const double prefill = seconds_since(start);
+  start = Clock::now();
+  for (int i = 0; i < sizes.output; ++i) { // one step ahead, as the engine does
+    Plan plan;
+    for (int r = 0; r < sizes.rows; ++r) {
+      auto step = row_step(sizes, r, sizes.prompt + i, 1);
+      step.sample = true;
+      step.draw_index = i + 1;
+      plan.rows.push_back(std::move(step));
+    }
+    runner.launch(plan);
+    if (i > 0) {
+      runner.collect();
+    }
+  }
+  runner.collect();
+  return {prefill, seconds_since(start) / sizes.output};
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 2) {
+    fmt::print(stderr, "bench_step MODEL [PROMPT] [OUTPUT] [ROWS,...]\n");
+    return 2;
+  }
+  const int prompt = argc > 2 ? std::atoi(argv[2]) : 128;
+  const int output = argc > 3 ? std::atoi(argv[3]) : 64;
+  std::istringstream counts(argc > 4 ? argv[4] : "1,8,32");
+  for (std::string count; std::getline(counts, count, ',');) {
+    const Sizes sizes{prompt, output, std::atoi(count.c_str())};
+    auto checkpoint = open_checkpoint(argv[1], {});
+    auto model = make_model(checkpoint.config, checkpoint.weights);
+    const int vocabulary = model->vocabulary();
+    auto caches = make_paged_caches(
+        model->cache_specs(),
+        {.block_size = block_size,
+         .blocks = sizes.rows * sizes.blocks(),
+         .slots = sizes.rows,
+         .dtype = checkpoint.kv_dtype});
+    ModelRunner runner(std::move(model), std::move(caches), sizes.rows);
+    round(runner, sizes, vocabulary); // pages, kernels and buffers warm up
+    std::vector<double> prefills, steps;
+    for (int i = 0; i < 5; ++i) {
+      auto [prefill, step] = round(runner, sizes, vocabulary);
+      prefills.push_back(prefill);
+      steps.push_back(step);
+    }
+    std::sort(prefills.begin(), prefills.end());
+    std::sort(steps.begin(), steps.end());
+    const auto speeds = [](double count, const std::vector<double>& times) {
+      return fmt::format("{:8.1f} ({:.1f})", count / times[times.size() / 2], count / times.front());
+    };
+    fmt::print(
+        "rows {:3}: prefill tokens/s {}, decode tokens/s {}, a step {:.2f} ms\n",
+        sizes.rows,
+        speeds(1.0 * sizes.rows * prompt, prefills),
+        speeds(sizes.rows, steps),
+        steps[steps.size() / 2] * 1e3);
+  }
+}

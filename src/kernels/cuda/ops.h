@@ -1,0 +1,97 @@
+// Kernels for NVIDIA GPUs of compute capability 8.0 and up, where MLX's own ops read more than they need. Their text is
+// compiled at run time, on the first call of each kind, by MLX (mx::fast::cuda_kernel); no CUDA toolkit is needed to
+// build.
+//
+// A row's result depends on its own inputs alone and is summed in one fixed order, however many rows the call has:
+// where the work of a row is split, it is split at places that its own length gives.
+//
+// All arrays are on the default stream. Sums are float32; outputs have x's (or q's) dtype.
+#pragma once
+
+#include <mlx/mlx.h>
+
+#include <optional>
+#include <vector>
+
+namespace parallm::cuda {
+namespace mx = mlx::core;
+
+/** There is a GPU that these kernels run on. */
+bool available();
+
+/** quantized_matmul and dequantize have a kernel for this: affine, 4 or 8 bits, groups of 32, 64 or 128, 16-bit x. */
+bool multiplies(mx::Dtype x, int group_size, int bits);
+
+/** As mx::quantized_matmul, transposed: x [M,K] -> [M,N], M from 1 to most_rows, w uint32 [N, K*bits/32], scales and
+ *  biases [N, K/group_size] of x's dtype. Reads each weight once. The codes enter the sums exactly, scales and biases
+ * in float32. */
+mx::array quantized_matmul(
+    const mx::array& x,
+    const mx::array& w,
+    const mx::array& scales,
+    const mx::array& biases,
+    int group_size,
+    int bits);
+constexpr int most_rows = 64;
+
+/** The same by up to most_matrices of one width at once, in one launch. */
+struct Codes {
+  mx::array w, scales, biases;
+};
+std::vector<mx::array>
+quantized_matmuls(const mx::array& x, const std::vector<Codes>& matrices, int group_size, int bits);
+constexpr int most_matrices = 3;
+
+/** The weights [N,K] that w, scales and biases, as quantized_matmul's, stand for, each rounded once: for more rows. */
+mx::array dequantize(const mx::array& w, const mx::array& scales, const mx::array& biases, int group_size, int bits);
+
+/** silu(gate) * up, both [M,N] of one dtype, computed in float32. */
+mx::array swiglu(const mx::array& gate, const mx::array& up);
+
+/** The attention kernels take this: 16-bit floats, heads of whole 32s, up to 256. */
+bool attends(mx::Dtype dtype, int head_dim, int v_head_dim);
+
+/** RoPE and cache write of one layer: q [T,H,D], k [T,G,D], v [T,G,Dv] of one dtype; cos, sin [T, rope_dims/2] float32
+ *  (any array where rope_dims is 0); slots int32 [T]. Row t of k, rotated, and of v is written IN PLACE at row slots[t]
+ *  of k_pool [S,G,D] and v_pool [S,G,Dv], of the same dtype. -> q rotated: what reads the pools in the same step must
+ *  take it as an input, so that it runs later. */
+mx::array rotate_and_write(
+    const mx::array& q,
+    const mx::array& k,
+    const mx::array& v,
+    const mx::array& cos,
+    const mx::array& sin,
+    const mx::array& k_pool,
+    const mx::array& v_pool,
+    const mx::array& slots,
+    int rope_dims,
+    bool rope_traditional);
+
+/** Rows slots (int32 [n]) of pool [S,G,D] -> [n,G,D], read after `after` was made. */
+mx::array read_pool(const mx::array& pool, const mx::array& slots, const mx::array& after);
+
+/** How a layer attends (kv/cache.h, Attention). */
+struct AttentionShape {
+  int block_size;
+  float scale;
+  int window; // 0: none
+  int chunk; // 0: none
+  float softcap; // 0: none
+};
+
+/** One query token a sequence against its keys in the pools: q [T,H,D] rotated; sequence b's query is token tokens[b],
+ *  at position positions[b]; its position p lies in block table[b, p / block_size], place p % block_size. tokens,
+ *  positions int32 [B], table int32 [B,width], sinks float32 [H]. `spread`: at least the most positions that a row
+ *  sees. -> [B,H,Dv]. */
+mx::array paged_decode(
+    const mx::array& q,
+    const mx::array& k_pool,
+    const mx::array& v_pool,
+    const mx::array& tokens,
+    const mx::array& positions,
+    const mx::array& table,
+    const std::optional<mx::array>& sinks,
+    int spread,
+    const AttentionShape& shape);
+
+} // namespace parallm::cuda

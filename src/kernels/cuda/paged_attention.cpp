@@ -1,0 +1,378 @@
+// Attention of decoding rows over the paged KV pool (flash-decoding: a row's keys in pieces of fixed size, whose
+// partial sums a second kernel adds up), and what goes before it.
+#include "kernels/cuda/device_code.h"
+#include "kernels/cuda/ops.h"
+
+#include <algorithm>
+#include <bit>
+#include <string>
+
+namespace parallm::cuda {
+
+namespace {
+
+// Keys of one piece: what a thread block reads. Pieces begin at multiples of it, so that a row's sums don't depend on
+// the batch.
+constexpr int piece = 256;
+
+constexpr const char* attention_code = R"cu(
+__device__ inline int first_seen(int position, int window, int chunk) {
+  int first = window > 0 ? max(position - window + 1, 0) : 0;
+  return chunk > 0 ? max(first, position / chunk * chunk) : first;
+}
+// A learned sink takes its share of a sum (of greatest exponent m) but adds nothing to it: -> what to multiply by.
+__device__ inline float share(float m, float l, bool has_sink, float sink) {
+  if (!has_sink) return 1 / l;
+  sink *= 1.44269504f;
+  float top = fmaxf(m, sink);
+  return exp2f(m - top) / (l * exp2f(m - top) + exp2f(sink - top));
+}
+)cu";
+
+// Four warps take tiles of 16 keys in turn. Keys are a's rows against 8 queries as b's columns, so both go from memory
+// to registers as they lie: which dimensions a thread holds doesn't matter, as long as q and k agree. The weights then
+// change sides (movmatrix) to multiply v, whose keys are paired up in registers.
+constexpr const char* decode = R"cu(
+constexpr int R = H / G, Q = 8 * NB, PARTS = (R + Q - 1) / Q, WARPS = 4;
+const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % 4, g = lane / 4;
+const int row = blockIdx.z, kv = blockIdx.y / PARTS, h0 = kv * R + blockIdx.y % PARTS * Q;
+const int heads = min(Q, (kv + 1) * R - h0);
+const int last = positions[row], first = first_seen(last, WINDOW, CHUNK);
+const int start = (first / PIECE + blockIdx.x) * PIECE;
+const int from = max(first, start), to = min(last + 1, start + PIECE);
+if (from >= to) return;
+const int* blocks = table + (long)row * table_shape[1];
+auto place = [&](int p) {
+  p = min(max(p, from), to - 1);
+  return ((long)blocks[p / BLOCK] * BLOCK + p % BLOCK) * G + kv;
+};
+uint4 qs[NB][D / 32];
+#pragma unroll
+for (int n = 0; n < NB; ++n) {
+  const T* from_q = q + ((long)tokens[row] * H + h0 + n * 8 + g) * D + c * 8;
+#pragma unroll
+  for (int j = 0; j < D / 32; ++j)
+    qs[n][j] = n * 8 + g < heads ? *(const uint4*)(from_q + j * 32) : make_uint4(0, 0, 0, 0);
+}
+float out_sum[NB][DV / 16][4] = {}, m[NB][2], l[NB][2] = {};
+#pragma unroll
+for (int n = 0; n < NB; ++n) m[n][0] = m[n][1] = -INFINITY;
+for (int p = start + warp * 16; p < to; p += WARPS * 16) {
+  if (p + 16 <= from) continue;
+  const T* k0 = k_pool + place(p + g) * D + c * 8;
+  const T* k1 = k_pool + place(p + g + 8) * D + c * 8;
+  const T* v0 = v_pool + place(p + 2 * c) * DV;
+  const T* v1 = v_pool + place(p + 2 * c + 1) * DV;
+  const T* v2 = v_pool + place(p + 2 * c + 8) * DV;
+  const T* v3 = v_pool + place(p + 2 * c + 9) * DV;
+  float s[NB][4] = {};
+#pragma unroll
+  for (int j = 0; j < D / 32; ++j) {
+    uint4 a = *(const uint4*)(k0 + j * 32), b = *(const uint4*)(k1 + j * 32);
+#pragma unroll
+    for (int n = 0; n < NB; ++n) {
+      mma<T>(s[n], a.x, b.x, a.y, b.y, qs[n][j].x, qs[n][j].y);
+      mma<T>(s[n], a.z, b.z, a.w, b.w, qs[n][j].z, qs[n][j].w);
+    }
+  }
+  unsigned w[NB][2];
+  const bool in0 = p + g >= from && p + g < to, in1 = p + g + 8 >= from && p + g + 8 < to;
+#pragma unroll
+  for (int n = 0; n < NB; ++n) {
+    float scale[2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float x = s[n][i] * __int_as_float(SCALE);
+      if (SOFTCAP != 0) x = tanhf(x / __int_as_float(SOFTCAP)) * __int_as_float(SOFTCAP);
+      s[n][i] = (i < 2 ? in0 : in1) ? x * 1.44269504f : -INFINITY;
+    }
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float top = fmaxf(s[n][e], s[n][e + 2]);
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, 4));
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, 8));
+      top = fmaxf(m[n][e], fmaxf(top, __shfl_xor_sync(~0u, top, 16)));
+      scale[e] = exp2f(m[n][e] - top);
+      m[n][e] = top;
+      s[n][e] = exp2f(s[n][e] - top);
+      s[n][e + 2] = exp2f(s[n][e + 2] - top);
+      l[n][e] = l[n][e] * scale[e] + s[n][e] + s[n][e + 2];
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(w[n][i]) : "r"(pair<T>(s[n][2 * i], s[n][2 * i + 1])));
+#pragma unroll
+    for (int j = 0; j < DV / 16; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) out_sum[n][j][i] *= scale[i % 2];
+  }
+#pragma unroll
+  for (int j = 0; j < DV / 64; ++j) {
+    uint4 a = ((const uint4*)v0)[j * 8 + g], b = ((const uint4*)v1)[j * 8 + g];
+    uint4 d = ((const uint4*)v2)[j * 8 + g], e = ((const uint4*)v3)[j * 8 + g];
+    const unsigned as[4] = {a.x, a.y, a.z, a.w}, bs[4] = {b.x, b.y, b.z, b.w};
+    const unsigned ds[4] = {d.x, d.y, d.z, d.w}, es[4] = {e.x, e.y, e.z, e.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int n = 0; n < NB; ++n)
+        mma<T>(out_sum[n][j * 4 + i], __byte_perm(as[i], bs[i], 0x5410), __byte_perm(as[i], bs[i], 0x7632),
+               __byte_perm(ds[i], es[i], 0x5410), __byte_perm(ds[i], es[i], 0x7632), w[n][0], w[n][1]);
+  }
+  if constexpr (DV % 64 != 0) {
+    constexpr int J = DV / 64 * 16;
+    uint2 a = ((const uint2*)v0)[J + g], b = ((const uint2*)v1)[J + g];
+    uint2 d = ((const uint2*)v2)[J + g], e = ((const uint2*)v3)[J + g];
+    const unsigned as[2] = {a.x, a.y}, bs[2] = {b.x, b.y}, ds[2] = {d.x, d.y}, es[2] = {e.x, e.y};
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int n = 0; n < NB; ++n)
+        mma<T>(out_sum[n][DV / 64 * 4 + i], __byte_perm(as[i], bs[i], 0x5410), __byte_perm(as[i], bs[i], 0x7632),
+               __byte_perm(ds[i], es[i], 0x5410), __byte_perm(ds[i], es[i], 0x7632), w[n][0], w[n][1]);
+  }
+}
+__shared__ float tops[WARPS][Q], sums[WARPS][Q], totals[Q * (DV + 1)];
+#pragma unroll
+for (int n = 0; n < NB; ++n)
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    float x = l[n][e];
+    x += __shfl_xor_sync(~0u, x, 4);
+    x += __shfl_xor_sync(~0u, x, 8);
+    x += __shfl_xor_sync(~0u, x, 16);
+    if (g == 0) {
+      tops[warp][n * 8 + 2 * c + e] = m[n][e];
+      sums[warp][n * 8 + 2 * c + e] = x;
+    }
+  }
+__syncthreads();
+auto top_of = [&](int h) {
+  float top = tops[0][h];
+  for (int i = 1; i < WARPS; ++i) top = fmaxf(top, tops[i][h]);
+  return top;
+};
+for (int turn = 0; turn < WARPS; ++turn) {
+  if (turn == warp) {
+#pragma unroll
+    for (int n = 0; n < NB; ++n)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int h = n * 8 + 2 * c + e;
+        const float scale = exp2f(m[n][e] - top_of(h));
+#pragma unroll
+        for (int j = 0; j < DV / 16; ++j)
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int dim = j < DV / 64 * 4 ? j / 4 * 64 + g * 8 + j % 4 * 2 + i : DV / 64 * 64 + g * 4 + j % 4 * 2 + i;
+            float* to_sum = &totals[h * (DV + 1) + dim];
+            *to_sum = out_sum[n][j][2 * i + e] * scale + (turn == 0 ? 0.f : *to_sum);
+          }
+      }
+  }
+  __syncthreads();
+}
+for (int i = threadIdx.x; i < heads * DV; i += WARPS * 32) {
+  const int h = i / DV, dim = i % DV;
+  const float top = top_of(h);
+  float sum = 0;
+  for (int k = 0; k < WARPS; ++k) sum += sums[k][h] * exp2f(tops[k][h] - top);
+  const long at = (long)row * H + h0 + h;
+  const float total = totals[h * (DV + 1) + dim];
+)cu";
+
+constexpr const char* decode_whole = R"cu(
+  out[at * DV + dim] = T(total * share(top, sum, SINKS, sinks[h0 + h]));
+}
+)cu";
+
+constexpr const char* decode_piece = R"cu(
+  const long part = at * gridDim.x + blockIdx.x;
+  parts[part * DV + dim] = total;
+  if (dim == 0) {
+    stats[part * 2] = top;
+    stats[part * 2 + 1] = sum;
+  }
+}
+)cu";
+
+constexpr const char* add_pieces = R"cu(
+const int row = blockIdx.y, h = blockIdx.x, most = parts_shape[2];
+const int last = positions[row], first = first_seen(last, WINDOW, CHUNK);
+const int count = last / PIECE - first / PIECE + 1;
+const long at = (long)row * gridDim.x + h;
+const float* stat = stats + at * most * 2;
+float top = stat[0];
+for (int i = 1; i < count; ++i) top = fmaxf(top, stat[2 * i]);
+float sum = 0;
+for (int i = 0; i < count; ++i) sum += stat[2 * i + 1] * exp2f(stat[2 * i] - top);
+const float scale = share(top, sum, SINKS, sinks[h]);
+for (int dim = threadIdx.x; dim < DV; dim += blockDim.x) {
+  float total = 0;
+  for (int i = 0; i < count; ++i) total += parts[(at * most + i) * DV + dim] * exp2f(stat[2 * i] - top);
+  out[at * DV + dim] = T(total * scale);
+}
+)cu";
+
+// A thread turns or copies two elements. Each product is rounded, as in Rope::rotate.
+constexpr const char* rotate = R"cu(
+constexpr int QK = (H + G) * (D / 2), ALL = QK + G * (DV / 2);
+const long index = (long)blockIdx.x * blockDim.x + threadIdx.x;
+if (index >= (long)slots_shape[0] * ALL) return;
+const int t = index / ALL, i = index % ALL;
+if (i >= QK) {
+  ((unsigned*)v_pool)[(long)slots[t] * G * (DV / 2) + i - QK] = ((const unsigned*)v)[(long)t * G * (DV / 2) + i - QK];
+  return;
+}
+const int head = i / (D / 2), pair = i % (D / 2);
+const bool is_q = head < H;
+const T* x = is_q ? q + ((long)t * H + head) * D : k + ((long)t * G + head - H) * D;
+T* y = is_q ? out + ((long)t * H + head) * D : (T*)k_pool + ((long)slots[t] * G + head - H) * D;
+if (pair < TURNED / 2) {
+  const int a = TRADITIONAL ? 2 * pair : pair, b = TRADITIONAL ? a + 1 : a + TURNED / 2;
+  const float cs = cos[(long)t * (TURNED / 2) + pair], sn = sin[(long)t * (TURNED / 2) + pair];
+  const float xa = float(x[a]), xb = float(x[b]);
+  y[a] = T(__fsub_rn(__fmul_rn(xa, cs), __fmul_rn(xb, sn)));
+  y[b] = T(__fadd_rn(__fmul_rn(xb, cs), __fmul_rn(xa, sn)));
+} else {
+  y[2 * pair] = x[2 * pair];
+  y[2 * pair + 1] = x[2 * pair + 1];
+}
+)cu";
+
+constexpr const char* read = R"cu(
+const long index = (long)blockIdx.x * blockDim.x + threadIdx.x;
+if (index < (long)slots_shape[0] * WIDTH)
+  ((uint4*)out)[index] = ((const uint4*)pool)[(long)slots[index / WIDTH] * WIDTH + index % WIDTH];
+)cu";
+
+int up(int n, int step) {
+  return (n + step - 1) / step * step;
+}
+
+} // namespace
+
+bool attends(mx::Dtype dtype, int head_dim, int v_head_dim) {
+  const auto fits = [](int dim) { return dim >= 32 && dim <= 256 && dim % 32 == 0; };
+  return (dtype == mx::float16 || dtype == mx::bfloat16) && fits(head_dim) && fits(v_head_dim);
+}
+
+mx::array rotate_and_write(
+    const mx::array& q,
+    const mx::array& k,
+    const mx::array& v,
+    const mx::array& cos,
+    const mx::array& sin,
+    const mx::array& k_pool,
+    const mx::array& v_pool,
+    const mx::array& slots,
+    int rope_dims,
+    bool rope_traditional) {
+  static const auto kernel = mx::fast::cuda_kernel(
+      "rotate_and_write", {"q", "k", "v", "cos", "sin", "k_pool", "v_pool", "slots"}, {"out"}, rotate);
+  const int heads = q.shape(1), groups = k.shape(1), dims = q.shape(2), v_dims = v.shape(2);
+  const int threads = q.shape(0) * ((heads + groups) * (dims / 2) + groups * (v_dims / 2));
+  return kernel(
+      {q, k, v, cos, sin, k_pool, v_pool, slots},
+      {q.shape()},
+      {q.dtype()},
+      {up(threads, 256), 1, 1},
+      {256, 1, 1},
+      {{"T", q.dtype()},
+       {"H", heads},
+       {"G", groups},
+       {"D", dims},
+       {"DV", v_dims},
+       {"TURNED", rope_dims},
+       {"TRADITIONAL", rope_traditional}},
+      {},
+      false,
+      {})[0];
+}
+
+mx::array read_pool(const mx::array& pool, const mx::array& slots, const mx::array& after) {
+  static const auto kernel = mx::fast::cuda_kernel("read_pool", {"pool", "slots", "after"}, {"out"}, read);
+  const int count = slots.shape(0);
+  const int width = pool.shape(1) * pool.shape(2) / 8; // of a row, in 16 bytes
+  return kernel(
+      {pool, slots, after},
+      {{count, pool.shape(1), pool.shape(2)}},
+      {pool.dtype()},
+      {up(count * width, 256), 1, 1},
+      {256, 1, 1},
+      {{"WIDTH", width}},
+      {},
+      false,
+      {})[0];
+}
+
+mx::array paged_decode(
+    const mx::array& q,
+    const mx::array& k_pool,
+    const mx::array& v_pool,
+    const mx::array& tokens,
+    const mx::array& positions,
+    const mx::array& table,
+    const std::optional<mx::array>& sinks,
+    int spread,
+    const AttentionShape& shape) {
+  static const std::string header = std::string(device_code) + attention_code;
+  static const std::vector<std::string> inputs = {"q", "k_pool", "v_pool", "tokens", "positions", "table", "sinks"};
+  static const auto whole =
+      mx::fast::cuda_kernel("decode_whole", inputs, {"out"}, std::string(decode) + decode_whole, header);
+  static const auto in_pieces =
+      mx::fast::cuda_kernel("decode_piece", inputs, {"parts", "stats"}, std::string(decode) + decode_piece, header);
+  static const auto add =
+      mx::fast::cuda_kernel("add_pieces", {"parts", "stats", "positions", "sinks"}, {"out"}, add_pieces, header);
+
+  const int rows = tokens.shape(0), heads = q.shape(1), groups = k_pool.shape(1);
+  const int dims = q.shape(2), v_dims = v_pool.shape(2), queries = heads / groups;
+  const int blocks_of_queries = queries > 8 ? 2 : 1;
+  const int parts = (queries + 8 * blocks_of_queries - 1) / (8 * blocks_of_queries);
+  // Where one row's keys may begin within a piece, they touch one piece more.
+  const bool from_start = shape.window == 0 && shape.chunk == 0;
+  const int pieces = (spread + piece - 1) / piece + (from_start ? 0 : 1);
+  const auto sink = sinks ? *sinks : positions; // unread without
+  const std::vector<std::pair<std::string, mx::fast::TemplateArg>> how = {
+      {"T", q.dtype()},
+      {"H", heads},
+      {"G", groups},
+      {"D", dims},
+      {"DV", v_dims},
+      {"NB", blocks_of_queries},
+      {"BLOCK", shape.block_size},
+      {"PIECE", piece},
+      {"WINDOW", shape.window},
+      {"CHUNK", shape.chunk},
+      {"SCALE", std::bit_cast<int>(shape.scale)},
+      {"SOFTCAP", std::bit_cast<int>(shape.softcap)},
+      {"SINKS", sinks.has_value()}};
+  const std::vector<mx::array> arrays = {q, k_pool, v_pool, tokens, positions, table, sink};
+  const std::tuple<int, int, int> grid{pieces * 128, groups * parts, rows}, threads{128, 1, 1};
+  const mx::Shape result{rows, heads, v_dims};
+  if (pieces == 1) {
+    return whole(arrays, {result}, {q.dtype()}, grid, threads, how, {}, false, {})[0];
+  }
+  const auto sums = in_pieces(
+      arrays,
+      {{rows, heads, pieces, v_dims}, {rows, heads, pieces, 2}},
+      {mx::float32, mx::float32},
+      grid,
+      threads,
+      how,
+      {},
+      false,
+      {});
+  return add(
+      {sums[0], sums[1], positions, sink},
+      {result},
+      {q.dtype()},
+      {heads * 128, rows, 1},
+      {128, 1, 1},
+      how,
+      {},
+      false,
+      {})[0];
+}
+
+} // namespace parallm::cuda

@@ -1,0 +1,340 @@
+// A quantized matmul for few rows. Weights go from memory to the tensor cores' registers as they lie: a lane holds a
+// quarter of a group of each of its rows, and x is read in the same order. A group's codes times x are summed exactly
+// as small integers, then scaled in float32: y = scale * (sum of code * x) + bias * (sum of x), group by group.
+#include "kernels/cuda/device_code.h"
+#include "kernels/cuda/ops.h"
+
+#include <mlx/backend/cuda/cuda.h>
+
+#include <algorithm>
+#include <string>
+
+namespace parallm::cuda {
+
+namespace {
+
+// GROUP, BITS; GV: groups that a warp reads at once; MB: eights of x's rows; NT: sixteens of w's rows that a block has.
+// The eight warps of a block take every eighth GV groups, which they fetch ahead into shared memory of their own, and
+// are added up in order at the end. There, 16 bytes of a row lie at places that differ with the row, so that the lanes'
+// reads meet different banks.
+//
+// 4 bits: a code goes into the mantissa of a float (128 + code in bfloat16, 64 + code in float16); OFFSET is taken off
+// in the bias. The shifts that do it pair code j of a word with code j + 4, so x's words are paired alike.
+// 8 bits: 1024 + code in float16; in bfloat16 a code is exact by itself.
+constexpr const char* source = R"cu(
+constexpr int LANE = GROUP / 4, WORDS = LANE * BITS / 32, STEPS = LANE / 4, WARPS = 8, STAGES = 3, ROWS = NT * 16;
+constexpr int CHUNKS = GV * WORDS, STEP = 32 / CHUNKS, STAGE = ROWS * (CHUNKS * 16 + 4 * GV);
+constexpr bool BF = is_bf16<T>;
+constexpr float OFFSET = BITS == 4 ? (BF ? 128.f : 64.f) : (BF ? 0.f : 1024.f);
+constexpr unsigned ONES = BF ? 0x3F803F80 : 0x3C003C00;
+const int M = x_shape[0], K = x_shape[1], groups = K / GROUP;
+const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % 4, g = lane / 4;
+const int n0 = block * ROWS;
+float acc[MB][NT][4] = {};
+extern __shared__ uint4 ring[];
+char* mine = (char*)ring + warp * STAGES * STAGE;
+const int r0 = lane / CHUNKS, k0 = lane % CHUNKS;
+const char* lane_w = (const char*)w + (long)(n0 + r0) * groups * (WORDS * 16) + k0 * 16;
+const int at0 = (r0 * CHUNKS + (k0 ^ r0 * WORDS % CHUNKS)) * 16;
+auto fetch = [&](int s, int stage) {
+  char* to = mine + stage * STAGE;
+  const char* from = lane_w + s * (WORDS * 16);
+#pragma unroll
+  for (int r = 0; r < ROWS; r += STEP)
+    if (n0 + r0 + r < N) copy_later<16>(to + at0 + r * CHUNKS * 16, from + (long)r * groups * (WORDS * 16));
+  if constexpr (GV > 1) {
+#pragma unroll
+    for (int r = 0; r < 2 * ROWS; r += 32) {
+      const int i = r + lane, n = n0 + i % ROWS;
+      if (n < N) copy_later<GV * 2>(to + ROWS * CHUNKS * 16 + i * GV * 2, (i < ROWS ? scales : biases) + (long)n * groups + s);
+    }
+  }
+};
+#pragma unroll
+for (int i = 0; i < STAGES - 1; ++i) {
+  if ((warp + WARPS * i) * GV < groups) fetch((warp + WARPS * i) * GV, i);
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+for (int s = warp * GV, stage = 0; s < groups; s += WARPS * GV) {
+  unsigned early[GV][MB <= 2 ? MB : 1][LANE / 2] = {};
+  if constexpr (MB <= 2) {
+#pragma unroll
+    for (int v = 0; v < GV; ++v)
+#pragma unroll
+      for (int m = 0; m < MB; ++m)
+        if (m * 8 + g < M)
+          copy<LANE / 2>(early[v][m], (const unsigned*)(x + (long)(m * 8 + g) * K + (s + v) * GROUP + c * LANE));
+  }
+  asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
+  __syncwarp();
+  const int next = s + (STAGES - 1) * WARPS * GV;
+  if (next < groups) fetch(next, (stage + STAGES - 1) % STAGES);
+  asm volatile("cp.async.commit_group;" ::: "memory");
+  const char* now = mine + stage * STAGE;
+  stage = (stage + 1) % STAGES;
+  T scs[NT][2][GV], bis[NT][2][GV];
+#pragma unroll
+  for (int t = 0; t < NT; ++t)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int r = t * 16 + i * 8 + g;
+      const T* from = (const T*)(now + ROWS * CHUNKS * 16) + r * GV;
+      if constexpr (GV > 1) {
+        copy<GV>(scs[t][i], from);
+        copy<GV>(bis[t][i], from + ROWS * GV);
+      } else {
+        const long at = (long)min(n0 + r, N - 1) * groups + s;
+        scs[t][i][0] = scales[at];
+        bis[t][i][0] = biases[at];
+      }
+    }
+#pragma unroll
+  for (int v = 0; v < GV; ++v) {
+    unsigned a[NT][STEPS][4];
+    float sc[NT][2], bi[NT][2];
+#pragma unroll
+    for (int t = 0; t < NT; ++t)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        sc[t][i] = float(scs[t][i][v]);
+        unsigned ws[WORDS];
+        copy<WORDS>(ws, (const unsigned*)(now + ((t * 16 + i * 8) * CHUNKS + (v * WORDS ^ g * WORDS % CHUNKS)) * 16) +
+                            g * CHUNKS * 4 + c * WORDS);
+        bi[t][i] = fmaf(-OFFSET, sc[t][i], float(bis[t][i][v]));
+#pragma unroll
+        for (int j = 0; j < WORDS; ++j) {
+          const unsigned q = ws[j];
+          if constexpr (BITS == 4) {
+            a[t][2 * j][i] = BF ? codes(q, 0x000F000F, 0x43004300) : codes(q << 4, 0x00F000F0, 0x54005400);
+            a[t][2 * j][i + 2] = BF ? codes(q >> 4, 0x000F000F, 0x43004300) : codes(q, 0x00F000F0, 0x54005400);
+            a[t][2 * j + 1][i] = BF ? codes(q >> 8, 0x000F000F, 0x43004300) : codes(q >> 4, 0x00F000F0, 0x54005400);
+            a[t][2 * j + 1][i + 2] = BF ? codes(q >> 12, 0x000F000F, 0x43004300) : codes(q >> 8, 0x00F000F0, 0x54005400);
+          } else if constexpr (BF) {
+            auto code = [&](int k) { return __uint_as_float(__byte_perm(q, 0x4B000000, 0x7540 | k)) - 8388608.f; };
+            a[t][j][i] = pair<T>(code(0), code(1));
+            a[t][j][i + 2] = pair<T>(code(2), code(3));
+          } else {
+            a[t][j][i] = __byte_perm(q, 0x64646464, 0x4140);
+            a[t][j][i + 2] = __byte_perm(q, 0x64646464, 0x4342);
+          }
+        }
+      }
+#pragma unroll
+    for (int m = 0; m < MB; ++m) {
+      unsigned xs[LANE / 2] = {};
+      if constexpr (MB <= 2) {
+        copy<LANE / 2>(xs, early[v][m]);
+      } else if (m * 8 + g < M) {
+        copy<LANE / 2>(xs, (const unsigned*)(x + (long)(m * 8 + g) * K + (s + v) * GROUP + c * LANE));
+      }
+      if constexpr (BITS == 4) {
+#pragma unroll
+        for (int j = 0; j < LANE / 2; j += 4) {
+          const unsigned q0 = xs[j], q1 = xs[j + 1], q2 = xs[j + 2], q3 = xs[j + 3];
+          xs[j] = __byte_perm(q0, q2, 0x5410);
+          xs[j + 1] = __byte_perm(q0, q2, 0x7632);
+          xs[j + 2] = __byte_perm(q1, q3, 0x5410);
+          xs[j + 3] = __byte_perm(q1, q3, 0x7632);
+        }
+      }
+      float sum[4] = {};
+#pragma unroll
+      for (int k = 0; k < STEPS; ++k) mma<T>(sum, ONES, ONES, ONES, ONES, xs[2 * k], xs[2 * k + 1]);
+#pragma unroll
+      for (int t = 0; t < NT; ++t) {
+        float y[4] = {};
+#pragma unroll
+        for (int k = 0; k < STEPS; ++k)
+          mma<T>(y, a[t][k][0], a[t][k][1], a[t][k][2], a[t][k][3], xs[2 * k], xs[2 * k + 1]);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) acc[m][t][i] = fmaf(sc[t][i / 2], y[i], fmaf(bi[t][i / 2], sum[i % 2], acc[m][t][i]));
+      }
+    }
+  }
+}
+asm volatile("cp.async.wait_all;" ::: "memory");
+__syncthreads();
+float(*parts)[NT * 16 * 8] = (float(*)[NT * 16 * 8])ring;
+#pragma unroll
+for (int m = 0; m < MB; ++m) {
+#pragma unroll
+  for (int t = 0; t < NT; ++t)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) parts[warp][(t * 16 + i / 2 * 8 + g) * 8 + 2 * c + i % 2] = acc[m][t][i];
+  __syncthreads();
+  for (int i = threadIdx.x; i < NT * 16 * 8; i += WARPS * 32) {
+    float y = 0;
+    for (int k = 0; k < WARPS; ++k) y += parts[k][i];
+    const int row = m * 8 + i % 8, n = n0 + i / 8;
+    if (row < M && n < N) out[(long)row * N + n] = T(y);
+  }
+  __syncthreads();
+}
+)cu";
+
+// A thread widens a word of codes.
+constexpr const char* widen = R"cu(
+constexpr int CODES = 32 / BITS;
+const long index = (long)blockIdx.x * blockDim.x + threadIdx.x;
+if (index >= (long)w_shape[0] * w_shape[1]) return;
+const unsigned q = w[index];
+const long at = index * CODES / GROUP;
+const float scale = float(scales[at]), bias = float(biases[at]);
+unsigned pairs[CODES / 2];
+#pragma unroll
+for (int i = 0; i < CODES / 2; ++i) {
+  auto value = [&](int k) { return fmaf(float(q >> k * BITS & ((1 << BITS) - 1)), scale, bias); };
+  pairs[i] = pair<T>(value(2 * i), value(2 * i + 1));
+}
+copy<CODES / 2>((unsigned*)out + index * (CODES / 2), pairs);
+)cu";
+
+constexpr const char* copy_code = R"cu(
+__device__ inline unsigned codes(unsigned q, unsigned mask, unsigned one) { // q & mask | one, in one instruction
+  asm("lop3.b32 %0, %0, %1, %2, 0xEA;" : "+r"(q) : "r"(mask), "r"(one));
+  return q;
+}
+template <int BYTES> struct Bytes { using Type = uint4; };
+template <> struct Bytes<8> { using Type = uint2; };
+template <> struct Bytes<4> { using Type = unsigned; };
+template <> struct Bytes<2> { using Type = unsigned short; };
+template <int BYTES>
+__device__ inline void copy_later(void* to, const void* from) { // from global to shared memory
+  const unsigned at = __cvta_generic_to_shared(to);
+  if constexpr (BYTES == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(from), "n"(BYTES) : "memory");
+  }
+}
+template <int COUNT, typename T>
+__device__ inline void copy(T* to, const T* from) {
+  using Type = typename Bytes<COUNT * sizeof(T)>::Type;
+#pragma unroll
+  for (int i = 0; i < int(COUNT * sizeof(T) / sizeof(Type)); ++i) {
+    const Type bytes = ((const Type*)from)[i];
+    memcpy((char*)to + i * sizeof(Type), &bytes, sizeof(Type));
+  }
+}
+)cu";
+
+constexpr int block_rows = 32; // of w
+
+/** The kernel for so many matrices: before `source`, a block finds its own. */
+mx::fast::CustomKernelFunction make_kernel(int count) {
+  constexpr int shared = 3 * 8 * block_rows * (128 + 4 * 4); // stages, warps; bytes of codes, and of scales and biases
+  std::vector<std::string> inputs{"x"}, outputs;
+  std::string find =
+      "int block = blockIdx.x, N = w0_shape[0];\nauto* w = w0;\nauto* scales = s0;\nauto* biases = b0;\nauto* out = o0;\n";
+  for (int i = 0; i < count; i++) {
+    const auto n = std::to_string(i), before = std::to_string(i - 1);
+    inputs.insert(inputs.end(), {"w" + n, "s" + n, "b" + n});
+    outputs.push_back("o" + n);
+    if (i > 0) {
+      find += "if (block >= (w" + before + "_shape[0] + NT * 16 - 1) / (NT * 16)) {\n  block -= (w" + before +
+          "_shape[0] + NT * 16 - 1) / (NT * 16);\n  N = w" + n + "_shape[0];\n  w = w" + n + ", scales = s" + n +
+          ", biases = b" + n + ", out = o" + n + ";\n";
+    }
+  }
+  find += std::string(count - 1, '}') + "\n";
+  return mx::fast::cuda_kernel(
+      "quantized_matmul" + std::to_string(count),
+      inputs,
+      outputs,
+      find + source,
+      std::string(device_code) + copy_code,
+      true,
+      shared);
+}
+
+int groups_at_once(int groups, int words) {
+  int count = std::clamp(8 / words, 1, 4);
+  while (groups % count != 0) {
+    count /= 2;
+  }
+  return count;
+}
+
+} // namespace
+
+bool available() {
+  static const bool found = [] {
+    if (!mx::cu::is_available()) {
+      return false;
+    }
+    auto& info = mx::device_info(mx::Device::gpu);
+    auto major = info.find("compute_capability_major");
+    return major != info.end() && std::get<size_t>(major->second) >= 8;
+  }();
+  return found;
+}
+
+bool multiplies(mx::Dtype x, int group_size, int bits) {
+  return (x == mx::float16 || x == mx::bfloat16) && (bits == 4 || bits == 8) &&
+      (group_size == 32 || group_size == 64 || group_size == 128);
+}
+
+std::vector<mx::array>
+quantized_matmuls(const mx::array& x, const std::vector<Codes>& matrices, int group_size, int bits) {
+  static const std::vector<mx::fast::CustomKernelFunction> kernels = [] {
+    std::vector<mx::fast::CustomKernelFunction> all;
+    for (int count = 1; count <= most_matrices; count++) {
+      all.push_back(make_kernel(count));
+    }
+    return all;
+  }();
+  const int rows = x.shape(0);
+  const int eights = rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : 8;
+  int blocks = 0;
+  std::vector<mx::array> inputs{x};
+  std::vector<mx::Shape> shapes;
+  for (const auto& matrix : matrices) {
+    const int outputs = matrix.w.shape(0);
+    blocks += (outputs + block_rows - 1) / block_rows;
+    inputs.insert(inputs.end(), {matrix.w, matrix.scales, matrix.biases});
+    shapes.push_back({rows, outputs});
+  }
+  return kernels.at(matrices.size() - 1)(
+      inputs,
+      shapes,
+      std::vector<mx::Dtype>(matrices.size(), x.dtype()),
+      {blocks * 256, 1, 1},
+      {256, 1, 1},
+      {{"T", x.dtype()},
+       {"GROUP", group_size},
+       {"BITS", bits},
+       {"GV", groups_at_once(matrices[0].scales.shape(1), group_size * bits / 128)},
+       {"MB", eights},
+       {"NT", block_rows / 16}},
+      {},
+      false,
+      {});
+}
+
+mx::array quantized_matmul(
+    const mx::array& x,
+    const mx::array& w,
+    const mx::array& scales,
+    const mx::array& biases,
+    int group_size,
+    int bits) {
+  return quantized_matmuls(x, {{w, scales, biases}}, group_size, bits)[0];
+}
+
+mx::array dequantize(const mx::array& w, const mx::array& scales, const mx::array& biases, int group_size, int bits) {
+  static const auto kernel = mx::fast::cuda_kernel(
+      "dequantize", {"w", "scales", "biases"}, {"out"}, widen, std::string(device_code) + copy_code);
+  const int words = w.size();
+  return kernel(
+      {w, scales, biases},
+      {{w.shape(0), w.shape(1) * 32 / bits}},
+      {scales.dtype()},
+      {(words + 255) / 256 * 256, 1, 1},
+      {256, 1, 1},
+      {{"T", scales.dtype()}, {"GROUP", group_size}, {"BITS", bits}},
+      {},
+      false,
+      {})[0];
+}
+
+} // namespace parallm::cuda

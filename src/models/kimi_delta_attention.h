@@ -1,0 +1,70 @@
+// Kimi Delta Attention (arXiv 2510.26692): a gated delta rule that forgets each
+// key's dim at its own rate. Engine thread only.
+#pragma once
+
+#include "kv/cache.h"
+#include "nn/linear.h"
+#include "nn/norm.h"
+#include "nn/recurrent.h"
+
+#include <optional>
+#include <string>
+
+namespace parallm {
+
+struct KimiDeltaArgs {
+  int hidden; // of the model
+  int heads;
+  int head_dim;
+  int kernel; // of the convolutions
+  float eps; // of the norm
+  // What models change.
+  bool narrow = true; // the decay and the output's gate go through a narrow layer
+  std::optional<float> least_log_decay = {}; // decays are at least its exp; nothing: they have no bound
+  std::string conv = "_conv.conv"; // the convolutions' names, behind q, k and v
+
+  int width() const {
+    return heads * head_dim;
+  }
+};
+
+class KimiDeltaAttention {
+ public:
+  KimiDeltaAttention(const KimiDeltaArgs& args, Weights& weights, const std::string& name);
+
+  /** x [T,hidden] -> [T,hidden]. */
+  mx::array operator()(const mx::array& x, Cache& cache) const;
+
+  /** What each layer keeps; `dtype`: the activations'. */
+  static CacheSpec cache_spec(const KimiDeltaArgs& args, mx::Dtype dtype);
+
+ private:
+  /** A layer, or two with a narrow place between. */
+  struct Gate {
+    Gate(Weights& weights, const std::string& name, const KimiDeltaArgs& args);
+    mx::array operator()(const mx::array& x) const;
+
+    std::optional<Linear> to_narrow;
+    Linear to_wide;
+  };
+
+  mx::array log_decay(const mx::array& x) const; // float32 [T,H,head_dim]
+  mx::array by_head(const mx::array& x) const;
+
+  KimiDeltaArgs args_;
+  Linear q_proj;
+  Linear k_proj;
+  Linear v_proj;
+  CausalConv q_conv;
+  CausalConv k_conv;
+  CausalConv v_conv;
+  Gate f_; // the decay
+  Gate g_; // the output's gate
+  Linear b_proj; // beta: how much of an error is corrected
+  mx::array a_; // [heads] exp(A_log)
+  mx::array dt_bias; // [width]
+  RMSNorm o_norm;
+  Linear o_proj;
+};
+
+} // namespace parallm

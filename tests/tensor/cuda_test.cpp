@@ -1,0 +1,299 @@
+// kernels/cuda against plain float32, where there is an NVIDIA GPU.
+#include "golden.h"
+
+#include "kernels/cuda/ops.h"
+#include "kv/cache.h"
+
+namespace parallm::test {
+
+namespace {
+
+bool skipped() {
+  if (!cuda_kernels()) {
+    MESSAGE("skipped: no NVIDIA GPU");
+  }
+  return !cuda_kernels();
+}
+
+mx::array normal(const mx::Shape& shape, mx::Dtype type, int seed) {
+  return mx::astype(mx::random::normal(shape, mx::float32, mx::random::key(seed)), type);
+}
+
+mx::array rows(const mx::array& x, int from, int to) {
+  mx::Shape begin(x.ndim(), 0);
+  auto end = x.shape();
+  begin[0] = from;
+  end[0] = to;
+  return mx::slice(x, begin, end);
+}
+
+/** The greatest difference, of the greatest magnitude. */
+double error(const mx::array& got, const mx::array& wanted) {
+  auto a = floats(got), b = floats(wanted);
+  REQUIRE(a.size() == b.size());
+  double worst = 0, size = 1e-30;
+  for (size_t i = 0; i < a.size(); ++i) {
+    worst = std::max(worst, double(std::abs(a[i] - b[i])));
+    size = std::max(size, double(std::abs(b[i])));
+    worst = std::isfinite(a[i]) ? worst : 1e30;
+  }
+  return worst / size;
+}
+
+double rounding(mx::Dtype type) {
+  return type == mx::bfloat16 ? 0.01 : 0.002;
+}
+
+/** x wᵀ by products and a sum: no tensor cores, nothing rounded to 16 bits. */
+mx::array product(const mx::array& x, const mx::array& w) {
+  auto wide = mx::expand_dims(mx::astype(x, mx::float32), 1) * mx::expand_dims(w, 0);
+  return mx::sum(wide, 2);
+}
+
+/** Attention of one query [H,D] over keys [S,G,D] and values [S,G,Dv]. */
+mx::array plain(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) {
+  int repeats = q.shape(0) / k.shape(1);
+  auto wide = [](const mx::array& x) { return mx::astype(x, mx::float32); };
+  auto keys = mx::repeat(wide(k), repeats, 1);
+  auto values = mx::repeat(wide(v), repeats, 1);
+  auto scores = mx::sum(mx::expand_dims(wide(q), 0) * keys, 2) * how.scale; // [S,H]
+  if (how.softcap > 0) {
+    scores = mx::tanh(scores / how.softcap) * how.softcap;
+  }
+  if (how.sinks) {
+    scores = mx::concatenate({scores, mx::expand_dims(*how.sinks, 0)}, 0);
+  }
+  auto weights = mx::softmax(scores, std::vector<int>{0}, true);
+  weights = rows(weights, 0, k.shape(0));
+  return mx::sum(mx::expand_dims(weights, 2) * values, 0);
+}
+
+struct Heads {
+  int queries, keys, dims, v_dims;
+};
+
+/** A sequence, fed in pieces beside others. */
+struct Fed {
+  mx::array q, k, v; // [n,...]
+  std::vector<int32_t> blocks;
+  int at = 0;
+  std::vector<mx::array> outputs;
+};
+
+Fed make_sequence(int length, const Heads& heads, mx::Dtype type, int seed, int first_block, int block_size) {
+  std::vector<int32_t> blocks;
+  for (int i = 0; i * block_size < length; ++i) {
+    blocks.push_back(first_block + (i % 2 ? i - 1 : i + 1)); // not in order
+  }
+  return {
+      normal({length, heads.queries, heads.dims}, type, seed),
+      normal({length, heads.keys, heads.dims}, type, seed + 1),
+      normal({length, heads.keys, heads.v_dims}, type, seed + 2),
+      blocks,
+      0,
+      {}};
+}
+
+/** One step: counts[i] tokens of each sequence, none where 0. */
+void feed(Caches& caches, std::vector<Fed>& all, const std::vector<int>& counts, const Attention& how, int block_size) {
+  std::vector<Span> spans;
+  std::vector<mx::array> q, k, v;
+  int first = 0;
+  for (size_t i = 0; i < all.size(); ++i) {
+    auto& one = all[i];
+    if (counts[i] > 0) {
+      size_t needed = (one.at + counts[i] + block_size - 1) / block_size;
+      spans.push_back({first, counts[i], one.at, {one.blocks.begin(), one.blocks.begin() + needed}});
+      first += counts[i];
+      q.push_back(rows(one.q, one.at, one.at + counts[i]));
+      k.push_back(rows(one.k, one.at, one.at + counts[i]));
+      v.push_back(rows(one.v, one.at, one.at + counts[i]));
+    }
+  }
+  caches.begin(spans);
+  auto out = caches.layer(0).attend(mx::concatenate(q, 0), mx::concatenate(k, 0), mx::concatenate(v, 0), how);
+  mx::eval(out);
+  for (size_t i = 0, span = 0; i < all.size(); ++i) {
+    if (counts[i] > 0) {
+      all[i].outputs.push_back(rows(out, spans[span].first, spans[span].first + counts[i]));
+      all[i].at += counts[i];
+      ++span;
+    }
+  }
+}
+
+void compare_attention(const Heads& heads, mx::Dtype type, const Attention& how, int block_size) {
+  const std::vector<int> lengths = {7, 263, 600, 38};
+  std::vector<Fed> all;
+  const auto caches = [&] {
+    return make_paged_caches(
+        {{heads.keys, heads.dims, heads.v_dims}}, {.block_size = block_size, .blocks = 400, .dtype = type});
+  };
+  int block = 1;
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    all.push_back(make_sequence(lengths[i], heads, type, 10 * i + 1, block, block_size));
+    block += lengths[i] / block_size + 2;
+  }
+  auto together = caches();
+  feed(*together, all, {6, 255, 590, 0}, how, block_size);
+  feed(*together, all, {1, 1, 1, 30}, how, block_size); // decoding beside a prefill
+  for (int i = 0; i < 7; ++i) {
+    feed(*together, all, {0, 1, 1, 1}, how, block_size);
+  }
+  for (size_t i = 0; i < all.size(); ++i) {
+    CAPTURE(i);
+    auto& one = all[i];
+    auto got = mx::concatenate(one.outputs, 0);
+    auto q = one.q, k = one.k;
+    if (how.rope) {
+      std::vector<int> positions(lengths[i]), none(lengths[i]);
+      std::iota(positions.begin(), positions.end(), 0);
+      auto [cos, sin] = how.rope->tables(positions, none);
+      q = how.rope->rotate(q, cos, sin);
+      k = how.rope->rotate(k, cos, sin);
+    }
+    for (int t = one.at - 8; t < one.at; ++t) {
+      int from = how.window > 0 ? std::max(0, t - how.window + 1) : 0;
+      from = how.chunk > 0 ? std::max(from, t / how.chunk * how.chunk) : from;
+      if (t >= 0) {
+        auto wanted = plain(mx::squeeze(rows(q, t, t + 1), 0), rows(k, from, t + 1), rows(one.v, from, t + 1), how);
+        CAPTURE(t);
+        CHECK(error(rows(got, t, t + 1), wanted) < rounding(type));
+      }
+    }
+  }
+  // A row's last tokens are the same bits when it decodes alone.
+  auto alone = caches();
+  std::vector<Fed> one = {make_sequence(600, heads, type, 21, 50, block_size)};
+  feed(*alone, one, {590}, how, block_size);
+  for (int i = 0; i < 8; ++i) {
+    feed(*alone, one, {1}, how, block_size);
+    CHECK(mx::array_equal(one[0].outputs.back(), all[2].outputs[i + 1]).item<bool>());
+  }
+}
+
+} // namespace
+
+TEST_CASE("cuda: quantized matmul equals a float32 sum of MLX's dequantized weights") {
+  if (skipped()) {
+    return;
+  }
+  struct Case {
+    mx::Dtype type;
+    int bits, group, rows, outputs, inputs;
+  };
+  const auto bf16 = mx::bfloat16, f16 = mx::float16;
+  // Each is compiled. Groups a row that 4, 2 or 1 at once divide; outputs that fill no block; rows that fill no eight.
+  const Case cases[] = {
+      {bf16, 4, 64, 1, 40, 1024},
+      {bf16, 4, 64, 7, 100, 4096 + 128},
+      {bf16, 4, 32, 3, 33, 96},
+      {bf16, 4, 128, 8, 64, 1280},
+      {f16, 4, 64, 9, 70, 2048},
+      {f16, 4, 128, 2, 31, 128},
+      {f16, 4, 32, 16, 7, 4096},
+      {bf16, 8, 64, 5, 129, 640},
+      {bf16, 8, 128, 13, 64, 384},
+      {bf16, 8, 32, 1, 32, 2048},
+      {f16, 8, 64, 8, 130, 1024},
+      {bf16, 4, 64, 31, 96, 2048},
+      {f16, 8, 128, cuda::most_rows, 48, 1024}};
+  for (auto& [type, bits, group, m, n, k] : cases) {
+    CAPTURE(bits);
+    CAPTURE(group);
+    CAPTURE(m);
+    REQUIRE(cuda::multiplies(type, group, bits));
+    auto x = normal({m, k}, type, 1);
+    auto q = mx::quantize(normal({n, k}, type, 2), group, bits, "affine");
+    auto wide = [](const mx::array& a) { return mx::astype(a, mx::float32); };
+    auto w = mx::dequantize(q[0], wide(q[1]), wide(q[2]), group, bits);
+    auto y = cuda::quantized_matmul(x, q[0], q[1], q[2], group, bits);
+    CHECK(y.dtype() == type);
+    CHECK(error(y, product(x, w)) < rounding(type));
+  }
+}
+
+TEST_CASE("cuda: dequantize equals MLX's, rounded once") {
+  if (skipped()) {
+    return;
+  }
+  for (auto type : {mx::bfloat16, mx::float16}) {
+    for (auto [bits, group] : {std::pair{4, 32}, {8, 128}}) {
+      CAPTURE(bits);
+      auto q = mx::quantize(normal({37, 384}, type, 2), group, bits, "affine");
+      auto wide = [](const mx::array& a) { return mx::astype(a, mx::float32); };
+      auto w = mx::dequantize(q[0], wide(q[1]), wide(q[2]), group, bits);
+      auto dense = cuda::dequantize(q[0], q[1], q[2], group, bits);
+      CHECK(mx::array_equal(dense, mx::astype(w, type)).item<bool>());
+    }
+  }
+}
+
+TEST_CASE("cuda: matmuls at once give each one's own bits") {
+  if (skipped()) {
+    return;
+  }
+  auto x = normal({5, 512}, mx::bfloat16, 1);
+  std::vector<cuda::Codes> matrices;
+  for (int outputs : {70, 32, 9}) {
+    auto q = mx::quantize(normal({outputs, 512}, mx::bfloat16, outputs), 64, 4, "affine");
+    matrices.push_back({q[0], q[1], q[2]});
+    auto all = cuda::quantized_matmuls(x, matrices, 64, 4);
+    REQUIRE(all.size() == matrices.size());
+    for (size_t i = 0; i < all.size(); ++i) {
+      auto& one = matrices[i];
+      auto alone = cuda::quantized_matmul(x, one.w, one.scales, one.biases, 64, 4);
+      CHECK(mx::array_equal(all[i], alone).item<bool>());
+    }
+  }
+}
+
+TEST_CASE("cuda: swiglu equals float32 arithmetic") {
+  if (skipped()) {
+    return;
+  }
+  for (auto type : {mx::bfloat16, mx::float16, mx::float32}) {
+    for (int width : {64, 7}) {
+      auto gate = normal({3, width}, type, 1) * mx::array(4.0f, type), up = normal({3, width}, type, 2);
+      auto g = mx::astype(gate, mx::float32);
+      CHECK(error(cuda::swiglu(gate, up), g * mx::sigmoid(g) * mx::astype(up, mx::float32)) < rounding(type));
+    }
+  }
+}
+
+TEST_CASE("cuda: a quantized matmul's rows are independent, bit for bit") {
+  if (skipped()) {
+    return;
+  }
+  auto x = normal({cuda::most_rows, 2048}, mx::bfloat16, 1);
+  auto q = mx::quantize(normal({96, 2048}, mx::bfloat16, 2), 64, 4, "affine");
+  const auto product = [&](int from, int to) {
+    return cuda::quantized_matmul(rows(x, from, to), q[0], q[1], q[2], 64, 4);
+  };
+  auto whole = product(0, cuda::most_rows);
+  for (int count : {1, 2, 7, 8, 9, 16}) {
+    CHECK(mx::array_equal(product(3, 3 + count), rows(whole, 3, 3 + count)).item<bool>());
+  }
+}
+
+TEST_CASE("cuda: paged attention equals plain attention, alone and beside others") {
+  if (skipped()) {
+    return;
+  }
+  Rope rope;
+  rope.dims = 32;
+  for (int i = 0; i < 16; ++i) {
+    rope.inverse_frequencies.push_back(std::pow(10000.0f, -i / 16.0f));
+  }
+  auto pairs = rope;
+  pairs.traditional = true;
+  auto bf16 = mx::bfloat16;
+  compare_attention({8, 2, 64, 64}, bf16, {.scale = 0.125f, .rope = &rope, .sinks = {}}, 16);
+  compare_attention({8, 2, 64, 64}, mx::float16, {.scale = 0.125f, .rope = &pairs, .sinks = {}}, 4);
+  compare_attention({4, 1, 128, 128}, bf16, {.scale = 0.09f, .rope = &rope, .window = 100, .sinks = {}}, 16);
+  compare_attention({20, 1, 96, 96}, bf16, {.scale = 0.1f, .chunk = 128, .sinks = {}}, 8);
+  compare_attention({3, 3, 256, 256}, bf16, {.scale = 0.06f, .rope = &rope, .softcap = 5, .sinks = {}}, 16);
+  compare_attention({6, 2, 192, 128}, bf16, {.scale = 0.07f, .sinks = normal({6}, mx::float32, 9)}, 16);
+}
+
+} // namespace parallm::test
