@@ -1,7 +1,7 @@
 // Steps that a server makes before its first request, so that no request waits
 // for what a device does once: MLX compiles a GPU's kernels when they are first
-// met. kernels/cuda's take one or two seconds each, at every start. MLX's own quantized matmuls, for what those don't do,
-// take most of a minute each, once: MLX keeps them on the disk. Engine thread only.
+// met. kernels/cuda's take one or two seconds each, at every start. MLX's own quantized matmuls, for what those don't
+// do, take most of a minute each, once: MLX keeps them on the disk. Engine thread only.
 #pragma once
 
 #include "engine/engine.h"
