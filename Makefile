@@ -69,7 +69,7 @@ models: golden ## Measure every architecture against mlx-lm and renew the README
 	build/bin/tensor_tests --no-skip -tc="table of models"
 	python3 tools/models_table.py
 
-bench: build ## Measure this server beside mlx_lm.server on the same weights
+bench: build ## Measure this server beside mlx_lm.server and llama-server on the same weights
 	@tools/venv.sh .venv-bench -r bench/requirements.txt
 	.venv-bench/bin/python bench/serve.py --model "$$(tools/model.sh)" $(ARGS)
 

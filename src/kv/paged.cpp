@@ -79,8 +79,8 @@ class KernelLayer : public States {
   KernelLayer(const CacheSpec& spec, const KVOptions& options, Step*& step)
       : States(spec, options, step),
         block_size_(options.block_size),
-        k_pool_(uninitialised({options.blocks, block_size_, spec.kv_heads, spec.head_dim}, options.dtype)),
-        v_pool_(uninitialised({options.blocks, block_size_, spec.kv_heads, spec.v_head_dim}, options.dtype)) {}
+        k_pool_(uninitialised({options.blocks, spec.kv_heads, block_size_, spec.head_dim}, options.dtype)),
+        v_pool_(uninitialised({options.blocks, spec.kv_heads, block_size_, spec.v_head_dim}, options.dtype)) {}
 
   mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
     auto* rope = how.rope;
@@ -107,7 +107,7 @@ class KernelLayer : public States {
 
  private:
   int block_size_;
-  mx::array k_pool_; // [blocks, block_size, G, D]
+  mx::array k_pool_; // [blocks, G, block_size, D]
   mx::array v_pool_;
 };
 

@@ -150,7 +150,7 @@ def test_logprobs_agree_with_the_reference(float32_server):
         scored = complete(f32, entry["ids"], max_tokens=16, logprobs=2).choices[0].logprobs
     for top, gap in zip(scored.top_logprobs, entry["float32"]["gaps"]):
         best, second = sorted(top.values(), reverse=True)
-        assert best - second == pytest.approx(gap, abs=2e-3)
+        assert best - second == pytest.approx(gap, abs=5e-3)  # activations are rounded to 16-bit codes
 
 
 def test_chat_logprobs_have_bytes_that_make_the_text(client):

@@ -58,8 +58,8 @@ class World {
     }
     // NaN where nothing was written: reading there shows.
     const auto nan = mx::array(std::numeric_limits<float>::quiet_NaN());
-    k_pool_ = mx::full({blocks + 3, c.shape.block_size, c.kv_heads, c.dim}, nan, c.pool_type);
-    v_pool_ = mx::full({blocks + 3, c.shape.block_size, c.kv_heads, c.v_dim}, nan, c.pool_type);
+    k_pool_ = mx::full({blocks + 3, c.kv_heads, c.shape.block_size, c.dim}, nan, c.pool_type);
+    v_pool_ = mx::full({blocks + 3, c.kv_heads, c.shape.block_size, c.v_dim}, nan, c.pool_type);
     sinks_ = mx::random::normal({c.heads}, mx::float32, mx::random::key(99));
     mx::eval(k_pool_, v_pool_, sinks_);
   }
@@ -271,7 +271,7 @@ TEST_CASE("a token's attention has the same bits in any chunks and company") {
 
 TEST_CASE("paged attention refuses a table that points outside the pool") {
   const auto x = mx::zeros({1, 1, 32});
-  const auto pool = mx::zeros({2, 4, 1, 32});
+  const auto pool = mx::zeros({2, 1, 4, 32});
   const auto run = [&](int block, int offset) {
     auto out = cpu::paged_attention(
         x,

@@ -93,14 +93,14 @@ mx::array paged_attention(
       v);
   const int block = shape.block_size;
   check(
-      k_pool.ndim() == 4 && block > 0 && k_pool.shape(1) == block && k_pool.shape(2) == G && k_pool.shape(3) == D &&
+      k_pool.ndim() == 4 && block > 0 && k_pool.shape(1) == G && k_pool.shape(2) == block && k_pool.shape(3) == D &&
           is_float(k_pool.dtype()),
-      "k_pool must be [blocks,block_size,G,D] of a float type",
+      "k_pool must be [blocks,G,block_size,D] of a float type",
       k_pool);
   check(
-      v_pool.ndim() == 4 && v_pool.shape(0) == k_pool.shape(0) && v_pool.shape(1) == block && v_pool.shape(2) == G &&
+      v_pool.ndim() == 4 && v_pool.shape(0) == k_pool.shape(0) && v_pool.shape(1) == G && v_pool.shape(2) == block &&
           v_pool.shape(3) == v.shape(2) && v_pool.dtype() == k_pool.dtype(),
-      "v_pool must be [blocks,block_size,G,Dv] of k_pool's type",
+      "v_pool must be [blocks,G,block_size,Dv] of k_pool's type",
       v_pool);
   check(spans.ndim() == 2 && spans.shape(1) == 3 && spans.dtype() == mx::int32, "spans must be int32 [R,3]", spans);
   check(

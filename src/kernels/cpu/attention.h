@@ -14,8 +14,8 @@ struct AttentionJob {
   Type type; // of q, k, v and out
   const float* cos; // [T, rope_dims/2]
   const float* sin;
-  void* k_pool; // [blocks, block_size, G, D]
-  void* v_pool; // [blocks, block_size, G, Dv]
+  void* k_pool; // [blocks, G, block_size, D]
+  void* v_pool; // [blocks, G, block_size, Dv]
   Type pool_type;
   size_t blocks, block_size;
   const int32_t* spans; // [span_count, 3]: first, count, offset
@@ -38,10 +38,11 @@ struct AttentionJob {
     return begin > own ? begin : own;
   }
 
-  /** Where position `p` of a span's sequence lies in the pools, in rows of [G,
-   * D]. */
-  size_t place(size_t span, size_t p) const {
-    return table[span * table_width + p / block_size] * block_size + p % block_size;
+  /** Where a head's key or value of position `p` of a span's sequence lies in the pools, in rows of D; the rest of its
+   * block follows. */
+  size_t place(size_t span, size_t p, size_t kv_head) const {
+    const size_t block = table[span * table_width + p / block_size];
+    return (block * kv_heads + kv_head) * block_size + p % block_size;
   }
 };
 

@@ -49,15 +49,16 @@ HWY_NOINLINE void rotate(const AttentionJob& job, size_t t, float* x) {
 template <class T, class P>
 void write_token(const AttentionJob& job, size_t span, size_t i) {
   const size_t t = job.spans[span * 3] + i;
-  const size_t place = job.place(span, job.spans[span * 3 + 2] + i);
+  const size_t position = job.spans[span * 3 + 2] + i;
   const size_t G = job.kv_heads, D = job.dim, Dv = job.v_dim;
   float* head = thread_scratch(scratch_head, round_up(std::max(D, Dv), lanes));
   for (size_t g = 0; g < G; g++) {
+    const size_t place = job.place(span, position, g);
     widen(static_cast<const T*>(job.k) + (t * G + g) * D, D, head, 0);
     rotate(job, t, head);
-    narrow(head, D, static_cast<P*>(job.k_pool) + (place * G + g) * D);
+    narrow(head, D, static_cast<P*>(job.k_pool) + place * D);
     widen(static_cast<const T*>(job.v) + (t * G + g) * Dv, Dv, head, 0);
-    narrow(head, Dv, static_cast<P*>(job.v_pool) + (place * G + g) * Dv);
+    narrow(head, Dv, static_cast<P*>(job.v_pool) + place * Dv);
   }
 }
 
@@ -131,13 +132,30 @@ void load_queries(const AttentionJob& job, const Item& item, State& state) {
   std::memset(state.out, 0, state.rows * state.v_dim * sizeof(float));
 }
 
+/** Positions of a tile that lie together in the pools: [begin, end), counted from the tile's base. */
+struct Piece {
+  size_t begin, end, place;
+};
+
+/** run(piece) for each block's part of a tile's part. */
+template <class F>
+void for_pieces(const AttentionJob& job, const Item& item, size_t base, Range part, const F& run) {
+  for (size_t j = part.begin, end = 0; j < part.end; j = end) {
+    end = std::min(part.end, j + job.block_size - (base + j) % job.block_size);
+    run(Piece{j, end, job.place(item.span, base + j, item.kv_head)});
+  }
+}
+
 template <class P>
 void load_tile(const AttentionJob& job, const Item& item, size_t base, Range part, State& state) {
-  for (size_t j = part.begin; j < part.end; j++) {
-    const size_t head = job.place(item.span, base + j) * job.kv_heads + item.kv_head;
-    widen(static_cast<const P*>(job.k_pool) + head * job.dim, job.dim, state.k + j * state.dim, state.dim);
-    widen(static_cast<const P*>(job.v_pool) + head * job.v_dim, job.v_dim, state.v + j * state.v_dim, state.v_dim);
-  }
+  for_pieces(job, item, base, part, [&](const Piece& piece) {
+    const auto* k = static_cast<const P*>(job.k_pool) + piece.place * job.dim;
+    const auto* v = static_cast<const P*>(job.v_pool) + piece.place * job.v_dim;
+    for (size_t j = piece.begin; j < piece.end; j++, k += job.dim, v += job.v_dim) {
+      widen(k, job.dim, state.k + j * state.dim, state.dim);
+      widen(v, job.v_dim, state.v + j * state.v_dim, state.v_dim);
+    }
+  });
 }
 
 float exp_of(float x) {
@@ -182,10 +200,10 @@ void soften(const AttentionJob& job, State& state, size_t row, Range part) {
   state.mass[row] += sum(total);
 }
 
-/** out[row] += weights . v for `Rows` rows that see the same part of a tile,
- * `Vectors` vectors of Dv at a time. */
-template <int Rows, int Vectors>
-HWY_INLINE size_t add_values(State& state, size_t row, Range part, size_t i) {
+/** out[row] += weights . v for `Rows` rows that see the same part of a tile, `Vectors` vectors of Dv at a time. `v`:
+ * the values from the part's begin on, `stride` apart. */
+template <int Rows, int Vectors, class P>
+HWY_INLINE size_t add_values(State& state, size_t row, Range part, const P* values, size_t stride, size_t i) {
   for (; i + Vectors * lanes <= state.v_dim; i += Vectors * lanes) {
     V acc[Rows][Vectors];
     float* out = state.out + row * state.v_dim + i;
@@ -198,7 +216,7 @@ HWY_INLINE size_t add_values(State& state, size_t row, Range part, size_t i) {
     for (size_t j = part.begin; j < part.end; j++) {
       V v[Vectors];
       for (int c = 0; c < Vectors; c++) {
-        v[c] = load(state.v + j * state.v_dim + i + c * lanes);
+        v[c] = load(values + (j - part.begin) * stride + i + c * lanes);
       }
       for (int r = 0; r < Rows; r++) {
         const V weight = hn::Set(F32(), weights[r * tile_width + j]);
@@ -216,10 +234,41 @@ HWY_INLINE size_t add_values(State& state, size_t row, Range part, size_t i) {
   return i;
 }
 
-template <int Rows>
-void add_values(State& state, size_t row, Range part) {
-  const size_t i = add_values < Rows, Rows == 1 ? 4 : 2 > (state, row, part, 0);
-  add_values<Rows, 1>(state, row, part, i);
+template <int Rows, class P>
+void add_values(State& state, size_t row, Range part, const P* values, size_t stride) {
+  const size_t i = add_values < Rows, Rows == 1 ? 4 : 2 > (state, row, part, values, stride, 0);
+  add_values<Rows, 1>(state, row, part, values, stride, i);
+}
+
+/** The same for `rows` rows from `row` on, which see parts of their own, `part_of(row)`. */
+template <class P, class PartOf>
+void add_all_values(State& state, const P* values, size_t stride, Range piece, const PartOf& part_of) {
+  const auto seen = [&](size_t row) {
+    const Range part = part_of(row);
+    return Range{
+        std::max(part.begin, piece.begin), std::max(std::min(part.end, piece.end), std::max(part.begin, piece.begin))};
+  };
+  for (size_t row = 0; row < state.rows;) {
+    const Range part = seen(row);
+    const auto alike = [&](size_t many) {
+      const Range last = row + many <= state.rows ? seen(row + many - 1) : Range{1, 0};
+      return part.begin == last.begin && part.end == last.end;
+    };
+    const P* from = values + (part.begin - piece.begin) * stride;
+    if (alike(4)) {
+      add_values<4>(state, row, part, from, stride);
+      row += 4;
+    } else if (alike(3)) {
+      add_values<3>(state, row, part, from, stride);
+      row += 3;
+    } else if (alike(2)) {
+      add_values<2>(state, row, part, from, stride);
+      row += 2;
+    } else {
+      add_values<1>(state, row, part, from, stride);
+      row++;
+    }
+  }
 }
 
 template <class T, class P>
@@ -229,36 +278,40 @@ void attend(const AttentionJob& job, const Item& item) {
   const size_t heads = job.heads / job.kv_heads;
   const size_t position = job.spans[item.span * 3 + 2] + item.first;
   const Range all{visible(job, position).begin, position + item.count};
+  // Few rows read the pools' own numbers; more read them as floats, turned once.
+  const bool direct = state.rows <= 8 && job.dim % lanes == 0 && job.v_dim % lanes == 0;
   const auto part_of = [&](size_t row, size_t base) { return within(visible(job, position + row / heads), base); };
   for (size_t base = all.begin / tile_width * tile_width; base < all.end; base += tile_width) {
     const Range part = within(all, base);
-    load_tile<P>(job, item, base, part, state);
+    const auto seen = [&](size_t row) { return part_of(row, base); };
+    const Rows queries{state.q, state.dim};
     std::memset(state.scores, 0, state.rows * tile_width * sizeof(float));
-    multiply(
-        Rows{state.q, state.dim},
-        state.rows,
-        Dense<float>{state.k + part.begin * state.dim, state.dim},
-        part.end - part.begin,
-        state.dim,
-        state.dim,
-        state.scores + part.begin,
-        tile_width);
+    if (direct) {
+      for_pieces(job, item, base, part, [&](const Piece& piece) {
+        const auto* k = static_cast<const P*>(job.k_pool) + piece.place * job.dim;
+        const size_t many = piece.end - piece.begin;
+        multiply(
+            queries, state.rows, Dense<P>{k, job.dim}, many, job.dim, job.dim, state.scores + piece.begin, tile_width);
+      });
+    } else {
+      load_tile<P>(job, item, base, part, state);
+      const Dense<float> keys{state.k + part.begin * state.dim, state.dim};
+      const size_t many = part.end - part.begin;
+      multiply(queries, state.rows, keys, many, state.dim, state.dim, state.scores + part.begin, tile_width);
+    }
     for (size_t row = 0; row < state.rows; row++) {
-      const Range seen = part_of(row, base);
-      if (seen.end > 0) {
-        soften(job, state, row, seen);
+      const Range own = seen(row);
+      if (own.end > 0) {
+        soften(job, state, row, own);
       }
     }
-    for (size_t row = 0; row < state.rows;) {
-      const Range seen = part_of(row, base);
-      const Range fourth = row + 4 <= state.rows ? part_of(row + 3, base) : Range{1, 0};
-      if (seen.begin == fourth.begin && seen.end == fourth.end) {
-        add_values<4>(state, row, seen);
-        row += 4;
-      } else {
-        add_values<1>(state, row, seen);
-        row++;
-      }
+    if (direct) {
+      for_pieces(job, item, base, part, [&](const Piece& piece) {
+        const auto* v = static_cast<const P*>(job.v_pool) + piece.place * job.v_dim;
+        add_all_values(state, v, job.v_dim, {piece.begin, piece.end}, seen);
+      });
+    } else {
+      add_all_values(state, state.v + part.begin * state.v_dim, state.v_dim, part, seen);
     }
   }
   for (size_t row = 0; row < state.rows; row++) {

@@ -108,7 +108,7 @@ struct PagedAttentionShape {
 
 /** RoPE, cache write and attention of one layer for a flat step (kv/cache.h has the words).
  *  q [T,H,D], k [T,G,D], v [T,G,Dv] un-rotated; cos, sin [T, rope_dims/2] float32 (any array where rope_dims is 0);
- *  k_pool [blocks, block_size, G, D] and v_pool [.., Dv] in the KV dtype: WRITTEN IN PLACE, so all calls that share a
+ *  k_pool [blocks, G, block_size, D] and v_pool [.., Dv] in the KV dtype: WRITTEN IN PLACE, so all calls that share a
  *  pool must be on one stream and evaluated in order; spans int32 [R,3]: first, count, offset; table int32
  *  [R, width]: block ids; sinks [H] float32. -> [T,H,Dv] in q's dtype. Query t of a span sees positions
  *  [max(0, p-window+1, p - p % chunk), p] of its own sequence, p = offset + t. */
