@@ -4,6 +4,7 @@
 #include "engine/runner.h"
 #include "models/checkpoint.h"
 #include "models/model.h"
+#include "nn/device.h"
 
 #include <fmt/format.h>
 
@@ -85,6 +86,7 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "bench_step MODEL [PROMPT] [OUTPUT] [ROWS,...]\n");
     return 2;
   }
+  prepare_device();
   const int prompt = argc > 2 ? std::atoi(argv[2]) : 128;
   const int output = argc > 3 ? std::atoi(argv[3]) : 64;
   std::istringstream counts(argc > 4 ? argv[4] : "1,8,32");

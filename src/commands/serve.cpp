@@ -131,7 +131,12 @@ ServedModel served(std::shared_ptr<LanguageModel> model) {
   sampling.repetition_penalty = info.repetition_penalty.value_or(1.0f);
   // Only requests that constrain their output wait for it: half a second for a large vocabulary.
   auto grammars = std::async(std::launch::async, [model]() -> std::shared_ptr<const Grammars> {
-    return std::make_shared<Grammars>(model->tokenizer(), model->info().vocabulary, model->info().end_ids);
+    try {
+      return std::make_shared<Grammars>(model->tokenizer(), model->info().vocabulary, model->info().end_ids);
+    } catch (const std::exception& error) {
+      spdlog::warn("requests that constrain their output will be refused: {}", error.what());
+      throw;
+    }
   });
   // Parts of the model that keep all of it alive.
   return {

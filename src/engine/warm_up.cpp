@@ -68,6 +68,9 @@ void warm_up(Runner& runner, const EngineOptions& options) {
   }
   generate(runner, options, 1, prompt, greedy);
   generate(runner, options, 1, prompt, all);
+  for (int few : {12, 24, 48}) { // and the kernels between: of up to 16, 32 and 64 rows
+    generate(runner, options, 1, std::min(few, prompt), greedy);
+  }
   for (int rows = 2; rows < 2 * options.max_rows; rows *= 2) {
     generate(runner, options, rows, 2, rows % 3 == 1 ? all : greedy); // 4, 16, 64 ...: all
   }

@@ -95,8 +95,8 @@ size_t kv_block_bytes(const std::vector<CacheSpec>& layers, const KVOptions& opt
 size_t state_bytes(const std::vector<CacheSpec>& layers);
 
 /** kv/paged.cpp: a pool of blocks a layer. On a CPU the attention is
- * kernels/cpu's, elsewhere (or with `mlx_ops`, for tests) it is made of MLX's
- * own ops. */
+ * kernels/cpu's, of decoding rows on CUDA kernels/cuda's, elsewhere (or with
+ * `mlx_ops`, for tests) it is made of MLX's own ops. */
 std::unique_ptr<Caches>
 make_paged_caches(const std::vector<CacheSpec>& layers, KVOptions options, bool mlx_ops = false);
 

@@ -1,8 +1,7 @@
 // Paged KV (vLLM's PagedAttention, arXiv 2309.06180): a pool of fixed-size
-// blocks a layer, and a block table a sequence. Keys are stored rotated. Two
-// readers of the same layout: kernels/cpu's attention, which writes in place,
-// and MLX's own ops, where a write is a scatter whose output takes over the
-// pool's memory.
+// blocks a layer, and a block table a sequence. Keys are stored rotated.
+// kernels/cpu's attention and kernels/cuda's write in place; with MLX's own ops
+// a write is a scatter whose output takes over the pool's memory.
 #include "base/error.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cuda/ops.h"

@@ -135,8 +135,13 @@ load(const std::string& files, const LoadOptions& options, ModelInfo& info, Engi
   // A large vocabulary takes half a second, as weights may.
   auto reading = std::async(std::launch::async, [&] { return read_text(files, options); });
   Checkpoint checkpoint = open_checkpoint(files, {.dtype = wanted_dtype(options.dtype)});
+  if (reading.wait_for(std::chrono::milliseconds(50)) == std::future_status::ready) {
+    text = reading.get(); // what is wrong with it is said before large weights are read
+  }
   auto model = make_model(checkpoint.config, checkpoint.weights);
-  text = reading.get();
+  if (reading.valid()) {
+    text = reading.get();
+  }
   info.end_ids = united(checkpoint.eos_ids, text.end_ids);
   const bool cpu = mx::default_device() == mx::Device::cpu;
   if (!cpu) {

@@ -30,10 +30,10 @@ void prepare_device() {
   }
   setenv("MLX_MAX_OPS_PER_BUFFER", "2000", 0);
   // What a graph's kernels read counts, in millions of elements; until it has run, it holds all its intermediate
-  // results: of 16 bits, an eighth of the memory at most.
+  // results: of 16 bits, a 32nd of the memory at most.
   auto& info = mlx::core::device_info(mlx::core::Device::gpu);
   if (auto total = info.find("total_memory"); total != info.end()) {
-    auto millions = std::max<size_t>(1000, (std::get<size_t>(total->second) >> 20) / 16);
+    auto millions = std::max<size_t>(1000, (std::get<size_t>(total->second) >> 20) / 64);
     setenv("MLX_MAX_MB_PER_BUFFER", std::to_string(millions).c_str(), 0);
   }
 }

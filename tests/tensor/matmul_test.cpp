@@ -83,6 +83,50 @@ void check_rows_independent(const mx::array& x, const F& product) {
   cpu::set_threads(2);
 }
 
+/** run() once for each instruction set that this machine has. */
+template <class F>
+void for_each_target(const F& run) {
+  for (int64_t rest = hwy::SupportedTargets(); rest != 0; rest &= rest - 1) {
+    const int64_t target = rest & -rest;
+    INFO("target ", hwy::TargetName(target));
+    hwy::SetSupportedTargetsForTest(target);
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+    run();
+  }
+  hwy::SetSupportedTargetsForTest(0);
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+}
+
+mx::array random_bytes(const mx::Shape& shape, int low, int high, int seed) {
+  return mx::astype(mx::random::randint(low, high, shape, mx::int32, mx::random::key(seed)), mx::uint8);
+}
+
+void check_quantized_matmul() {
+  for (int bits : {2, 3, 4, 5, 6, 8}) {
+    for (int group : {32, 64, 128}) {
+      for (auto type : types) {
+        for (int m : {1, 8, 19}) {
+          const int k = m == 8 ? 1408 : 384, n = 45;
+          const auto x = normal({m, k}, mx::float32, 1);
+          const auto q = mx::quantize(normal({n, k}, mx::float32, 2), group, bits, "affine");
+          const auto scales = mx::astype(q[1], type);
+          const auto biases = mx::astype(q[2], type);
+          const auto w = mx::dequantize(
+              q[0], mx::astype(scales, mx::float32), mx::astype(biases, mx::float32), group, bits, "affine");
+          INFO("bits ", bits, " group ", group, " rows ", m);
+          const auto y = cpu::quantized_matmul(x, q[0], scales, biases, group, bits);
+          CHECK(worst_error(y, x, w) < codes_tolerance);
+          const auto half = mx::astype(x, type);
+          const auto bias = normal({n}, type, 3);
+          CHECK(
+              worst_error(cpu::quantized_matmul(half, q[0], scales, biases, group, bits, bias), half, w, bias) <
+              std::max(tolerance(type), codes_tolerance));
+        }
+      }
+    }
+  }
+}
+
 } // namespace
 
 TEST_CASE("dense matmul equals a float64 sum, for all types and odd shapes") {
@@ -105,26 +149,66 @@ TEST_CASE("dense matmul equals a float64 sum, for all types and odd shapes") {
 }
 
 TEST_CASE("quantized matmul equals a float64 sum of MLX's dequantized weights") {
-  for (int bits : {2, 3, 4, 5, 6, 8}) {
-    for (int group : {32, 64, 128}) {
-      for (auto type : types) {
-        for (int m : {1, 8, 19}) {
-          const int k = m == 8 ? 1408 : 384, n = 45;
+  for_each_target([&] { check_quantized_matmul(); });
+}
+
+TEST_CASE("quantized matmul takes groups of 16, whatever their number") {
+  for_each_target([&] {
+    for (int bits : {2, 4, 8}) {
+      for (int k : {16, 48, 2064}) {
+        for (int m : {1, 3, 9}) {
+          const int n = 21, groups = k / 16;
           const auto x = normal({m, k}, mx::float32, 1);
-          const auto q = mx::quantize(normal({n, k}, mx::float32, 2), group, bits, "affine");
-          const auto scales = mx::astype(q[1], type);
-          const auto biases = mx::astype(q[2], type);
-          const auto w = mx::dequantize(
-              q[0], mx::astype(scales, mx::float32), mx::astype(biases, mx::float32), group, bits, "affine");
-          INFO("bits ", bits, " group ", group, " rows ", m);
-          const auto y = cpu::quantized_matmul(x, q[0], scales, biases, group, bits);
-          CHECK(worst_error(y, x, w) < codes_tolerance);
-          const auto half = mx::astype(x, type);
-          const auto bias = normal({n}, type, 3);
+          const auto codes = mx::view(random_bytes({n, k * bits / 8}, 0, 256, 2), mx::uint32);
+          const auto scales = mx::astype(normal({n, groups}, mx::float32, 3), mx::bfloat16);
+          const auto biases = mx::astype(normal({n, groups}, mx::float32, 4), mx::bfloat16);
+          auto ints = mx::right_shift(
+              mx::expand_dims(codes, 2), mx::arange(0, 32, bits, mx::uint32)); // [N, words, codes of a word]
+          ints = mx::reshape(mx::bitwise_and(ints, mx::array((1u << bits) - 1, mx::uint32)), {n, groups, 16});
+          const auto wide = [](const mx::array& a) { return mx::expand_dims(mx::astype(a, mx::float32), 2); };
+          const auto w = mx::reshape(mx::astype(ints, mx::float32) * wide(scales) + wide(biases), {n, k});
+          INFO("bits ", bits, " K ", k, " rows ", m);
           CHECK(
-              worst_error(cpu::quantized_matmul(half, q[0], scales, biases, group, bits, bias), half, w, bias) <
-              std::max(tolerance(type), codes_tolerance));
+              worst_error(cpu::quantized_matmul(x, codes, scales, biases, 16, bits), x, w) <
+              4 * codes_tolerance); // few terms
         }
+      }
+    }
+  });
+}
+
+TEST_CASE("matmuls that take in a norm, a gate and a sum give what the single ops give") {
+  const int m = 11, k = 96, n = 40;
+  for (auto type : types) {
+    const auto x = normal({m, k}, type, 1), norm = normal({k}, type, 2), sum = normal({m, n}, type, 3);
+    const auto dense = [&](int seed) {
+      return cpu::Operand{.w = normal({n, k}, type, seed), .bias = normal({n}, type, seed)};
+    };
+    const auto coded = [&](int seed) {
+      const auto q = mx::quantize(normal({n, k}, mx::float32, seed), 32, 4, "affine");
+      return cpu::Operand{
+          .w = q[0], .scales = mx::astype(q[1], type), .biases = mx::astype(q[2], type), .group_size = 32, .bits = 4};
+    };
+    for (bool codes : {false, true}) {
+      const auto a = codes ? coded(5) : dense(5), b = codes ? coded(6) : dense(6);
+      const auto normed = cpu::rms_norm(x, norm, 1e-5f);
+      auto apart = cpu::rms_norm(x, norm, 1e-5f);
+      mx::eval(apart); // is no node any more
+      CHECK(same_bits(cpu::matmul(normed, a), cpu::matmul(apart, a)));
+      const auto both = cpu::matmuls(normed, {a, b}, {{m, n}, {m, 8, 5}});
+      CHECK(both[1].shape() == mx::Shape{m, 8, 5});
+      CHECK(same_bits(both[0], cpu::matmul(apart, a)));
+      CHECK(same_bits(mx::reshape(both[1], {m, n}), cpu::matmul(apart, b)));
+      auto gate = cpu::matmul(apart, a), up = cpu::matmul(apart, b);
+      const auto fused = floats(cpu::swiglu(cpu::matmul(apart, a), cpu::matmul(apart, b)));
+      const auto added = floats(cpu::add(sum, cpu::matmul(apart, a)));
+      mx::eval(gate, up);
+      const auto single = floats(cpu::swiglu(gate, up)), plain = floats(mx::add(sum, gate));
+      for (size_t i = 0; i < fused.size(); i++) { // rounded once, not twice
+        CHECK(std::abs(fused[i] - single[i]) <= 4 * tolerance(type) * (1 + std::abs(single[i])));
+        CHECK(
+            std::abs(added[i] - plain[i]) <=
+            4 * tolerance(type) * (1 + std::abs(plain[i]) + std::abs(floats(gate)[i])));
       }
     }
   }
@@ -195,24 +279,6 @@ struct SmallFloats {
 };
 
 const std::vector<SmallFloats> small_floats{{"mxfp4", 32, 4}, {"nvfp4", 16, 4}, {"mxfp8", 32, 8}};
-
-/** run() once for each instruction set that this machine has. */
-template <class F>
-void for_each_target(const F& run) {
-  for (int64_t rest = hwy::SupportedTargets(); rest != 0; rest &= rest - 1) {
-    const int64_t target = rest & -rest;
-    INFO("target ", hwy::TargetName(target));
-    hwy::SetSupportedTargetsForTest(target);
-    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-    run();
-  }
-  hwy::SetSupportedTargetsForTest(0);
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-}
-
-mx::array random_bytes(const mx::Shape& shape, int low, int high, int seed) {
-  return mx::astype(mx::random::randint(low, high, shape, mx::int32, mx::random::key(seed)), mx::uint8);
-}
 
 } // namespace
 

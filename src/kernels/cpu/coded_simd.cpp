@@ -2,7 +2,7 @@
 // of a scale of its own, a power of two, so that
 //   x . w = scale_x * scale * (codes of x . codes of w) + bias * sum(x).
 // The inner sum is exact, whatever its order; groups are added in order, so rows stay independent. With 8-bit codes of
-// x, as llama.cpp has them, a small model says other things than with its float weights. 16 bits round some 200 times
+// x, as llama.cpp has them, a small model says other things than with its float weights. 16 bits round 256 times
 // finer: a bfloat16 down to 1/128 of its group's largest is kept as it is, and a float16 down to 1/16.
 //
 // A vector holds as many columns of w, and a strip of rows is multiplied with it at once. So w's 32-bit words and
@@ -26,18 +26,18 @@ namespace HWY_NAMESPACE {
 using I32 = hn::RebindToSigned<F32>;
 using VI = hn::Vec<I32>;
 
-constexpr size_t most_rows = HWY_MAX_BYTES == 64 || HWY_TARGET == HWY_NEON ? 8 : 4; // of a strip, for the registers
+constexpr size_t most_rows = many_registers ? 8 : 4; // of a strip
 
 /** sums + the products of w's 16-bit halves with those of the word at x. */
 HWY_INLINE VI add_products(VI sums, VI w, const int32_t* x) {
-#if HWY_TARGET == HWY_AVX3_DL
+#if HWY_TARGET <= HWY_AVX3_DL
   asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sums.raw) : "v"(w.raw), "m"(*x)); // GCC wants more flags for its intrinsic
   return sums;
 #else
   const VI xs = hn::Set(I32(), *x);
-#if HWY_TARGET == HWY_AVX3
+#if HWY_TARGET <= HWY_AVX3
   return hn::Add(sums, VI{_mm512_madd_epi16(w.raw, xs.raw)});
-#elif HWY_TARGET == HWY_AVX2
+#elif HWY_TARGET <= HWY_AVX2
   return hn::Add(sums, VI{_mm256_madd_epi16(w.raw, xs.raw)});
 #elif HWY_ARCH_ARM_A64
   const auto a = vreinterpretq_s16_s32(w.raw), b = vreinterpretq_s16_s32(xs.raw);
@@ -197,9 +197,10 @@ void transpose(const uint8_t* from, size_t stride, size_t count, size_t words, s
         prefetch(at(n, i), ahead);
       }
     } else {
-      const auto left = hn::FirstN(d, words - i);
-      for (size_t n = 0; n < lanes; n++) {
-        tile[n] = hn::MaskedLoad(left, d, at(n, i));
+      for (size_t n = 0; n < lanes; n++) { // a masked load may read all of a vector
+        int32_t rest[lanes] = {};
+        std::memcpy(rest, at(n, i), (words - i) * sizeof(int32_t));
+        tile[n] = hn::LoadU(d, rest);
         prefetch(at(n, i), ahead);
       }
     }
@@ -237,7 +238,7 @@ void spread(const uint8_t* packed, size_t count, uint8_t* bytes) {
   }
 }
 
-// K is cut into stretches of this length, so that a vector of columns stays in the L1 cache.
+// K is cut into stretches of this length, so that a vector of columns stays in the L1 cache. No sum depends on it.
 constexpr size_t stretch = 2048;
 
 /** Columns [first, first + count), count <= lanes, and [k, k + length) of K. */
@@ -302,7 +303,7 @@ Columns open_columns(const Factor& factor, size_t inner, const Part& part) {
   const int bits = factor.how.bits;
   const size_t group = factor.how.group_size, groups = inner / group, used = part.length / group;
   const bool spreads = bits == 3 || bits == 5 || bits == 6;
-  size_t stride = inner / 8 * bits, words = part.length / 32 * bits;
+  size_t stride = inner / 8 * bits, words = part.length * bits / 32;
   const auto* packed = static_cast<const uint8_t*>(factor.w) + part.first * stride + part.k / 8 * bits;
   size_t ahead = lanes * stride; // the next columns
   if (spreads) {

@@ -115,7 +115,8 @@ mx::array node(
     fail_op(op, "which must be int32 [", x.shape(0), "]; got ", which.shape(), " ", which.dtype());
   }
   const int inner = how.bits > 0 ? x.shape(1) * how.bits / 32 : x.shape(1);
-  if (w.ndim() != 3 || w.shape(2) != inner || w.shape(0) < 1) {
+  const bool whole = how.bits == 0 || x.shape(1) % how.group_size == 0;
+  if (!whole || w.ndim() != 3 || w.shape(2) != inner || w.shape(0) < 1) {
     fail_op(op, "w must be [E,N,", inner, "]; got ", w.shape(), " ", w.dtype());
   }
   const mx::Shape out{x.shape(0), w.shape(1)};

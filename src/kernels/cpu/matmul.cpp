@@ -12,9 +12,6 @@ struct Form {
   bool bias;
 
   bool operator==(const Form&) const = default;
-  size_t inputs() const {
-    return 1 + (how.bits > 0) + (how.bits > 0 && how.mode == Mode::affine) + bias;
-  }
 };
 
 /** Inputs: x, then the norm's weight where there is one, for each factor w, scales where bits > 0, affine biases, a
@@ -36,10 +33,6 @@ class Matmul : public CpuPrimitive {
 
   const Shape& shape() const {
     return shape_;
-  }
-
-  bool is_equivalent(const mx::Primitive& other) const override {
-    return shape_ == static_cast<const Matmul&>(other).shape_;
   }
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
@@ -134,7 +127,7 @@ node(const char* op, const mx::array& x, const std::vector<Operand>& operands, s
   }
   Matmul::Shape shape;
   std::vector<mx::array> inputs;
-  if (auto norm = pending_norm(x); norm && norm->x.dtype() == x.dtype()) {
+  if (auto norm = pending_norm(x); norm) {
     shape.eps = norm->eps;
     inputs = {norm->x, norm->weight};
   } else {
@@ -191,7 +184,7 @@ mx::array quantized_matmul(
 
 std::optional<mx::array> gated_matmul(const mx::array& gate, const mx::array& up) {
   auto *a = pending<Matmul>(gate), *b = pending<Matmul>(up);
-  if (!a || !b || a->shape() != b->shape() || a->shape().forms.size() != 1 || a->shape().gated || a->shape().adds ||
+  if (!a || !b || a->shape() != b->shape() || a->shape().forms.size() != 1 || a->shape().adds ||
       gate.shape() != up.shape()) {
     return {};
   }

@@ -78,7 +78,7 @@ struct Fp4 {
 
     HWY_INLINE void begin_group(size_t g) {
       scale = hn::Set(F32(), groups.scales[g]);
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
+#if HWY_TARGET <= HWY_AVX2
       scale = hn::Mul(scale, load(e2m1));
 #endif
     }
@@ -86,9 +86,9 @@ struct Fp4 {
     HWY_INLINE V at(size_t k) const {
       const U32 du;
       const VU q = nibbles(words, k);
-#if HWY_TARGET == HWY_AVX3
+#if HWY_TARGET <= HWY_AVX3
       return V{_mm512_permutexvar_ps(q.raw, scale.raw)};
-#elif HWY_TARGET == HWY_AVX2
+#elif HWY_TARGET <= HWY_AVX2
       // The permutation reads an index's low 3 bits only; the 4th is the sign.
       const VU sign = hn::And(hn::ShiftLeft<28>(q), hn::Set(du, 0x80000000u));
       return hn::Xor(V{_mm256_permutevar8x32_ps(scale.raw, q.raw)}, hn::BitCast(F32(), sign));
@@ -203,6 +203,18 @@ void unpack(const Dense<T>& weights, const Part& part, size_t, size_t used, floa
   }
 }
 
+/** To what a T holds: a norm that is a node of its own gives T's, and the same row may be normed here or there. */
+template <class T>
+void round_row(float* row, size_t padded) {
+  if constexpr (!std::is_same_v<T, float>) {
+    alignas(64) T rounded[lanes];
+    for (size_t i = 0; i < padded; i += lanes) {
+      store(load(row + i), rounded);
+      store(load(rounded), row + i);
+    }
+  }
+}
+
 /** x as floats, normed where the job says so, K rounded up to whole vectors with zeros. Floats are copied too: a tile
  * reads them again and again, so they had better lie aligned, and at a distance that spreads them over the L1 cache's
  * sets. */
@@ -222,6 +234,7 @@ FloatRows float_rows(const MatmulJob& job) {
         widen(x + m * job.inner, job.inner, row, padded);
         if (job.norm) {
           norm_row(row, norm, job.inner, padded, job.eps);
+          round_row<std::decay_t<decltype(*x)>>(row, padded);
         }
       }
     });
@@ -333,6 +346,9 @@ const float* byte_scales(Mode mode) {
 }
 
 void run_matmul(const MatmulJob& job) {
+  if (job.rows == 0) {
+    return;
+  }
   HWY_DYNAMIC_DISPATCH(Run)(job);
 }
 } // namespace parallm::cpu

@@ -43,7 +43,8 @@ mx::array matmul(const mx::array& x, const mx::array& w, const std::optional<mx:
 
 /** As matmul, with w in one of MLX's quantizations (mlx/ops.h, `quantize`): w uint32 [N, K*bits/32], scales
  *  [N, K/group_size]. `mode` affine: scales and biases float32, float16 or bfloat16, bits 2, 3, 4, 5, 6, 8, group_size
- *  32, 64, 128. mxfp4 (4 bits, groups of 32), nvfp4 (4, 16), mxfp8 (8, 32): scales uint8, no biases. */
+ *  16, 32, 64, 128; x is rounded to 16-bit codes of a scale a group. mxfp4 (4 bits, groups of 32), nvfp4 (4, 16), mxfp8
+ * (8, 32): scales uint8, no biases. */
 mx::array quantized_matmul(
     const mx::array& x,
     const mx::array& w,

@@ -215,7 +215,7 @@ tile(const float* const (&x)[MR], Column (&columns)[NR], size_t length, size_t g
 
 // Columns that share a tile: as many as the registers hold. AVX2 has 16 of
 // them, AVX-512 and NEON 32.
-constexpr bool many_registers = HWY_MAX_BYTES == 64 || HWY_TARGET == HWY_NEON;
+constexpr bool many_registers = HWY_MAX_BYTES == 64 || HWY_ARCH_ARM_A64;
 constexpr int columns_of(int rows) {
   return rows <= 2 ? 4 : rows <= 4 ? (many_registers ? 4 : 2) : many_registers ? 2 : 1;
 }

@@ -16,10 +16,11 @@
 namespace parallm::cuda {
 namespace mx = mlx::core;
 
-/** There is a GPU that these kernels run on. */
+/** There is a GPU that these kernels run on, and the environment doesn't say PARALLM_CUDA_KERNELS=0. */
 bool available();
 
-/** quantized_matmul and dequantize have a kernel for this: affine, 4 or 8 bits, groups of 32, 64 or 128, 16-bit x. */
+/** quantized_matmul and dequantize have a kernel for this: affine, 4 or 8 bits, groups of 32, 64 or 128, 16-bit x,
+ * on a GPU with the shared memory of an A100, an Orin or of compute capability 9 or 10. */
 bool multiplies(mx::Dtype x, int group_size, int bits);
 
 /** As mx::quantized_matmul, transposed: x [M,K] -> [M,N], M from 1 to most_rows, w uint32 [N, K*bits/32], scales and

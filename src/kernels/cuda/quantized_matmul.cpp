@@ -7,7 +7,9 @@
 #include <mlx/backend/cuda/cuda.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <string>
+#include <string_view>
 
 namespace parallm::cuda {
 
@@ -257,20 +259,40 @@ int groups_at_once(int groups, int words) {
 
 } // namespace
 
+namespace {
+
+/** Of the GPU, times ten: 90 is 9.0. 0 where there is none. */
+size_t compute_capability() {
+  if (!mx::cu::is_available()) {
+    return 0;
+  }
+  auto& info = mx::device_info(mx::Device::gpu);
+  auto major = info.find("compute_capability_major"), minor = info.find("compute_capability_minor");
+  return major == info.end() || minor == info.end()
+      ? 0
+      : 10 * std::get<size_t>(major->second) + std::get<size_t>(minor->second);
+}
+
+/** The matmul's stages take 108 KiB of shared memory, which consumer GPUs don't give to a block (CUDA C++ Programming
+ * Guide, "Compute Capabilities"). */
+bool has_shared_memory() {
+  const size_t at = compute_capability();
+  return at == 80 || at == 87 || (at >= 90 && at < 120);
+}
+
+} // namespace
+
 bool available() {
   static const bool found = [] {
-    if (!mx::cu::is_available()) {
-      return false;
-    }
-    auto& info = mx::device_info(mx::Device::gpu);
-    auto major = info.find("compute_capability_major");
-    return major != info.end() && std::get<size_t>(major->second) >= 8;
+    const char* wanted = std::getenv("PARALLM_CUDA_KERNELS");
+    return compute_capability() >= 80 && !(wanted && std::string_view(wanted) == "0");
   }();
   return found;
 }
 
 bool multiplies(mx::Dtype x, int group_size, int bits) {
-  return (x == mx::float16 || x == mx::bfloat16) && (bits == 4 || bits == 8) &&
+  static const bool fits = has_shared_memory();
+  return fits && (x == mx::float16 || x == mx::bfloat16) && (bits == 4 || bits == 8) &&
       (group_size == 32 || group_size == 64 || group_size == 128);
 }
 
