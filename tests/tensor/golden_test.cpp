@@ -47,7 +47,7 @@ double allowed_drift(bool mlx_ops, mx::Dtype dtype) {
   if (dtype == mx::float16) {
     return mlx_ops ? 0.025 : 0.015;
   }
-  return mlx_ops ? 0.15 : 0.09;
+  return mlx_ops ? 0.15 : 0.1;
 }
 
 } // namespace
