@@ -4,6 +4,7 @@
 #include "kernels/cuda/device_code.h"
 #include "kernels/cuda/ops.h"
 
+#include <fmt/format.h>
 #include <mlx/backend/cuda/cuda.h>
 
 #include <algorithm>
@@ -229,13 +230,15 @@ mx::fast::CustomKernelFunction make_kernel(int count) {
   std::string find =
       "int block = blockIdx.x, N = w0_shape[0];\nauto* w = w0;\nauto* scales = s0;\nauto* biases = b0;\nauto* out = o0;\n";
   for (int i = 0; i < count; i++) {
-    const auto n = std::to_string(i), before = std::to_string(i - 1);
-    inputs.insert(inputs.end(), {"w" + n, "s" + n, "b" + n});
-    outputs.push_back("o" + n);
+    inputs.insert(inputs.end(), {fmt::format("w{}", i), fmt::format("s{}", i), fmt::format("b{}", i)});
+    outputs.push_back(fmt::format("o{}", i));
     if (i > 0) {
-      find += "if (block >= (w" + before + "_shape[0] + NT * 16 - 1) / (NT * 16)) {\n  block -= (w" + before +
-          "_shape[0] + NT * 16 - 1) / (NT * 16);\n  N = w" + n + "_shape[0];\n  w = w" + n + ", scales = s" + n +
-          ", biases = b" + n + ", out = o" + n + ";\n";
+      find += fmt::format(
+          "if (block >= (w{0}_shape[0] + NT * 16 - 1) / (NT * 16)) {{\n"
+          "  block -= (w{0}_shape[0] + NT * 16 - 1) / (NT * 16);\n"
+          "  N = w{1}_shape[0];\n  w = w{1}, scales = s{1}, biases = b{1}, out = o{1};\n",
+          i - 1,
+          i);
     }
   }
   find += std::string(count - 1, '}') + "\n";
