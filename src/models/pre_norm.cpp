@@ -40,8 +40,8 @@ Decoder::Block pre_norm_block(
     const std::string& name,
     int dims,
     float eps,
-    Decoder::Block attend,
-    Decoder::Map feed_forward,
+    const Decoder::Block& attend,
+    const Decoder::Map& feed_forward,
     float residual_scale) {
   RMSNorm before(weights, name + ".input_layernorm", dims, eps);
   RMSNorm between(weights, name + ".post_attention_layernorm", dims, eps);

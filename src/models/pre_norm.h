@@ -50,8 +50,8 @@ Decoder::Block pre_norm_block(
     const std::string& name,
     int dims,
     float eps,
-    Decoder::Block attend,
-    Decoder::Map feed_forward,
+    const Decoder::Block& attend,
+    const Decoder::Map& feed_forward,
     float residual_scale = 1);
 
 /** model.embed_tokens, model.norm and lm_head; blocks are the caller's. */
