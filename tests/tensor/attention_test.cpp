@@ -40,7 +40,7 @@ std::vector<float> floats(const mx::array& a) {
  * they take in a random order. */
 class World {
  public:
-  World(Case c, std::vector<int> lengths) : c_(c), lengths_(lengths) {
+  World(Case c, const std::vector<int>& lengths) : c_(c), lengths_(lengths) {
     int blocks = 0, seed = 0;
     for (int n : lengths) {
       q_.push_back(normal({n, c.heads, c.dim}, ++seed));

@@ -51,7 +51,7 @@ Weights weights_of(
     std::unordered_map<std::string, mx::array> arrays,
     std::optional<Quantization> how = {},
     mx::Dtype dtype = mx::float32) {
-  return Weights(std::move(arrays), Quantizations{how, {}}, dtype);
+  return Weights(std::move(arrays), Quantizations{std::move(how), {}}, dtype);
 }
 
 // Experts 0 and 4 of 6 are chosen by nobody; 5 by one row.
