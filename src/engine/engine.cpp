@@ -155,7 +155,7 @@ std::optional<Event> Stream::try_next() {
   return state_->take();
 }
 
-void Stream::on_ready(std::function<void()> wake) {
+void Stream::on_ready(const std::function<void()>& wake) {
   bool now;
   {
     Lock lock(state_->mutex);

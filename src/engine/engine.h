@@ -51,7 +51,7 @@ class Stream {
   std::optional<Event> try_next();
   /** `wake` is called, on the engine's thread, each time the stream goes from empty to not empty; at once if it isn't
    *  empty now. It must not block or throw, and may be called once more while the Stream is destroyed. */
-  void on_ready(std::function<void()> wake);
+  void on_ready(const std::function<void()>& wake);
   void cancel();
 
  private:

@@ -136,7 +136,7 @@ std::string Config::text(std::string_view name) const {
 }
 
 std::string Config::text(std::string_view name, std::string fallback) const {
-  return has(name) ? text(name) : fallback;
+  return has(name) ? text(name) : std::move(fallback);
 }
 
 std::vector<std::string> Config::texts(std::string_view name) const {
