@@ -396,7 +396,6 @@ class Products {
         strip(pairs, groups, w, part.length / group_, group_ / Word<Bits>::codes, sums + m * lanes);
       }
     }
-    add_bias(factor, job_.rows, first, count, sums, lanes);
   }
 
  private:
@@ -408,17 +407,13 @@ class Products {
 template <int Bits>
 void run(const MatmulJob& job, const FloatRows& x, const Factor* factors, size_t count) {
   const Products<Bits> products(job, x, factors->how.group_size);
-  const size_t rows = round_up(job.rows, most_rows);
+  const size_t size = round_up(job.rows, most_rows) * lanes;
   for_columns(factors, job.gated ? 1 : count, lanes, 64, [&](const Factor& factor, size_t from, size_t many) {
     for (size_t first = from; first < from + many; first += lanes) {
       const size_t used = std::min(lanes, from + many - first);
-      float* sums = thread_scratch(scratch::sums, 2 * rows * lanes);
-      float* gate = job.gated ? sums + rows * lanes : nullptr;
-      if (gate) {
-        products.multiply(factors[0], first, used, gate);
-      }
-      products.multiply(job.gated ? factors[1] : factor, first, used, sums);
-      end_sums(job, factor, 0, job.rows, first, used, sums, gate, lanes);
+      make_columns(job, factor, first, used, lanes, size, [&](const Factor& of, float* sums) {
+        products.multiply(of, first, used, sums);
+      });
     }
   });
 }

@@ -50,12 +50,13 @@ struct GroupedJob {
 /** Inputs: which, x, w, then scales where bits > 0 and affine biases, then maybe bias. */
 class GroupedMatmul : public CpuPrimitive {
  public:
-  explicit GroupedMatmul(Quantized how) : how_(how) {}
+  GroupedMatmul(Quantized how, bool bias) : how_(how), bias_(bias) {}
 
   DEFINE_NAME(parallm_grouped_matmul)
 
   bool is_equivalent(const mx::Primitive& other) const override {
-    return how_ == static_cast<const GroupedMatmul&>(other).how_;
+    const auto& grouped = static_cast<const GroupedMatmul&>(other);
+    return how_ == grouped.how_ && bias_ == grouped.bias_;
   }
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
@@ -73,22 +74,11 @@ class GroupedMatmul : public CpuPrimitive {
     job.all.inner = x.shape(1);
     job.all.x = x.data<void>();
     job.all.type = element_type(x);
-    Factor factor{.columns = size_t(w.shape(1)), .how = how_, .w = w.data<void>()};
+    size_t next = 2;
+    Factor factor = read_factor(in, next, how_, bias_);
     job.w_bytes = w.nbytes() / job.groups;
-    factor.type = how_.bits == 0 ? element_type(w) : element_type(in[3]);
-    size_t next = 3;
-    if (how_.bits > 0) {
-      job.scale_bytes = in[next].nbytes() / job.groups;
-      factor.scales = in[next++].data<void>();
-      if (how_.mode == Mode::affine) {
-        factor.biases = in[next++].data<void>();
-      }
-    }
-    if (next < in.size()) {
-      factor.bias = in[next].data<void>();
-      factor.bias_type = element_type(in[next]);
-      job.bias_bytes = in[next].nbytes() / job.groups;
-    }
+    job.scale_bytes = how_.bits > 0 ? in[3].nbytes() / job.groups : 0;
+    job.bias_bytes = bias_ ? in.back().nbytes() / job.groups : 0;
     job.x_bytes = x.itemsize() * job.all.inner;
     job.out_bytes = x.itemsize() * factor.columns;
     factor.out = allocate(outputs[0]);
@@ -98,6 +88,7 @@ class GroupedMatmul : public CpuPrimitive {
 
  private:
   Quantized how_;
+  bool bias_;
 };
 
 mx::array node(
@@ -127,7 +118,7 @@ mx::array node(
     }
     inputs.push_back(*bias);
   }
-  return mx::array(out, type, std::make_shared<GroupedMatmul>(how), std::move(inputs));
+  return mx::array(out, type, std::make_shared<GroupedMatmul>(how, bias.has_value()), std::move(inputs));
 }
 
 } // namespace

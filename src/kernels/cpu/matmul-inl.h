@@ -58,22 +58,20 @@ inline void add_bias(const Factor& factor, size_t rows, size_t first, size_t cou
   });
 }
 
-/** Ends a block of a product: sums [rows, count], their rows from `row` on, columns from `first` on. `gate`, where the
- * job is gated: the first factor's sums of the same block, and `sums` are the second's. */
+/** Ends columns [first, first + count) of a product: sums [rows, count], `stride` apart. `gate`, where the job is
+ * gated: the first factor's sums of the same columns, and `sums` are the second's. */
 inline void end_sums(
     const MatmulJob& job,
     const Factor& factor,
-    size_t row,
-    size_t rows,
     size_t first,
     size_t count,
-    float* sums,
+    const float* sums,
     const float* gate,
     size_t stride) {
   with_type(job.type, factor.out, [&]<class T>(T* out) {
-    for (size_t m = 0; m < rows; m++) {
-      float* line = sums + m * stride;
-      const size_t at = (row + m) * factor.columns + first;
+    for (size_t m = 0; m < job.rows; m++) {
+      const float* line = sums + m * stride;
+      const size_t at = m * factor.columns + first;
       for (size_t n = 0; n < count; n += lanes) {
         const size_t used = std::min(lanes, count - n);
         float rest[lanes];
@@ -107,6 +105,31 @@ inline void end_sums(
       }
     }
   });
+}
+
+/** Columns [first, first + count) of a factor's product, or of what a gated job makes of its two. multiply(factor,
+ * sums) gives a factor's sums [rows, count], `stride` apart, in `size` floats. */
+template <class F>
+void make_columns(
+    const MatmulJob& job,
+    const Factor& factor,
+    size_t first,
+    size_t count,
+    size_t stride,
+    size_t size,
+    const F& multiply) {
+  float* sums = thread_scratch(scratch::sums, 2 * size);
+  const auto sum = [&](const Factor& of, float* to) {
+    multiply(of, to);
+    add_bias(of, job.rows, first, count, to, stride);
+  };
+  if (job.gated) {
+    sum(job.factors[0], sums + size);
+    sum(job.factors[1], sums);
+  } else {
+    sum(factor, sums);
+  }
+  end_sums(job, factor, first, count, sums, job.gated ? sums + size : nullptr, stride);
 }
 
 } // namespace HWY_NAMESPACE

@@ -56,20 +56,7 @@ class Matmul : public CpuPrimitive {
     job.gated = shape_.gated;
     size_t product = 0;
     for (const auto& form : shape_.forms) {
-      const auto& w = in[next];
-      Factor factor{.columns = size_t(w.shape(0)), .how = form.how, .w = w.data<void>()};
-      factor.type = element_type(form.how.bits > 0 ? in[next + 1] : w);
-      next++;
-      if (form.how.bits > 0) {
-        factor.scales = in[next++].data<void>();
-        if (form.how.mode == Mode::affine) {
-          factor.biases = in[next++].data<void>();
-        }
-      }
-      if (form.bias) {
-        factor.bias = in[next].data<void>();
-        factor.bias_type = element_type(in[next++]);
-      }
+      Factor factor = read_factor(in, next, form.how, form.bias);
       if (product < outputs.size()) {
         factor.out = allocate(outputs[product++]);
       }
@@ -127,7 +114,7 @@ node(const char* op, const mx::array& x, const std::vector<Operand>& operands, s
   }
   Matmul::Shape shape;
   std::vector<mx::array> inputs;
-  if (auto norm = pending_norm(x); norm) {
+  if (const auto norm = pending_norm(x)) {
     shape.eps = norm->eps;
     inputs = {norm->x, norm->weight};
   } else {

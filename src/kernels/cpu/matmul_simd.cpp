@@ -221,8 +221,8 @@ void round_row(float* row, size_t padded) {
 FloatRows float_rows(const MatmulJob& job) {
   const size_t padded = round_up(job.inner, lanes);
   const size_t stride = round_up(job.inner, 16) + 16;
-  float* norm = thread_scratch(scratch::rows, job.rows * stride + padded);
-  float* rows = norm + round_up(padded, 16);
+  float* rows = thread_scratch(scratch::rows, job.rows * stride + padded);
+  float* norm = rows + job.rows * stride;
   if (job.norm) {
     with_type(job.norm_type, job.norm, [&](auto* weight) { widen(weight, job.inner, norm, padded); });
   }
@@ -268,20 +268,15 @@ void multiply_columns(
     unpack(weights, part, group, std::min(part.length, job.inner - k), wide);
     multiply(rows, job.rows, Dense<float>{wide, spacing}, count, part.length, part.length, sums, count);
   }
-  add_bias(factor, job.rows, first, count, sums, count);
 }
 
 template <class Weights>
 void run(const MatmulJob& job, const FloatRows& x, const Factor* factors, size_t count) {
   const size_t most = (job.rows > few_rows ? 32 : max_columns) / 4;
   for_columns(factors, job.gated ? 1 : count, 4, most, [&](const Factor& factor, size_t first, size_t columns) {
-    float* sums = thread_scratch(scratch::sums, 2 * job.rows * columns);
-    float* gate = job.gated ? sums + job.rows * columns : nullptr;
-    if (gate) {
-      multiply_columns<Weights>(job, x, factors[0], first, columns, gate);
-    }
-    multiply_columns<Weights>(job, x, job.gated ? factors[1] : factor, first, columns, sums);
-    end_sums(job, factor, 0, job.rows, first, columns, sums, gate, columns);
+    make_columns(job, factor, first, columns, columns, job.rows * columns, [&](const Factor& of, float* sums) {
+      multiply_columns<Weights>(job, x, of, first, columns, sums);
+    });
   });
 }
 

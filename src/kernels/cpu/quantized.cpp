@@ -49,6 +49,23 @@ Quantized quantized(const char* op, const std::string& mode, int group_size, int
   fail_op(op, "mode must be affine, mxfp4, nvfp4 or mxfp8; got ", mode);
 }
 
+Factor read_factor(const std::vector<mx::array>& in, size_t& next, const Quantized& how, bool bias) {
+  const auto& w = in[next++];
+  Factor factor{.columns = size_t(w.shape(-2)), .how = how, .w = w.data<void>(), .type = element_type(w)};
+  if (how.bits > 0) {
+    factor.type = element_type(in[next]);
+    factor.scales = in[next++].data<void>();
+    if (how.mode == Mode::affine) {
+      factor.biases = in[next++].data<void>();
+    }
+  }
+  if (bias) {
+    factor.bias_type = element_type(in[next]);
+    factor.bias = in[next++].data<void>();
+  }
+  return factor;
+}
+
 void check_scales(
     const char* op,
     const mx::Shape& groups,

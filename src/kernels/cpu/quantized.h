@@ -14,6 +14,10 @@ namespace mx = mlx::core;
 /** Errors: std::invalid_argument, for what MLX doesn't have. */
 Quantized quantized(const char* op, const std::string& mode, int group_size, int bits);
 
+/** The matrix whose inputs begin at in[next], which then is past them: w [..,N,K], scales where bits > 0, affine
+ * biases, a bias. A leading axis is the caller's business, and so is `out`. */
+Factor read_factor(const std::vector<mx::array>& in, size_t& next, const Quantized& how, bool bias);
+
 /** Affine: scales and biases of one float type; else scales of bytes alone. */
 void check_scales(
     const char* op,
