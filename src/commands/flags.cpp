@@ -69,6 +69,20 @@ void add_load_flags(CLI::App& app, LoadOptions& options) {
   app.add_option("--prefix-cache", options.prefix_cache, "true|false: reuse the KV of equal beginnings")
       ->capture_default_str();
   app.add_option(
+         "--speculative",
+         options.speculative,
+         "ngram: guess tokens that followed the same words before, and check several in one step; no text changes by it")
+      ->check(CLI::IsMember({"ngram"}));
+  app.add_option(
+      "--draft-model",
+      options.draft_model,
+      "a small model with the same vocabulary, which guesses instead: a folder, a .gguf file or a name on the hub");
+  app.add_option(
+         "--num-draft-tokens",
+         options.draft_tokens,
+         "most guesses of a sequence in a step; default: 8, of a draft model 4")
+      ->check(CLI::Range(1, 64));
+  app.add_option(
       "--chat-template",
       options.chat_template,
       "a Jinja chat template instead of the model's own: a file, the template's text, or the name of another one of the "

@@ -40,6 +40,11 @@ struct RowStep {
   int draw_index = 0; // how many tokens the row has generated before this one
   int score = 0; // first of its `count` tokens whose next-token logprob is wanted, -1: none (prompt_logprobs)
   std::vector<int32_t> score_ids; // the tokens that follow each scored position
+  int guesses = 0; // its last tokens, behind the one that `sample` is for, are guesses at what follows: one more draw
+                   // each, kept while the ones before were right. `ids` has them, or else the draft model makes them.
+  std::vector<int32_t>
+      draft_ids; // what the draft model has yet to read: positions [draft_start, ...), at most to `start`
+  int draft_start = 0;
   std::vector<int32_t> blocks; // block table: position p lives in blocks[p / block_size] at p % block_size
   std::vector<uint32_t> allowed; // grammar mask, empty: every token
   int rope_length = 0; // the prompt's length, for RoPE kinds whose base grows with it ("dynamic")
@@ -68,7 +73,7 @@ struct Scored {
 
 struct RowResult {
   int slot = 0;
-  Scored sampled; // where the plan said `sample`
+  std::vector<Scored> sampled; // where the plan said `sample`: a token, and one more for each right guess
   std::vector<Scored> prompt; // where the plan said `score`
 };
 

@@ -32,9 +32,14 @@ Scored scored(const Scores* scores, int row, int32_t id, int top) {
 
 } // namespace
 
-ModelRunner::ModelRunner(std::unique_ptr<Model> model, std::unique_ptr<Caches> caches, int slots)
+ModelRunner::ModelRunner(
+    std::unique_ptr<Model> model,
+    std::unique_ptr<Caches> caches,
+    int slots,
+    std::unique_ptr<Drafter> drafter)
     : model_(std::move(model)),
       caches_(std::move(caches)),
+      drafter_(std::move(drafter)),
       sampler_(slots, model_->vocabulary()),
       last_tokens_(mx::zeros({slots}, mx::int32)) {}
 
@@ -42,26 +47,47 @@ Model& ModelRunner::model() {
   return *model_;
 }
 
-mx::array ModelRunner::ids(const Plan& plan) const {
-  // Into the slots' last tokens, followed by the ids that the host knows.
+mx::array ModelRunner::ids(const Plan& plan, Step& step) {
+  // Into the slots' last tokens, followed by the ids that the host knows and
+  // the draft model's guesses.
   const int slots = last_tokens_.shape(0);
-  std::vector<int32_t> known, index;
+  std::vector<int32_t> known;
+  bool drafts = false;
+  for (const RowStep& row : plan.rows) {
+    known.insert(known.end(), row.ids.begin(), row.ids.end());
+    drafts = drafts || !row.draft_ids.empty();
+  }
+  std::vector<int32_t> index;
+  int next = slots, next_guess = slots + static_cast<int>(known.size());
   for (const RowStep& row : plan.rows) {
     if (row.ids.empty()) {
       index.push_back(row.slot);
     }
-    for (int32_t id : row.ids) {
-      index.push_back(slots + static_cast<int>(known.size()));
-      known.push_back(id);
+    for (size_t i = 0; i < row.ids.size(); ++i) {
+      index.push_back(next++);
+    }
+    if (!row.draft_ids.empty()) {
+      for (int i = 0; i < row.guesses; ++i) {
+        index.push_back(next_guess++);
+      }
     }
   }
-  if (known.size() == index.size()) {
+  if (known.size() == index.size() && !drafts) {
     return int_array(known);
   }
-  if (known.empty()) {
-    return mx::take(last_tokens_, int_array(index), 0);
+  std::vector<mx::array> sources{last_tokens_};
+  if (!known.empty()) {
+    sources.push_back(int_array(known));
   }
-  return mx::take(mx::concatenate({last_tokens_, int_array(known)}, 0), int_array(index), 0);
+  if (drafts) {
+    check(drafter_ != nullptr, "guesses without ids need a draft model");
+    auto guesses = drafter_->guess(plan, sampler_, model_->vocabulary());
+    step.outputs.push_back(guesses.read);
+    if (guesses.ids) {
+      sources.push_back(*guesses.ids);
+    }
+  }
+  return mx::take(sources.size() == 1 ? sources[0] : mx::concatenate(sources, 0), int_array(index), 0);
 }
 
 void ModelRunner::launch(const Plan& plan) {
@@ -74,8 +100,12 @@ void ModelRunner::launch(const Plan& plan) {
   int first = 0;
   for (size_t r = 0; r < plan.rows.size(); ++r) {
     const RowStep& row = plan.rows[r];
-    spans.push_back({first, row.count, row.start, row.blocks, row.rope_length, row.slot});
-    first += row.count;
+    // A guess is a row of its own, so that it is computed as a decoding one is.
+    const int alone = row.guesses > 0 ? row.count : 1;
+    for (int i = 0; i < alone; ++i) {
+      spans.push_back({first, row.count / alone, row.start + i, row.blocks, row.rope_length, row.slot});
+      first += row.count / alone;
+    }
     step.tops.push_back(sampler_.sampling(row.slot).logprobs);
     if (row.sample) {
       step.sampled.push_back(static_cast<int>(r));
@@ -84,12 +114,13 @@ void ModelRunner::launch(const Plan& plan) {
       step.scored.push_back(static_cast<int>(r));
     }
   }
+  auto tokens = ids(plan, step);
   caches_->begin(std::move(spans));
-  auto hidden = model_->hidden(ids(plan), *caches_);
+  auto hidden = model_->hidden(tokens, *caches_);
   // The KV of every layer hangs on it: a chunk that samples nothing runs too.
   step.outputs.push_back(hidden);
   score_prompt(step, hidden);
-  sample(step, hidden);
+  sample(step, tokens, hidden);
   mx::async_eval(step.outputs);
   under_way_.push_back(std::move(step));
 }
@@ -130,24 +161,34 @@ void ModelRunner::score_prompt(Step& step, const mx::array& hidden) {
   }
 }
 
-void ModelRunner::sample(Step& step, const mx::array& hidden) {
+void ModelRunner::sample(Step& step, const mx::array& ids, const mx::array& hidden) {
   if (step.sampled.empty()) {
     return;
   }
-  std::vector<const RowStep*> rows;
-  std::vector<int32_t> slots, last;
-  int first = 0;
+  std::vector<Draw> draws;
+  std::vector<int32_t> slots, places, last; // last: a row's last draw, which stands where it has no guesses
+  int end = 0;
   for (const RowStep& row : step.rows) {
-    first += row.count;
+    end += row.count;
     if (row.sample) {
-      rows.push_back(&row);
+      for (int ahead = 0; ahead <= row.guesses; ++ahead) {
+        draws.push_back({&row, ahead});
+        places.push_back(end - 1 - row.guesses + ahead);
+      }
       slots.push_back(row.slot);
-      last.push_back(first - 1);
+      last.push_back(static_cast<int32_t>(draws.size()) - 1);
     }
   }
-  auto heads = static_cast<int>(last.size()) == hidden.shape(0) ? hidden : mx::take(hidden, int_array(last), 0);
-  step.tokens = sampler_.sample(model_->logits(heads), rows);
-  last_tokens_ = mx::put_along_axis(last_tokens_, int_array(slots), step.tokens->tokens, 0);
+  auto heads = static_cast<int>(places.size()) == hidden.shape(0) ? hidden : mx::take(hidden, int_array(places), 0);
+  const bool guesses = draws.size() > slots.size();
+  if (guesses) {
+    step.read = mx::take(ids, int_array(places), 0);
+    step.outputs.push_back(*step.read);
+  }
+  step.tokens = sampler_.sample(model_->logits(heads), draws, step.read);
+  auto& tokens = step.tokens->tokens;
+  last_tokens_ =
+      mx::put_along_axis(last_tokens_, int_array(slots), guesses ? mx::take(tokens, int_array(last), 0) : tokens, 0);
   step.outputs.push_back(step.tokens->tokens);
   step.outputs.push_back(last_tokens_);
   if (step.tokens->scores) {
@@ -169,12 +210,19 @@ std::vector<RowResult> ModelRunner::collect() {
   for (size_t r = 0; r < step.rows.size(); ++r) {
     results[r].slot = step.rows[r].slot;
   }
-  for (size_t i = 0; i < step.sampled.size(); ++i) {
-    const int r = step.sampled[i];
+  int draw = 0;
+  for (int r : step.sampled) {
+    const int guesses = step.rows[r].guesses;
     const int top = step.tops[r];
     const Scores* scores = top >= 0 ? &step.tokens->scores.value() : nullptr;
-    const int32_t id = step.tokens->tokens.data<int32_t>()[i];
-    results[r].sampled = scored(scores, static_cast<int>(i), id, top);
+    const auto* ids = step.tokens->tokens.data<int32_t>() + draw;
+    for (int i = 0; i <= guesses; ++i) {
+      results[r].sampled.push_back(scored(scores, draw + i, ids[i], top));
+      if (i < guesses && step.read->data<int32_t>()[draw + i + 1] != ids[i]) {
+        break;
+      }
+    }
+    draw += 1 + guesses;
   }
   for (size_t i = 0; i < step.scored.size(); ++i) {
     const RowStep& row = step.rows[step.scored[i]];

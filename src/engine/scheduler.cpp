@@ -10,7 +10,8 @@ Scheduler::Scheduler(EngineOptions options, Guard guard)
     : options_(std::move(options)),
       guard_(std::move(guard)),
       blocks_(options_.blocks),
-      slots_(options_.max_rows, false) {}
+      slots_(options_.max_rows, false),
+      drafted_(options_.draft_model ? options_.blocks : 0, false) {}
 
 void Scheduler::check_fits(const Request& request, const EngineOptions& options) {
   const int64_t prompt = request.prompt.size();
@@ -63,6 +64,8 @@ Plan Scheduler::plan() {
     if (flights_.empty()) {
       prefill(suspect->second, plan, flight, budget);
     }
+  } else if (!flights_.empty() && (flights_.back().guesses > 0 || guessing_pays())) {
+    return plan; // where rows stand, and what to guess, is known once all tokens are read
   } else {
     plan_decoding(plan, flight);
     const bool decoding = std::any_of(
@@ -83,6 +86,7 @@ Plan Scheduler::plan() {
 }
 
 void Scheduler::plan_decoding(Plan& plan, Flight& flight) {
+  const int guesses = flights_.empty() && options_.guesses > 0 ? choose_guesses() : 0;
   // Oldest first: what `reserve` preempts is younger than all that is in the
   // plan.
   for (auto next = rows_.begin(); next != rows_.end();) {
@@ -94,9 +98,100 @@ void Scheduler::plan_decoding(Plan& plan, Flight& flight) {
     if (!fill_mask(row, allowed)) {
       continue;
     }
+    const int most = std::min(guesses, most_guesses(row));
     plan.rows.push_back(make_step(row, 1, flight, plan));
-    plan.rows.back().allowed = std::move(allowed);
+    RowStep& step = plan.rows.back();
+    step.allowed = std::move(allowed);
+    if (most > 0 && (!options_.draft_model || read_draft(row, step))) {
+      guess(row, most, step, flight.parts.back());
+    }
+    flight.tokens += step.count;
+    flight.guesses = std::max(flight.guesses, step.guesses);
+    flight.backlog = flight.backlog || step.draft_ids.size() > 2; // two are what steps with guesses leave
   }
+}
+
+/** Of a row with nothing unread. A row with a grammar makes none: what it may
+ * take is known one token at a time. */
+int Scheduler::most_guesses(const Row& row) const {
+  return row.request.mask ? 0 : std::min(options_.guesses, row.request.max_tokens - row.sampled - 1);
+}
+
+/** Whether a next step with guesses is expected to be worth the wait for the
+ * tokens that it would begin with. */
+bool Scheduler::guessing_pays() const {
+  if (options_.guesses == 0) {
+    return false;
+  }
+  int decoding = 0;
+  std::vector<Prospect> hopes;
+  for (const auto& [number, row] : rows_) {
+    if (row.slot >= 0 && row.sampled > 0 && !row.planned_out()) {
+      ++decoding;
+      hopes.push_back({most_guesses(row), options_.draft_model ? confidence_.of(Confidence::draft_model) : row.luck});
+    }
+  }
+  return best_guesses(decoding, hopes, options_.draft_model, cost_) > 0;
+}
+
+int Scheduler::choose_guesses() {
+  int decoding = 0;
+  std::vector<Prospect> prospects;
+  for (const auto& [number, row] : rows_) {
+    if (row.decodes()) {
+      ++decoding;
+      const int most = most_guesses(row);
+      prospects.push_back(
+          options_.draft_model
+              ? Prospect{most, confidence_.of(Confidence::draft_model)}
+              : Prospect{std::min<int>(most, row.lookup.guesses.size()), confidence_.of(row.lookup.matched)});
+    }
+  }
+  return best_guesses(decoding, prospects, options_.draft_model, cost_);
+}
+
+/** Adds at most `count` guesses to the row's step, as far as there is room that
+ * no other row needs. */
+void Scheduler::guess(Row& row, int count, RowStep& step, Part& part) {
+  const auto& found = row.lookup.guesses;
+  if (!options_.draft_model) {
+    count = std::min<int>(count, found.size());
+  }
+  while (static_cast<int>(row.blocks.size()) * options_.block_size < row.placed + count) {
+    auto block = take_block();
+    if (!block) {
+      count = static_cast<int>(row.blocks.size()) * options_.block_size - row.placed;
+      break;
+    }
+    row.blocks.push_back(*block);
+  }
+  if (count <= 0) {
+    return;
+  }
+  if (!options_.draft_model) {
+    step.ids.insert(step.ids.end(), found.begin(), found.begin() + count);
+  }
+  step.guesses = part.guesses = count;
+  part.reason = options_.draft_model ? Confidence::draft_model : row.lookup.matched;
+  step.count += count;
+  step.blocks = row.blocks;
+  row.placed += count;
+  row.sampled += count;
+}
+
+/** Gives the draft model what it has yet to read. False: it is not done with
+ * it, as it reads a long backlog in pieces. */
+bool Scheduler::read_draft(Row& row, RowStep& step) {
+  const int known = row.tokens.size();
+  const int count = std::min(known - row.drafted, options_.prefill_tokens);
+  step.draft_start = row.drafted;
+  step.draft_ids.assign(row.tokens.begin() + row.drafted, row.tokens.begin() + row.drafted + count);
+  row.drafted += count;
+  const int size = options_.block_size;
+  for (int block = step.draft_start / size; (block + 1) * size <= row.drafted; ++block) {
+    drafted_[row.blocks[block]] = true;
+  }
+  return row.drafted == known;
 }
 
 void Scheduler::plan_prefill(Plan& plan, Flight& flight, int budget) {
@@ -120,7 +215,7 @@ bool Scheduler::prefill(Row& row, Plan& plan, Flight& flight, int& budget) {
   int count = std::min(budget, row.length() - row.placed);
   const int size = options_.block_size;
   while (static_cast<int>(row.blocks.size()) * size < row.placed + count) {
-    auto block = blocks_.take();
+    auto block = take_block();
     if (!block) { // older rows hold the rest: it goes on when they end
       count = static_cast<int>(row.blocks.size()) * size - row.placed;
       break;
@@ -239,7 +334,7 @@ bool Scheduler::reserve(Row& row) {
     return true;
   }
   for (;;) {
-    if (auto block = blocks_.take()) {
+    if (auto block = take_block()) {
       row.blocks.push_back(*block);
       return true;
     }
@@ -250,6 +345,14 @@ bool Scheduler::reserve(Row& row) {
       return false;
     }
   }
+}
+
+std::optional<int32_t> Scheduler::take_block() {
+  auto block = blocks_.take();
+  if (block && options_.draft_model) {
+    drafted_[*block] = false;
+  }
+  return block;
 }
 
 void Scheduler::adopt(Row& row) {
@@ -265,6 +368,9 @@ void Scheduler::adopt(Row& row) {
       return;
     }
     row.blocks.push_back(*block);
+    if (options_.draft_model && drafted_[*block] && row.drafted == row.placed) {
+      row.drafted += size;
+    }
     row.placed += size;
     ++row.keyed;
   }
@@ -290,6 +396,7 @@ void Scheduler::release(Row& row) {
   row.slot = -1;
   row.joined = false;
   row.placed = 0;
+  row.drafted = 0;
   row.keyed = 0;
   row.key = PrefixKey::start;
 }
@@ -300,14 +407,26 @@ void Scheduler::commit(std::vector<RowResult> results, double seconds) {
   check(results.size() == front.parts.size(), "each row of a step has a result");
   for (size_t i = 0; i < results.size(); ++i) {
     const Part& part = front.parts[i];
-    const int32_t id = results[i].sampled.token.id;
+    const auto& sampled = results[i].sampled;
     check(results[i].slot == part.slot, "results are in the plan's order");
-    check(!part.sample || (id >= 0 && id < options_.vocabulary), "a sampled id is in the vocabulary");
+    const size_t most = part.sample ? 1 + part.guesses : 0;
+    check(
+        sampled.size() <= most && sampled.empty() == !part.sample,
+        "each draw up to the first wrong guess gives a token");
+    check(
+        std::all_of(
+            sampled.begin(),
+            sampled.end(),
+            [&](const Scored& s) { return s.token.id >= 0 && s.token.id < options_.vocabulary; }),
+        "a sampled id is in the vocabulary");
     check(static_cast<int>(results[i].prompt.size()) == part.scores, "each position to score has its score");
   }
   const Flight flight = std::move(flights_.front());
   flights_.pop_front();
   (flight.prefill ? stats_.prefill_seconds : stats_.decode_seconds) += seconds;
+  if (!flight.prefill && !flight.backlog) {
+    cost_.learn(flight.tokens, options_.draft_model ? flight.guesses : 0, seconds);
+  }
   for (size_t i = 0; i < results.size(); ++i) {
     // A row that ended meanwhile leaves a wasted token behind.
     if (auto row = rows_.find(flight.parts[i].row); row != rows_.end()) {
@@ -321,13 +440,44 @@ void Scheduler::take(Row& row, const Part& part, RowResult& result) {
   row.scores_taken += part.scores;
   std::move(result.prompt.begin(), result.prompt.end(), std::back_inserter(row.scores));
   if (part.sample) {
-    take_token(row, std::move(result.sampled));
+    judge(row, part, result.sampled);
+    for (Scored& sampled : result.sampled) {
+      if (!take_token(row, std::move(sampled))) {
+        return;
+      }
+    }
+    if (options_.guesses > 0 && !options_.draft_model) {
+      row.lookup = look_up(row.tokens, most_guesses(row));
+    }
   } else if (part.last) {
     end(row, Finish::length);
   }
 }
 
-void Scheduler::take_token(Row& row, Scored sampled) {
+/** What the step's guesses were worth; takes the wrong ones back. */
+void Scheduler::judge(Row& row, const Part& part, const std::vector<Scored>& sampled) {
+  const int right = static_cast<int>(sampled.size()) - 1;
+  if (options_.guesses > 0 && !options_.draft_model) {
+    const auto& guesses = row.lookup.guesses;
+    const bool lucky = !guesses.empty() && guesses[0] == sampled[0].token.id;
+    row.luck += 0.2 * (lucky - row.luck);
+  }
+  if (part.guesses == 0) {
+    return;
+  }
+  confidence_.learn(part.reason, part.guesses, right);
+  ++stats_.guess_steps;
+  stats_.guessed_tokens += part.guesses;
+  stats_.right_guesses += right;
+  row.sampled -= part.guesses - right;
+  if (row.slot >= 0) { // else it was preempted and has no position any more
+    row.placed -= part.guesses - right;
+    // The last guess was drawn, never read.
+    row.drafted += options_.draft_model ? std::min(right, part.guesses - 1) : 0;
+  }
+}
+
+bool Scheduler::take_token(Row& row, Scored sampled) {
   const int32_t id = sampled.token.id;
   row.tokens.push_back(id);
   ++stats_.generated_tokens;
@@ -345,18 +495,19 @@ void Scheduler::take_token(Row& row, Scored sampled) {
   emit(row, std::move(event));
   if (finish != Finish::none) {
     erase(row, finish);
-    return;
+    return false;
   }
   if (row.request.mask) {
     if (auto error = guard_([&] { row.request.mask->accept(id); })) {
       end(row, Finish::error, std::move(error));
-      return;
+      return false;
     }
   }
   if (row.suspect) { // it passed: it waits for the other suspects' turn
     row.suspect = false;
     release(row);
   }
+  return true;
 }
 
 void Scheduler::failed(const Error& error) {

@@ -36,6 +36,11 @@ struct LoadOptions {
                           // what suits the device
   int mixed_tokens = 0; // and while something does; 0: likewise
   bool prefix_cache = true;
+  // Speculative decoding: guesses that the model checks, some in one step. It
+  // changes no text, and is off by itself where a full batch leaves no time.
+  std::string speculative; // "ngram": a row's own earlier tokens say what may follow; empty: none
+  std::string draft_model; // a small model with the same vocabulary, which guesses instead
+  int draft_tokens = 0; // most guesses of a row in a step; 0: 8, of a draft model 4
   OnFetch on_fetch; // where files come from the hub; without it its warnings go to the log
   std::string chat_template; // a file, a Jinja source, or the name of one of the model's; empty: its default
 };

@@ -61,10 +61,10 @@ struct World {
         runner.launch(plan);
       }
       if (scheduler.uncommitted() > (plan.empty() ? 0 : 1)) {
-        scheduler.commit(runner.collect());
+        scheduler.commit(runner.collect(), seconds());
       }
     } catch (const std::logic_error& error) {
-      FAIL(error.what());
+      FAIL(std::string(error.what()));
     } catch (const std::runtime_error& error) {
       runner.reset();
       scheduler.failed(Error(Kind::internal, "", error.what()));
@@ -102,6 +102,7 @@ struct World {
   EngineOptions options;
   Scheduler scheduler;
   FakeRunner runner;
+  std::function<double()> seconds = [] { return 0.0; }; // of a step
   std::map<uint64_t, Output> outputs;
   std::map<uint64_t, int> cached;
 };
@@ -247,7 +248,7 @@ TEST_CASE("results that don't belong to the step change nothing") {
   CHECK_THROWS_AS(world.scheduler.commit({}), Error);
   RowResult wrong;
   wrong.slot = plan.rows[0].slot;
-  wrong.sampled.token.id = vocabulary;
+  wrong.sampled = {{{vocabulary, 0}, {}}};
   CHECK_THROWS_AS(world.scheduler.commit({wrong}), Error);
   CHECK(world.scheduler.uncommitted() == 1);
   world.scheduler.verify();
@@ -272,6 +273,7 @@ Request random_request(std::mt19937& random, bool& masked, int room) {
   }
   r.max_tokens = below(std::min(room - length, 24) + 1);
   r.sampling.seed = below(3);
+  r.sampling.temperature = below(2);
   r.sampling.ignore_eos = below(2);
   r.sampling.min_tokens = below(4);
   r.sampling.prompt_logprobs = below(4) == 0;
@@ -293,6 +295,7 @@ Request random_request(std::mt19937& random, bool& masked, int room) {
 
 TEST_CASE("whatever runs beside it, a row gives what it gives alone") {
   uint64_t preemptions = 0, hits = 0, cancelled = 0, failures = 0;
+  std::array<uint64_t, 2> guessed{}, right{};
   for (uint32_t seed = 0; seed < 400; ++seed) {
     CAPTURE(seed);
     std::mt19937 random(seed);
@@ -304,7 +307,12 @@ TEST_CASE("whatever runs beside it, a row gives what it gives alone") {
     options.prefill_tokens = 1 + below(30);
     options.mixed_tokens = 1 + below(8);
     options.prefix_cache = below(4) > 0;
+    options.guesses = below(4) * below(3);
+    options.draft_model = below(2);
     World world(options);
+    if (below(2)) { // guesses pay, or don't, by turns
+      world.seconds = [&] { return 1e-3 * (1 + below(8)); };
+    }
     for (int i = below(2) ? 0 : 3; i > 0; --i) {
       (below(2) ? world.runner.fail_launch : world.runner.fail_collect).insert(1 + below(60));
       ++failures;
@@ -344,6 +352,8 @@ TEST_CASE("whatever runs beside it, a row gives what it gives alone") {
     preemptions += stats.preemptions;
     hits += stats.prefix_hits;
     cancelled += stats.cancelled;
+    guessed[options.draft_model] += stats.guessed_tokens;
+    right[options.draft_model] += stats.right_guesses;
     CHECK(stats.cancelled + stats.failed + stats.finished_stop + stats.finished_length == asked.size());
   }
   // The workloads reach what they are meant to reach.
@@ -351,4 +361,46 @@ TEST_CASE("whatever runs beside it, a row gives what it gives alone") {
   CHECK(hits > 1000);
   CHECK(cancelled > 100);
   CHECK(failures > 100);
+  for (bool draft_model : {false, true}) {
+    CHECK(right[draft_model] > 500);
+    CHECK(guessed[draft_model] > right[draft_model] + 100);
+  }
+}
+
+TEST_CASE("guesses make more tokens of fewer steps, never past max_tokens or an end") {
+  for (bool draft_model : {false, true}) {
+    CAPTURE(draft_model);
+    auto options = small_options();
+    options.guesses = 4;
+    options.draft_model = draft_model;
+    World world(options);
+    Request r = request(count_up(9), 40);
+    r.sampling.temperature = 0;
+    r.sampling.ignore_eos = false;
+    r.sampling.stop_token_ids = {first_plain_id + 40};
+    world.scheduler.add(r);
+    world.finish();
+    check_same(world.outputs[1], alone(r, nullptr));
+    const EngineStats stats = world.scheduler.stats();
+    CHECK(stats.right_guesses > 10);
+    CHECK(stats.steps < stats.generated_tokens * 3 / 4);
+  }
+}
+
+TEST_CASE("a draft model reads a shared beginning once") {
+  auto options = small_options();
+  options.guesses = 2;
+  options.draft_model = true;
+  World world(options);
+  world.scheduler.add(request(count_up(13), 4));
+  world.finish();
+  world.scheduler.add(request(count_up(13), 4));
+  int read = 0;
+  while (!world.scheduler.idle()) {
+    for (const RowStep& row : world.step().rows) {
+      read += row.draft_ids.size();
+    }
+  }
+  CHECK(world.cached[2] == 12);
+  CHECK(read <= 4); // the 13th and what came after
 }
