@@ -128,6 +128,7 @@ class Scheduler {
     bool prefill = false;
     int tokens = 0;
     int guesses = 0; // the most of a row
+    bool waited = false; // see StepShape
     bool backlog = false; // of the draft model's
   };
 

@@ -37,76 +37,92 @@ Lookup look_up(std::span<const int32_t> tokens, int most) {
 }
 
 void Confidence::learn(int reason, int made, int right) {
-  constexpr double weight = 0.05; // of the latest guess
   double& value = values_[reason];
   for (int i = 0; i < std::min(right + 1, made); ++i) {
+    const double weight = std::max(0.05, 1.0 / (4 + judged_[reason]++));
     value += weight * ((i < right ? 1.0 : 0.0) - value);
   }
 }
 
-void StepCost::learn(int tokens, int passes, double seconds) {
+namespace {
+
+std::array<double, 4> terms_of(const StepShape& shape) {
+  return {1, double(shape.tokens), double(shape.passes), double(shape.waited)};
+}
+
+} // namespace
+
+void StepCost::learn(const StepShape& shape, double seconds) {
   if (seconds <= 0) {
     return;
   }
-  // A step that met a compiler or a busy machine says little.
   if (with_seconds_[0] > 0) {
-    seconds = std::min(seconds, 3 * of(tokens, passes));
+    seconds = std::min(seconds, 3 * of(shape)); // one that met a compiler or a busy machine says little
+  } else {
+    const double unit = seconds / of(shape);
+    std::transform(fit_.begin(), fit_.end(), fit_.begin(), [&](double x) { return unit * x; });
   }
   constexpr double kept = 0.98;
-  const double x[3] = {1, double(tokens), double(passes)};
-  for (int i = 0, at = 0; i < 3; ++i) {
-    for (int j = i; j < 3; ++j, ++at) {
-      products_[at] = kept * products_[at] + x[i] * x[j];
+  const auto x = terms_of(shape);
+  for (int i = 0; i < terms; ++i) {
+    for (int j = 0; j < terms; ++j) {
+      products_[i][j] = kept * products_[i][j] + x[i] * x[j];
     }
     with_seconds_[i] = kept * with_seconds_[i] + x[i] * seconds;
   }
-  // Least squares, drawn a little towards what holds of most machines: a token
-  // costs a 20th of a step, a pass a 10th. Without it one kind of step alone
-  // would leave the rest unknown.
-  const double step = with_seconds_[0] / products_[0];
-  const double pull = 1e-3 * products_[0];
-  double m[3][4] = {
-      {products_[0], products_[1], products_[2], with_seconds_[0]},
-      {products_[1], products_[3] + pull, products_[4], with_seconds_[1] + pull * 0.05 * step},
-      {products_[2], products_[4], products_[5] + pull, with_seconds_[2] + pull * 0.1 * step}};
-  for (int i = 0; i < 3; ++i) { // symmetric and positive: no pivoting
-    for (int r = i + 1; r < 3; ++r) {
+  // Least squares, drawn a little towards what was known before: steps of one
+  // kind alone say nothing of the rest.
+  const double pull = 1e-2 * products_[0][0];
+  auto m = products_;
+  auto y = with_seconds_;
+  for (int i = 1; i < terms; ++i) {
+    m[i][i] += pull;
+    y[i] += pull * fit_[i];
+  }
+  for (int i = 0; i < terms; ++i) { // symmetric and positive: no pivoting
+    for (int r = i + 1; r < terms; ++r) {
       const double times = m[r][i] / m[i][i];
-      for (int c = i; c < 4; ++c) {
+      for (int c = i; c < terms; ++c) {
         m[r][c] -= times * m[i][c];
       }
+      y[r] -= times * y[i];
     }
   }
-  for (int i = 2; i >= 0; --i) {
-    double sum = m[i][3];
-    for (int j = i + 1; j < 3; ++j) {
+  for (int i = terms - 1; i >= 0; --i) {
+    double sum = y[i];
+    for (int j = i + 1; j < terms; ++j) {
       sum -= m[i][j] * fit_[j];
     }
     fit_[i] = sum / m[i][i];
   }
 }
 
-double StepCost::of(int tokens, int passes) const {
-  // Noise must not make work free.
-  const double b = std::max(fit_[1], 0.0), c = std::max(fit_[2], 0.0);
-  return std::max(fit_[0], 1e-9) + b * tokens + c * passes;
+double StepCost::of(const StepShape& shape) const {
+  const auto x = terms_of(shape);
+  double seconds = std::max(fit_[0], 1e-9);
+  for (int i = 1; i < terms; ++i) {
+    seconds += x[i] * std::max(fit_[i], 0.0); // noise must not make work free
+  }
+  return seconds;
 }
 
-int best_guesses(int rows, std::span<const Prospect> prospects, bool draft_model, const StepCost& cost) {
+int best_guesses(const StepShape& plain, std::span<const Prospect> prospects, bool draft_model, const StepCost& cost) {
   int most = 0;
   for (const Prospect& prospect : prospects) {
     most = std::max(most, prospect.most);
   }
-  int best = 0, tokens = rows;
-  double gain = rows, best_rate = gain / cost.of(tokens, 0);
+  StepShape shape{plain.tokens, 0, true};
+  int best = 0;
+  double gain = plain.tokens, best_rate = gain / cost.of(plain);
   for (int guess = 1; guess <= most; ++guess) {
     for (const Prospect& prospect : prospects) {
       if (guess <= prospect.most) {
-        ++tokens;
+        ++shape.tokens;
         gain += std::pow(prospect.confidence, guess);
       }
     }
-    const double rate = gain / cost.of(tokens, draft_model ? guess : 0);
+    shape.passes = draft_model ? guess : 0;
+    const double rate = gain / cost.of(shape);
     if (rate > best_rate) {
       best_rate = rate;
       best = guess;

@@ -38,21 +38,30 @@ class Confidence {
   }
 
  private:
+  std::array<int, longest_match + 1> judged_{};
   std::array<double, longest_match + 1> values_ = {0.7, 0, 0.35, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8};
 };
 
-/** What a step of decoding rows costs, fitted to the steps so far: seconds = a
- * + b * tokens + c * passes of the draft model. Later steps weigh more. */
+/** A step of decoding rows. */
+struct StepShape {
+  int tokens;
+  int passes = 0; // of the draft model
+  bool waited = false; // it was launched after the one before was read, not while that ran
+};
+
+/** What a step costs, fitted to the steps so far: seconds = a + b * tokens + c *
+ * passes + d * waited. Later steps weigh more. */
 class StepCost {
  public:
-  void learn(int tokens, int passes, double seconds);
-  /** Relative, where nothing is known. */
-  double of(int tokens, int passes) const;
+  void learn(const StepShape& shape, double seconds);
+  /** In a unit of its own, where nothing is known. */
+  double of(const StepShape& shape) const;
 
  private:
-  std::array<double, 6> products_{}; // of (1, tokens, passes) with themselves, the upper triangle
-  std::array<double, 3> with_seconds_{};
-  std::array<double, 3> fit_ = {1, 0.05, 0.1};
+  static constexpr int terms = 4;
+  std::array<std::array<double, terms>, terms> products_{}; // of the terms with each other
+  std::array<double, terms> with_seconds_{};
+  std::array<double, terms> fit_ = {1, 0.05, 0.1, 0.1}; // at first what is usual, in no unit
 };
 
 /** A decoding row that could guess. */
@@ -62,8 +71,8 @@ struct Prospect {
 };
 
 /** How many guesses to make, each row as many as it can: the number with which
- * a step of `rows` decoding rows, some of them prospects, is expected to give
- * the most tokens a second. 0: none is worth its cost. */
-int best_guesses(int rows, std::span<const Prospect> prospects, bool draft_model, const StepCost& cost);
+ * a step that waited is expected to give more tokens a second than any other
+ * and than `plain`, all rows' step without guesses. 0: there is none. */
+int best_guesses(const StepShape& plain, std::span<const Prospect> prospects, bool draft_model, const StepCost& cost);
 
 } // namespace parallm

@@ -27,31 +27,32 @@ TEST_CASE("the cost of a step is learned from unlike steps") {
   StepCost cost;
   for (int i = 0; i < 300; ++i) {
     const int tokens = 1 + i % 7, passes = i % 3;
-    cost.learn(tokens, passes, 4e-3 + 0.8e-3 * tokens + 0.5e-3 * passes);
+    const bool waited = i % 5 > 1;
+    cost.learn({tokens, passes, waited}, 4e-3 + 0.8e-3 * tokens + 0.5e-3 * passes + 1e-3 * waited);
   }
-  CHECK(cost.of(1, 0) == doctest::Approx(4.8e-3).epsilon(0.02));
-  CHECK(cost.of(32, 0) == doctest::Approx(29.6e-3).epsilon(0.02));
-  CHECK(cost.of(5, 4) == doctest::Approx(10e-3).epsilon(0.02));
-  cost.learn(1, 0, 60); // a compiler ran
-  CHECK(cost.of(1, 0) < 10e-3);
+  CHECK(cost.of({1}) == doctest::Approx(4.8e-3).epsilon(0.02));
+  CHECK(cost.of({32}) == doctest::Approx(29.6e-3).epsilon(0.02));
+  CHECK(cost.of({5, 4, true}) == doctest::Approx(11e-3).epsilon(0.02));
+  cost.learn({1}, 60); // a compiler ran
+  CHECK(cost.of({1}) < 10e-3);
   // Of one kind of step alone the rest is an assumption, but a finite one.
   StepCost narrow;
   for (int i = 0; i < 1000; ++i) {
-    narrow.learn(8, 0, 1e-2);
+    narrow.learn({8}, 1e-2);
   }
-  CHECK(narrow.of(8, 0) == doctest::Approx(1e-2).epsilon(0.01));
-  CHECK(narrow.of(9, 0) > 1e-2);
-  CHECK(narrow.of(9, 0) < 1.2e-2);
+  CHECK(narrow.of({8}) == doctest::Approx(1e-2).epsilon(0.01));
+  CHECK(narrow.of({9}) > 1e-2);
+  CHECK(narrow.of({9}) < 1.2e-2);
 }
 
 TEST_CASE("guesses are made where they pay") {
   StepCost cost; // 4.4 ms for a token, 0.6 for each more: SmolLM2 on two cores
   for (int i = 0; i < 300; ++i) {
     const int tokens = 1 + i % 32;
-    cost.learn(tokens, 0, 3.8e-3 + 0.6e-3 * tokens);
+    cost.learn({tokens}, 3.8e-3 + 0.6e-3 * tokens);
   }
   const auto best = [&](int rows, double confidence) {
-    return best_guesses(rows, std::vector<Prospect>(rows, {8, confidence}), false, cost);
+    return best_guesses({rows}, std::vector<Prospect>(rows, {8, confidence}), false, cost);
   };
   CHECK(best(1, 0.1) == 0);
   CHECK(best(1, 0.5) >= 1);
@@ -59,7 +60,7 @@ TEST_CASE("guesses are made where they pay") {
   CHECK(best(32, 0.5) == 0); // a full batch has no room for what may be wrong
   CHECK(best(32, 0.8) == 0);
   CHECK(best(1, 0.5) <= best(1, 0.8));
-  CHECK(best_guesses(0, {}, false, cost) == 0);
+  CHECK(best_guesses({0}, {}, false, cost) == 0);
 }
 
 TEST_CASE("confidence follows what was right, and counts no guess after a wrong one") {

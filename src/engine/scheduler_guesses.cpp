@@ -1,0 +1,115 @@
+// The scheduler's part in speculative decoding: which rows guess in a step, and
+// what comes of it.
+#include "engine/scheduler.h"
+
+#include <algorithm>
+
+namespace parallm {
+
+/** Of a row with nothing unread. A row with a grammar makes none: what it may
+ * take is known one token at a time. */
+int Scheduler::most_guesses(const Row& row) const {
+  return row.request.mask ? 0 : std::min(options_.guesses, row.request.max_tokens - row.sampled - 1);
+}
+
+/** Whether a next step with guesses is expected to be worth the wait for the
+ * tokens that it would begin with. */
+bool Scheduler::guessing_pays() const {
+  if (options_.guesses == 0) {
+    return false;
+  }
+  int decoding = 0;
+  std::vector<Prospect> hopes;
+  for (const auto& [number, row] : rows_) {
+    if (row.slot >= 0 && row.sampled > 0 && !row.planned_out()) {
+      ++decoding;
+      hopes.push_back({most_guesses(row), options_.draft_model ? confidence_.of(Confidence::draft_model) : row.luck});
+    }
+  }
+  return best_guesses({decoding}, hopes, options_.draft_model, cost_) > 0;
+}
+
+int Scheduler::choose_guesses() {
+  int decoding = 0;
+  std::vector<Prospect> prospects;
+  for (const auto& [number, row] : rows_) {
+    if (row.decodes()) {
+      ++decoding;
+      const int most = most_guesses(row);
+      prospects.push_back(
+          options_.draft_model
+              ? Prospect{most, confidence_.of(Confidence::draft_model)}
+              : Prospect{std::min<int>(most, row.lookup.guesses.size()), confidence_.of(row.lookup.matched)});
+    }
+  }
+  return best_guesses({.tokens = decoding, .waited = true}, prospects, options_.draft_model, cost_);
+}
+
+/** Adds at most `count` guesses to the row's step, as far as there is room that
+ * no other row needs. */
+void Scheduler::guess(Row& row, int count, RowStep& step, Part& part) {
+  const auto& found = row.lookup.guesses;
+  if (!options_.draft_model) {
+    count = std::min<int>(count, found.size());
+  }
+  while (static_cast<int>(row.blocks.size()) * options_.block_size < row.placed + count) {
+    auto block = take_block();
+    if (!block) {
+      count = static_cast<int>(row.blocks.size()) * options_.block_size - row.placed;
+      break;
+    }
+    row.blocks.push_back(*block);
+  }
+  if (count <= 0) {
+    return;
+  }
+  if (!options_.draft_model) {
+    step.ids.insert(step.ids.end(), found.begin(), found.begin() + count);
+  }
+  step.guesses = part.guesses = count;
+  part.reason = options_.draft_model ? Confidence::draft_model : row.lookup.matched;
+  step.count += count;
+  step.blocks = row.blocks;
+  row.placed += count;
+  row.sampled += count;
+}
+
+/** Gives the draft model what it has yet to read. False: it is not done with
+ * it, as it reads a long backlog in pieces. */
+bool Scheduler::read_draft(Row& row, RowStep& step) {
+  const int known = row.tokens.size();
+  const int count = std::min(known - row.drafted, options_.prefill_tokens);
+  step.draft_start = row.drafted;
+  step.draft_ids.assign(row.tokens.begin() + row.drafted, row.tokens.begin() + row.drafted + count);
+  row.drafted += count;
+  const int size = options_.block_size;
+  for (int block = step.draft_start / size; (block + 1) * size <= row.drafted; ++block) {
+    drafted_[row.blocks[block]] = true;
+  }
+  return row.drafted == known;
+}
+
+/** What the step's guesses were worth; takes the wrong ones back. */
+void Scheduler::judge(Row& row, const Part& part, const std::vector<Scored>& sampled) {
+  const int right = static_cast<int>(sampled.size()) - 1;
+  if (options_.guesses > 0 && !options_.draft_model) {
+    const auto& guesses = row.lookup.guesses;
+    const bool lucky = !guesses.empty() && guesses[0] == sampled[0].token.id;
+    row.luck += 0.2 * (lucky - row.luck);
+  }
+  if (part.guesses == 0) {
+    return;
+  }
+  confidence_.learn(part.reason, part.guesses, right);
+  ++stats_.guess_steps;
+  stats_.guessed_tokens += part.guesses;
+  stats_.right_guesses += right;
+  row.sampled -= part.guesses - right;
+  if (row.slot >= 0) { // else it was preempted and has no position any more
+    row.placed -= part.guesses - right;
+    // The last guess was drawn, never read.
+    row.drafted += options_.draft_model ? std::min(right, part.guesses - 1) : 0;
+  }
+}
+
+} // namespace parallm
