@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include "base/channel.h"
+#include "base/trace.h"
 #include "engine/scheduler.h"
 
 #include <algorithm>
@@ -244,6 +245,7 @@ void Engine::Parts::work(const MakeRunner& make_runner) {
 }
 
 void Engine::Parts::loop() {
+  trace::name_thread("engine");
   while (!inbox.closed()) {
     take_inbox();
     try {
@@ -286,8 +288,15 @@ void Engine::Parts::receive(Message message) {
 /** Launches a step, then reads the one before, so that the device is never
  * without work. */
 void Engine::Parts::step() {
-  const Plan plan = scheduler->plan();
+  Plan plan;
+  {
+    trace::Span span("plan");
+    plan = scheduler->plan();
+  }
   if (!plan.empty()) {
+    trace::Span span("launch");
+    span.note("step", static_cast<int64_t>(plan.number));
+    span.note("rows", static_cast<int64_t>(plan.rows.size()));
     launched.push_back(Clock::now());
     runner->launch(plan);
   }
@@ -297,10 +306,15 @@ void Engine::Parts::step() {
 }
 
 void Engine::Parts::collect() {
-  auto results = runner->collect();
+  std::vector<RowResult> results;
+  {
+    trace::Span span("collect");
+    results = runner->collect();
+  }
   const auto begun = std::max(launched.front(), collected);
   launched.pop_front();
   collected = Clock::now();
+  trace::Span span("commit");
   scheduler->commit(std::move(results), std::chrono::duration<double>(collected - begun).count());
 }
 
@@ -322,6 +336,7 @@ void Engine::Parts::recover(const std::exception_ptr& thrown) {
 }
 
 void Engine::Parts::publish() {
+  trace::Span span("publish");
   auto events = scheduler->take_events();
   {
     Lock lock(mutex);

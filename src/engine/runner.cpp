@@ -1,6 +1,7 @@
 #include "engine/runner.h"
 
 #include "base/error.h"
+#include "base/trace.h"
 
 #include <algorithm>
 
@@ -114,13 +115,16 @@ void ModelRunner::launch(const Plan& plan) {
       step.scored.push_back(static_cast<int>(r));
     }
   }
+  std::optional<trace::Span> span(std::in_place, "graph");
   auto tokens = ids(plan, step);
   caches_->begin(std::move(spans));
   auto hidden = model_->hidden(tokens, *caches_);
   // The KV of every layer hangs on it: a chunk that samples nothing runs too.
   step.outputs.push_back(hidden);
   score_prompt(step, hidden);
+  span.emplace("sampling");
   sample(step, tokens, hidden);
+  span.emplace("start");
   mx::async_eval(step.outputs);
   under_way_.push_back(std::move(step));
 }
@@ -204,7 +208,10 @@ std::vector<RowResult> ModelRunner::collect() {
   check(!under_way_.empty(), "collect needs a launched step");
   Step step = std::move(under_way_.front());
   under_way_.pop_front();
-  mx::eval(step.outputs);
+  {
+    trace::Span span("wait");
+    mx::eval(step.outputs);
+  }
 
   std::vector<RowResult> results(step.rows.size());
   for (size_t r = 0; r < step.rows.size(); ++r) {

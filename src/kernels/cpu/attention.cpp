@@ -52,7 +52,7 @@ class PagedAttention : public CpuPrimitive {
     job.rope_dims = shape_.rope_dims;
     job.rope_traditional = shape_.rope_traditional;
     job.out = allocate(outputs[0]);
-    encoder.dispatch([job] { run_attention(job); });
+    dispatch(encoder, [job] { run_attention(job); });
   }
 
  private:
