@@ -51,6 +51,11 @@ void add_load_flags(CLI::App& app, LoadOptions& options) {
       [&](const std::string& text) { options.kv_cache_bytes = parse_size("--kv-cache-memory", text); },
       "the KV cache's capacity, such as 2GB; default: half of the free "
       "memory, and no more than max-batch-size contexts take");
+  app.add_option(
+         "--kv-bits",
+         options.kv_bits,
+         "8 or 4: keep keys and values in codes of so many bits, in groups of 64 along a head; default: 16 or 32 bits")
+      ->check(CLI::IsMember({4, 8}));
   app.add_option("--max-batch-size", options.max_rows, "sequences that are computed at once")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();

@@ -226,6 +226,7 @@ void Engine::Parts::work(const MakeRunner& make_runner) {
     check(runner != nullptr, "make_runner gives a runner");
     check_options(options);
     scheduler.emplace(options, guard);
+    publish(); // the figures of an idle engine
     made.set_value();
   } catch (...) {
     runner.reset();

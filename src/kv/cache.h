@@ -87,7 +87,11 @@ struct KVOptions {
   int blocks = 0;
   int slots = 1; // sequences that may have states at once
   mx::Dtype dtype = mx::float16;
+  int bits = 0; // 8 or 4: keys and values are kept in codes of so many (affine, in groups); 0: in dtype
 };
+
+/** Whether the layers' keys can be kept in codes: heads of a multiple of 32. */
+bool kv_codes_fit(const std::vector<CacheSpec>& layers);
 
 /** Bytes that one block takes over all layers. */
 size_t kv_block_bytes(const std::vector<CacheSpec>& layers, const KVOptions& options);

@@ -195,8 +195,18 @@ std::unique_ptr<Runner> load(
   info.top_k = checkpoint.generation.top_k;
   info.repetition_penalty = checkpoint.generation.repetition_penalty;
 
-  KVOptions kv{.block_size = engine.block_size, .slots = options.max_rows, .dtype = checkpoint.kv_dtype};
+  KVOptions kv{
+      .block_size = engine.block_size,
+      .slots = options.max_rows,
+      .dtype = checkpoint.kv_dtype,
+      .bits = options.kv_bits};
   const auto specs = model->cache_specs();
+  if (kv.bits != 0 && !kv_codes_fit(specs)) {
+    fail_field("kv_bits", "[load] kv_bits needs heads of a multiple of 32 numbers; got a model with others");
+  }
+  if (kv.bits != 0) {
+    info.kv_dtype = fmt::format("{}-bit", kv.bits);
+  }
   size_t block_bytes = kv_block_bytes(specs, kv);
   std::optional<Draft> draft;
   KVOptions draft_kv = kv;
@@ -209,6 +219,7 @@ std::unique_ptr<Runner> load(
     draft = open_draft(draft_files, options, *text.tokenizer);
     check_guesses("draft_model", draft->model->cache_specs());
     draft_kv.dtype = draft->checkpoint.kv_dtype;
+    draft_kv.bits = 0; // it has few keys
     block_bytes += kv_block_bytes(draft->model->cache_specs(), draft_kv);
   }
   const int own = own_context(checkpoint.config, block_bytes > 0);

@@ -25,8 +25,12 @@ EngineOptions small_engine() {
 }
 
 /** `draft`: the golden model that guesses, where the options say that one does. */
-std::unique_ptr<Engine>
-engine_of(const std::string& name, const EngineOptions& options, bool warm = false, const std::string& draft = {}) {
+std::unique_ptr<Engine> engine_of(
+    const std::string& name,
+    const EngineOptions& options,
+    bool warm = false,
+    const std::string& draft = {},
+    int kv_bits = 0) {
   return std::make_unique<Engine>(options, [&](EngineOptions& completed) {
     const auto open = [](const std::string& named) {
       auto file = golden_folder / named / "model.gguf";
@@ -43,7 +47,8 @@ engine_of(const std::string& name, const EngineOptions& options, bool warm = fal
         .block_size = completed.block_size,
         .blocks = completed.blocks,
         .slots = completed.max_rows,
-        .dtype = checkpoint.kv_dtype};
+        .dtype = checkpoint.kv_dtype,
+        .bits = kv_bits};
     std::unique_ptr<Drafter> drafter;
     if (completed.draft_model) {
       Checkpoint small = open(draft);
@@ -270,6 +275,35 @@ TEST_CASE("engine: a seed gives the same tokens in any company") {
   CHECK(crowded->stats().preemptions > 0);
   auto other = engine->generate(ask(all[5], 1000));
   CHECK(read(other).ids != expected[5]);
+}
+
+TEST_CASE("engine: with keys in codes, too, tokens don't depend on company, chunks, prefix hits or preemption") {
+  const auto all = prompts(90);
+  for (int bits : {8, 4}) {
+    CAPTURE(bits);
+    auto options = small_engine();
+    auto engine = engine_of("llama_head_dim", options, false, {}, bits);
+    std::vector<std::vector<int32_t>> expected;
+    for (const auto& prompt : all) {
+      auto stream = engine->generate(greedy(prompt, wanted_tokens));
+      expected.push_back(read(stream).ids);
+    }
+    options.prefill_tokens = 6;
+    options.blocks = 26;
+    auto crowded = engine_of("llama_head_dim", options, false, {}, bits);
+    for (int round = 0; round < 2; ++round) {
+      std::vector<Stream> streams;
+      for (const auto& prompt : all) {
+        streams.push_back(crowded->generate(greedy(prompt, wanted_tokens)));
+      }
+      for (size_t i = 0; i < all.size(); ++i) {
+        CAPTURE(i);
+        CHECK(read(streams[i]).ids == expected[i]);
+      }
+    }
+    CHECK(crowded->stats().preemptions > 0);
+    CHECK(crowded->stats().prefix_hits > 0);
+  }
 }
 
 TEST_CASE("engine: guesses change no token, whoever makes them") {

@@ -37,7 +37,8 @@ class PagedAttention : public CpuPrimitive {
     job.sin = in[4].data<float>();
     job.k_pool = in[5].data<void>();
     job.v_pool = in[6].data<void>();
-    job.pool_type = element_type(in[5]);
+    job.kv_bits = shape_.kv_bits;
+    job.pool_type = shape_.kv_bits ? Type::f32 : element_type(in[5]);
     job.blocks = in[5].shape(0);
     job.block_size = shape_.block_size;
     job.spans = in[7].data<int32_t>();
@@ -67,6 +68,10 @@ void check(bool holds, const char* what, const mx::array& got) {
 
 } // namespace
 
+size_t kv_row_bytes(int dim, int bits) {
+  return kv_code_row(dim, bits);
+}
+
 mx::array paged_attention(
     const mx::array& q,
     const mx::array& k,
@@ -92,15 +97,20 @@ mx::array paged_attention(
       "v must be [T,G,Dv] of q's type",
       v);
   const int block = shape.block_size;
+  const int bits = shape.kv_bits;
+  if (bits != 0 && ((bits != 4 && bits != 8) || D % 32 != 0 || v.shape(2) % 32 != 0)) {
+    fail_op("paged_attention", "kv_bits must be 0, 4 or 8, of heads of a multiple of 32; got ", bits, " and ", D);
+  }
+  const auto width = [&](int dim) { return bits ? static_cast<int>(kv_row_bytes(dim, bits)) : dim; };
   check(
-      k_pool.ndim() == 4 && block > 0 && k_pool.shape(1) == G && k_pool.shape(2) == block && k_pool.shape(3) == D &&
-          is_float(k_pool.dtype()),
-      "k_pool must be [blocks,G,block_size,D] of a float type",
+      k_pool.ndim() == 4 && block > 0 && k_pool.shape(1) == G && k_pool.shape(2) == block &&
+          k_pool.shape(3) == width(D) && (bits ? k_pool.dtype() == mx::uint8 : is_float(k_pool.dtype())),
+      "k_pool must be [blocks,G,block_size,D] of a float type, or of codes",
       k_pool);
   check(
       v_pool.ndim() == 4 && v_pool.shape(0) == k_pool.shape(0) && v_pool.shape(1) == G && v_pool.shape(2) == block &&
-          v_pool.shape(3) == v.shape(2) && v_pool.dtype() == k_pool.dtype(),
-      "v_pool must be [blocks,G,block_size,Dv] of k_pool's type",
+          v_pool.shape(3) == width(v.shape(2)) && v_pool.dtype() == k_pool.dtype(),
+      "v_pool must be [blocks,G,block_size,Dv] of k_pool's kind",
       v_pool);
   check(spans.ndim() == 2 && spans.shape(1) == 3 && spans.dtype() == mx::int32, "spans must be int32 [R,3]", spans);
   check(

@@ -105,14 +105,21 @@ struct PagedAttentionShape {
   float softcap; // 0: none
   int rope_dims; // 0: no rotation
   bool rope_traditional;
+  int kv_bits = 0; // 0: the pools hold floats; 8 or 4: codes
 };
+
+/** Bytes of one head's key or value of `dim` numbers, a multiple of 32, in codes of 8 or 4 bits: x is about least +
+ * scale
+ *  * code, in groups of 64, or 32 where 64 does not divide dim (affine, as MLX's `quantize`). */
+size_t kv_row_bytes(int dim, int bits);
 
 /** RoPE, cache write and attention of one layer for a flat step (kv/cache.h has the words).
  *  q [T,H,D], k [T,G,D], v [T,G,Dv] un-rotated; cos, sin [T, rope_dims/2] float32 (any array where rope_dims is 0);
  *  k_pool [blocks, G, block_size, D] and v_pool [.., Dv] in the KV dtype: WRITTEN IN PLACE, so all calls that share a
  *  pool must be on one stream and evaluated in order; spans int32 [R,3]: first, count, offset; table int32
- *  [R, width]: block ids; sinks [H] float32. -> [T,H,Dv] in q's dtype. Query t of a span sees positions
- *  [max(0, p-window+1, p - p % chunk), p] of its own sequence, p = offset + t. */
+ *  [R, width]: block ids; sinks [H] float32. With kv_bits the pools are uint8 [blocks, G, block_size, kv_row_bytes(D,
+ * bits)]. -> [T,H,Dv] in q's dtype. Query t of a span sees positions [max(0, p-window+1, p - p % chunk), p] of its own
+ * sequence, p = offset + t. */
 mx::array paged_attention(
     const mx::array& q,
     const mx::array& k,
