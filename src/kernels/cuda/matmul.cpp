@@ -44,14 +44,12 @@ for (int i = 0; i < STAGES - 1; ++i) {
 }
 const T* lane_x = x + (long)g * K + c * 8;
 for (int s = warp, stage = 0; s < chunks; s += WARPS) {
-  uint4 early[2][MB <= 2 ? MB : 1];
-  if constexpr (MB <= 2) {
+  uint4 xs[2][MB];
 #pragma unroll
-    for (int h = 0; h < 2; ++h)
+  for (int h = 0; h < 2; ++h)
 #pragma unroll
-      for (int m = 0; m < MB; ++m)
-        early[h][m] = m * 8 + g < M ? *(const uint4*)(lane_x + (long)m * 8 * K + s * 64 + h * 32) : make_uint4(0, 0, 0, 0);
-  }
+    for (int m = 0; m < MB; ++m)
+      xs[h][m] = m * 8 + g < M ? *(const uint4*)(lane_x + (long)m * 8 * K + s * 64 + h * 32) : make_uint4(0, 0, 0, 0);
   asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
   __syncwarp();
   const int next = s + (STAGES - 1) * WARPS;
@@ -60,27 +58,17 @@ for (int s = warp, stage = 0; s < chunks; s += WARPS) {
   const char* now = mine + stage * STAGE + c * 16;
   stage = (stage + 1) % STAGES;
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    uint4 xs[MB];
-#pragma unroll
-    for (int m = 0; m < MB; ++m) {
-      if constexpr (MB <= 2) {
-        xs[m] = early[h][m];
-      } else {
-        xs[m] = m * 8 + g < M ? *(const uint4*)(lane_x + (long)m * 8 * K + s * 64 + h * 32) : make_uint4(0, 0, 0, 0);
-      }
-    }
+  for (int h = 0; h < 2; ++h)
 #pragma unroll
     for (int t = 0; t < NT; ++t) {
       const char* tile = now + (h * ROWS + t * 16 + (g ^ h)) * 64;
       const uint4 a = *(const uint4*)tile, b = *(const uint4*)(tile + 8 * 64);
 #pragma unroll
       for (int m = 0; m < MB; ++m) {
-        mma<T>(acc[m][t], a.x, b.x, a.y, b.y, xs[m].x, xs[m].y);
-        mma<T>(acc[m][t], a.z, b.z, a.w, b.w, xs[m].z, xs[m].w);
+        mma<T>(acc[m][t], a.x, b.x, a.y, b.y, xs[h][m].x, xs[h][m].y);
+        mma<T>(acc[m][t], a.z, b.z, a.w, b.w, xs[h][m].z, xs[h][m].w);
       }
     }
-  }
 }
 )cu";
 
@@ -122,20 +110,22 @@ for (int i = threadIdx.x; i < MB * 8 * OUTPUTS; i += WARPS * 32) {
 }
 )cu";
 
+constexpr int block_rows = 32; // of w
+constexpr int most_dense_rows = 16; // of x: above, and for one, MLX's are as fast
+
 enum class End { plain, gated, added };
 
 struct Kind {
   bool codes;
   End end;
   int count; // of matrices
-  int sixteens; // of w's rows, that a block has
 
   auto operator<=>(const Kind&) const = default;
 };
 
 mx::fast::CustomKernelFunction kernel_of(const Kind& kind) {
   // Three stages of eight warps: of codes and their scales and biases, or of 64 columns of 16 bits.
-  const int shared = 3 * 8 * 16 * kind.sixteens * (kind.codes ? 128 + 4 * 4 : 128);
+  const int shared = 3 * 8 * block_rows * (kind.codes ? 128 + 4 * 4 : 128);
   const int outputs = kind.end == End::gated ? 1 : kind.count;
   std::vector<std::string> inputs{"x"}, names;
   const auto pick = [&](int from, const char* suffix) {
@@ -201,12 +191,12 @@ launch(const mx::array& x, const std::vector<Factor>& factors, End end, const st
   const int rows = x.shape(0);
   const int eights = rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : 8;
   const int count = factors.size();
-  const Kind kind{has_codes(first), end, count, has_codes(first) ? 2 : dense_sixteens(eights)};
+  const Kind kind{has_codes(first), end, count};
   auto found = kernels.find(kind);
   if (found == kernels.end()) {
     found = kernels.emplace(kind, kernel_of(kind)).first;
   }
-  const int block_rows = 16 * kind.sixteens / (end == End::gated ? 2 : 1);
+  const int outputs = end == End::gated ? block_rows / 2 : block_rows; // of a block
   int blocks = 0;
   std::vector<mx::array> inputs{x};
   std::vector<mx::Shape> shapes;
@@ -216,7 +206,7 @@ launch(const mx::array& x, const std::vector<Factor>& factors, End end, const st
       inputs.insert(inputs.end(), {*factor.scales, *factor.biases});
     }
     if (shapes.empty() || end != End::gated) {
-      blocks += (factor.w.shape(0) + block_rows - 1) / block_rows;
+      blocks += (factor.w.shape(0) + outputs - 1) / outputs;
       shapes.push_back({rows, factor.w.shape(0)});
     }
   }
@@ -224,7 +214,7 @@ launch(const mx::array& x, const std::vector<Factor>& factors, End end, const st
     inputs.push_back(*added);
   }
   std::vector<std::pair<std::string, mx::fast::TemplateArg>> how = {
-      {"T", x.dtype()}, {"MB", eights}, {"NT", kind.sixteens}};
+      {"T", x.dtype()}, {"MB", eights}, {"NT", block_rows / 16}};
   if (kind.codes) {
     how.insert(
         how.end(),
@@ -278,9 +268,12 @@ bool multiplies(const mx::array& x, const Factor& factor) {
   if (x.ndim() != 2 || x.shape(0) > most_rows) {
     return false;
   }
-  return has_codes(factor)
-      ? factor.scales->dtype() == x.dtype() && factor.biases && multiplies(x.dtype(), factor.group_size, factor.bits)
-      : factor.w.dtype() == x.dtype() && x.shape(1) % 64 == 0 && multiplies(x.dtype(), 64, 8);
+  if (has_codes(factor)) {
+    return factor.biases && factor.scales->dtype() == x.dtype() &&
+        multiplies(x.dtype(), factor.group_size, factor.bits);
+  }
+  return x.shape(0) > 1 && x.shape(0) <= most_dense_rows && x.shape(1) % 64 == 0 && factor.w.dtype() == x.dtype() &&
+      has_shared_memory(x.dtype());
 }
 
 std::vector<mx::array> matmuls(const mx::array& x, const std::vector<Factor>& factors) {

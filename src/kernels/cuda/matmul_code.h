@@ -3,7 +3,10 @@
 
 #include "kernels/cuda/device_code.h"
 
+#include <mlx/mlx.h>
+
 namespace parallm::cuda {
+namespace mx = mlx::core;
 
 // A kernel's text: what its block finds first (matmul.cpp), one of these two, the end (matmul.cpp). Before it stand
 // `block`, N, w, out and, for codes, scales and biases; GATED, with w2 (scales2, biases2) of the second matrix, whose
@@ -12,9 +15,8 @@ namespace parallm::cuda {
 extern const char* const quantized_code;
 extern const char* const dense_code;
 
-/** Sixteens of w's rows that a block of the dense matmul has, for so many eights of x's: with more rows each reads x
- * less often, but takes 192 KiB of shared memory. */
-int dense_sixteens(int eights);
+/** x is of 16 bits, and the GPU gives a block the shared memory that the matmuls take. */
+bool has_shared_memory(mx::Dtype x);
 
 constexpr const char* copy_code = R"cu(
 __device__ inline unsigned codes(unsigned q, unsigned mask, unsigned one) { // q & mask | one, in one instruction

@@ -31,7 +31,8 @@ struct Factor {
  * on a GPU with the shared memory of an A100, an Orin or of compute capability 9 or 10. */
 bool multiplies(mx::Dtype x, int group_size, int bits);
 
-/** matmul has a kernel for this: the same, or dense with K a multiple of 64; x [M,K], M from 1 to most_rows. */
+/** matmul has a kernel for this: the same with x [M,K], M from 1 to most_rows; or dense with K a multiple of 64, M from
+ * 2 to 16. */
 bool multiplies(const mx::array& x, const Factor& factor);
 constexpr int most_rows = 64;
 

@@ -14,7 +14,7 @@ namespace {
 
 // Keys of one piece: what a thread block reads. Pieces begin at multiples of it, so that a row's sums don't depend on
 // the batch.
-constexpr int piece = 256;
+constexpr int piece = 512;
 
 constexpr const char* attention_code = R"cu(
 __device__ inline int first_seen(int position, int window, int chunk) {
@@ -30,11 +30,11 @@ __device__ inline float share(float m, float l, bool has_sink, float sink) {
 }
 )cu";
 
-// Four warps take tiles of 16 keys in turn. Keys are a's rows against 8 queries as b's columns, so both go from memory
+// Eight warps take tiles of 16 keys in turn. Keys are a's rows against 8 queries as b's columns, so both go from memory
 // to registers as they lie: which dimensions a thread holds doesn't matter, as long as q and k agree. The weights then
 // change sides (movmatrix) to multiply v, whose keys are paired up in registers.
 constexpr const char* decode = R"cu(
-constexpr int R = H / G, Q = 8 * NB, PARTS = (R + Q - 1) / Q, WARPS = 4;
+constexpr int R = H / G, Q = 8 * NB, PARTS = (R + Q - 1) / Q, WARPS = 8;
 constexpr bool EARLY = DV >= 64 && DV <= 128;
 const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % 4, g = lane / 4;
 const int row = blockIdx.z, kv = blockIdx.y / PARTS, h0 = kv * R + blockIdx.y % PARTS * Q;
@@ -371,7 +371,7 @@ mx::array paged_decode(
       {"SOFTCAP", std::bit_cast<int>(shape.softcap)},
       {"SINKS", sinks.has_value()}};
   const std::vector<mx::array> arrays = {q, k_pool, v_pool, tokens, positions, table, sink};
-  const std::tuple<int, int, int> grid{pieces * 128, groups * parts, rows}, threads{128, 1, 1};
+  const std::tuple<int, int, int> grid{pieces * 256, groups * parts, rows}, threads{256, 1, 1};
   const mx::Shape result{rows, heads, v_dims};
   if (pieces == 1) {
     return whole(arrays, {result}, {q.dtype()}, grid, threads, how, {}, false, {})[0];

@@ -199,13 +199,6 @@ size_t compute_capability() {
   return found;
 }
 
-/** The matmuls' stages take 108 KiB of shared memory, which consumer GPUs don't give to a block (CUDA C++ Programming
- * Guide, "Compute Capabilities"). */
-bool has_shared_memory() {
-  const size_t at = compute_capability();
-  return at == 80 || at == 87 || (at >= 90 && at < 120);
-}
-
 } // namespace
 
 bool available() {
@@ -216,14 +209,16 @@ bool available() {
   return found;
 }
 
-bool multiplies(mx::Dtype x, int group_size, int bits) {
-  static const bool fits = has_shared_memory();
-  return fits && (x == mx::float16 || x == mx::bfloat16) && (bits == 4 || bits == 8) &&
-      (group_size == 32 || group_size == 64 || group_size == 128);
+/** The matmuls' stages take 108 KiB of shared memory, which consumer GPUs don't give to a block (CUDA C++ Programming
+ * Guide, "Compute Capabilities"). */
+bool has_shared_memory(mx::Dtype x) {
+  const size_t at = compute_capability();
+  return (at == 80 || at == 87 || (at >= 90 && at < 120)) && (x == mx::float16 || x == mx::bfloat16);
 }
 
-int dense_sixteens(int eights) {
-  return eights > 2 && compute_capability() >= 90 ? 4 : 2;
+bool multiplies(mx::Dtype x, int group_size, int bits) {
+  return has_shared_memory(x) && (bits == 4 || bits == 8) &&
+      (group_size == 32 || group_size == 64 || group_size == 128);
 }
 
 mx::array dequantize(const mx::array& w, const mx::array& scales, const mx::array& biases, int group_size, int bits) {
