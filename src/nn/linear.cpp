@@ -56,6 +56,22 @@ cpu::Operand operand(const Matrix& matrix, const std::optional<mx::array>& bias)
   return out;
 }
 
+/** For kernels/cuda, where they run and have one for x by this. */
+std::optional<cuda::Factor> cuda_factor(const mx::array& x, const Matrix& matrix) {
+  if (!cuda_kernels() || matrix.weight.ndim() != 2) {
+    return {};
+  }
+  cuda::Factor factor{matrix.weight, matrix.scales, matrix.biases};
+  if (auto& how = matrix.quantization) {
+    if (how->mode != "affine") {
+      return {};
+    }
+    factor.group_size = how->group_size;
+    factor.bits = how->bits;
+  }
+  return cuda::multiplies(x, factor) ? std::optional(factor) : std::nullopt;
+}
+
 /** MLX's gather_mm, which on a CPU (in tests) takes float32 only, and on CUDA (0.32.4) gives wrong sums where it is
  * told that `which` rises. */
 mx::array gather_matmul(const mx::array& rows, const mx::array& weight, const mx::array& which) {
@@ -117,21 +133,17 @@ mx::array Matrix::multiply(const mx::array& rows, const std::optional<mx::array>
     return cpu::matmul(rows, operand(*this, bias));
   }
   auto x = rows.ndim() > 2 ? mx::flatten(rows, 1, -1) : rows;
-  auto y = quantization ? multiply_quantized(x) : mx::matmul(x, mx::transpose(weight));
+  auto factor = cuda_factor(x, *this);
+  auto y = factor    ? cuda::matmul(x, *factor)
+      : quantization ? multiply_quantized(x)
+                     : mx::matmul(x, mx::transpose(weight));
   return bias ? mx::add(y, *bias) : y;
-}
-
-bool Matrix::has_cuda_kernel(const mx::array& x) const {
-  return cuda_kernels() && quantization && quantization->mode == "affine" && scales->dtype() == x.dtype() &&
-      cuda::multiplies(x.dtype(), quantization->group_size, quantization->bits);
 }
 
 mx::array Matrix::multiply_quantized(const mx::array& x) const {
   auto& how = *quantization;
-  if (has_cuda_kernel(x)) {
-    if (x.shape(0) <= cuda::most_rows) {
-      return cuda::quantized_matmul(x, weight, *scales, *biases, how.group_size, how.bits);
-    }
+  if (cuda_kernels() && how.mode == "affine" && scales->dtype() == x.dtype() &&
+      cuda::multiplies(x.dtype(), how.group_size, how.bits)) {
     return mx::matmul(x, mx::transpose(cuda::dequantize(weight, *scales, *biases, how.group_size, how.bits)));
   }
   if (on_cuda() && !mlx_multiplies_on_cuda(x, weight, how)) {
@@ -189,19 +201,15 @@ apply_each(const std::vector<const Linear*>& layers, const mx::array& x, const s
     return cpu::matmuls(x, operands, outs);
   }
   std::vector<mx::array> results;
-  auto& first = layers[0]->matrix_;
-  bool at_once = x.ndim() == 2 && x.shape(0) <= cuda::most_rows && int(layers.size()) <= cuda::most_matrices &&
-      std::all_of(layers.begin(), layers.end(), [&](auto* layer) {
-                   return layer->matrix_.has_cuda_kernel(x) && layer->matrix_.quantization == first.quantization;
-                 });
-  if (at_once) {
-    std::vector<cuda::Codes> codes;
-    for (auto* layer : layers) {
-      auto& matrix = layer->matrix_;
-      codes.push_back({matrix.weight, *matrix.scales, *matrix.biases});
+  std::vector<cuda::Factor> factors;
+  for (auto* layer : layers) {
+    auto factor = cuda_factor(x, layer->matrix_);
+    if (factor && layer->matrix_.quantization == layers[0]->matrix_.quantization) {
+      factors.push_back(*factor);
     }
-    auto& how = *first.quantization;
-    results = cuda::quantized_matmuls(x, codes, how.group_size, how.bits);
+  }
+  if (factors.size() == layers.size() && int(layers.size()) <= cuda::most_matrices) {
+    results = cuda::matmuls(x, factors);
     for (size_t i = 0; i < layers.size(); ++i) {
       auto& bias = layers[i]->bias_;
       results[i] = mx::reshape(bias ? results[i] + *bias : results[i], outs[i]);
@@ -215,7 +223,10 @@ apply_each(const std::vector<const Linear*>& layers, const mx::array& x, const s
 }
 
 mx::array add_residual(const mx::array& x, const mx::array& y) {
-  return on_cpu() ? cpu::add(x, y) : x + y;
+  if (on_cpu()) {
+    return cpu::add(x, y);
+  }
+  return cuda_kernels() ? cuda::add(x, y) : x + y;
 }
 
 } // namespace parallm

@@ -31,8 +31,6 @@ struct Matrix {
   /** Row t of x [T,inputs] by matrix which[t] (int32, rising) -> [T,outputs];
    * bias [count,outputs]. */
   mx::array multiply_by_group(const mx::array& x, const mx::array& which, const std::optional<mx::array>& bias) const;
-  /** kernels/cuda multiplies x [T,inputs] by this. */
-  bool has_cuda_kernel(const mx::array& x) const;
 
  private:
   mx::array multiply_quantized(const mx::array& x) const; // elsewhere than on a CPU
