@@ -15,7 +15,7 @@ class Records {
     bool exists = false; // the id is there, and IfExists::fail: nothing was done
     std::string replaced; // uid of the version that went; empty: none
   };
-  /** Atomic and durable. May be asked again with the same uid after a lost connection: it is then the same put. */
+  /** Atomic and durable. */
   virtual Put put(const Document& document, IfExists if_exists) = 0;
   virtual std::optional<Document> get(const std::string& space, const std::string& id) = 0;
   virtual Page list(const std::string& space, const std::string& after, size_t limit, const Filter& filter) = 0;

@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "memory/records.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <random>
@@ -108,15 +109,21 @@ Page Store::list(const std::string& space, const std::string& after, size_t limi
 }
 
 std::vector<Namespace> Store::namespaces() {
-  return records_->namespaces();
+  std::vector<Namespace> all = records_->namespaces();
+  std::sort(all.begin(), all.end(), [](const Namespace& a, const Namespace& b) { return a.name < b.name; });
+  return all;
 }
 
 Selection Store::select(const Selector& selector) {
   if (selector.spaces.empty()) {
     fail_field("namespaces", "[memory] at least one namespace must be named");
   }
-  for (const std::string& space : selector.spaces) {
-    check_name(space, "namespace");
+  for (size_t i = 0; i < selector.spaces.size(); ++i) {
+    check_name(selector.spaces[i], "namespaces");
+    if (std::find(selector.spaces.begin(), selector.spaces.begin() + static_cast<std::ptrdiff_t>(i), selector.spaces[i]) !=
+        selector.spaces.begin() + static_cast<std::ptrdiff_t>(i)) {
+      fail_field("namespaces", "[memory] the namespace {} is named twice", selector.spaces[i]);
+    }
   }
   for (const std::string& id : selector.ids) {
     check_name(id, "id");

@@ -61,7 +61,7 @@ struct Page {
 };
 
 struct Selector {
-  std::vector<std::string> spaces; // never empty
+  std::vector<std::string> spaces; // one at least, none twice
   std::vector<std::string> ids; // empty: all; an id that is in several of the namespaces is found in each
   Filter filter; // by metadata
   std::vector<float> embedding; // empty: no order by similarity. Documents with a vector of another length are passed over.
