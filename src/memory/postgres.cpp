@@ -23,7 +23,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr const char* schema = R"(
-  CREATE EXTENSION IF NOT EXISTS vector;
+  CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public;
   CREATE SEQUENCE IF NOT EXISTS changes;
   CREATE TABLE IF NOT EXISTS spaces (
     space text COLLATE "C" PRIMARY KEY,
@@ -520,7 +520,7 @@ class PostgresRecords : public Records {
       return false;
     }
     const Result count = connection.ask(
-        fmt::format("SELECT count(*) FROM (SELECT 1 FROM documents WHERE space = $1 LIMIT {}) some", exact_ + 1),
+        fmt::format("SELECT count(*) FROM (SELECT 1 FROM documents WHERE space = $1 LIMIT {}) AS first", exact_ + 1),
         {{space}});
     if (count.number<size_t>(0, 0) <= exact_) {
       return false;
@@ -565,7 +565,7 @@ std::unique_ptr<Records> open_postgres(Address& address) {
       {"client_encoding", "UTF8"},
       {"options", "-c search_path=" + name + ",public"}};
   for (auto& [parameter, value] : address.parameters) { // the rest is libpq's: sslmode and others; it refuses unknown ones
-    words[parameter] = value;
+    words[parameter] = parameter == "options" ? words[parameter] + " " + value : value;
   }
   address.parameters.clear();
   for (const auto& [word, value] : std::map<std::string, std::string>{

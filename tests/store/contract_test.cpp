@@ -9,10 +9,10 @@
 #include <cmath>
 #include <fstream>
 #include <functional>
+#include <future>
 #include <map>
 #include <random>
 #include <set>
-#include <thread>
 
 using namespace parallm;
 using namespace places;
@@ -412,13 +412,18 @@ TEST_CASE_TEMPLATE("store: who selects beside a writer sees one state", T, BACKE
   put(*store, space, "a", 0);
   put(*store, other, "b", 0);
   std::atomic<bool> done = false;
-  std::thread writer([&] {
+  const auto writer = std::async(std::launch::async, [&] { // its end is waited for, whatever is thrown here
+    struct Done {
+      std::atomic<bool>& flag;
+      ~Done() {
+        flag = true;
+      }
+    } end{done};
     const auto mine = T::place().open();
     for (int i = 1; i <= 60; ++i) {
       put(*mine, space, "a", i);
       put(*mine, other, "b", i);
     }
-    done = true;
   });
   int seen = 0, wrong = 0, different = 0;
   std::map<std::vector<uint64_t>, int> states; // versions -> a + b
@@ -440,7 +445,6 @@ TEST_CASE_TEMPLATE("store: who selects beside a writer sees one state", T, BACKE
     const auto [state, fresh] = states.emplace(found.versions, a + b);
     different += !fresh && state->second != a + b;
   }
-  writer.join();
   CHECK(wrong == 0);
   CHECK(different == 0);
   CHECK(states.size() > 3);
@@ -451,10 +455,10 @@ TEST_CASE_TEMPLATE("store: writers at once lose nothing", T, BACKENDS) {
   OPEN_OR_RETURN(T);
   const std::string space = new_space("writers");
   constexpr int threads = 4, each = 15;
-  std::vector<std::thread> writers;
+  std::vector<std::future<void>> writers;
   std::atomic<int> conflicts = 0;
   for (int t = 0; t < threads; ++t) {
-    writers.emplace_back([&, t] {
+    writers.push_back(std::async(std::launch::async, [&, t] {
       const auto mine = t % 2 == 0 ? nullptr : T::place().open();
       Store& into = mine ? *mine : *store;
       for (int i = 0; i < each; ++i) {
@@ -465,10 +469,10 @@ TEST_CASE_TEMPLATE("store: writers at once lose nothing", T, BACKENDS) {
           conflicts += error.kind == Kind::conflict;
         }
       }
-    });
+    }));
   }
-  for (std::thread& writer : writers) {
-    writer.join();
+  for (auto& writer : writers) {
+    writer.get();
   }
   CHECK(conflicts == (threads - 1) * each);
   CHECK(space_of(*store, space).documents == threads * each + each);
