@@ -165,6 +165,9 @@ void FileRecords::catch_up() {
 void FileRecords::apply(std::string_view line) {
   const bool first = lines_++ == 0;
   const auto text = text_of_line(line);
+  if (!text && first) {
+    fail(Kind::invalid, "[memory] {} is no log of memories", (folder_ / "log").string());
+  }
   if (!text) {
     spdlog::error(
         "[memory] line {} of {} is not what was written: its hash differs; it is passed over",
@@ -192,7 +195,7 @@ void FileRecords::apply(std::string_view line) {
     space.tokens += document.tokens;
     uids_.insert(document.uid);
     if (space.nearest) {
-      space.nearest->add(document.id, document.embedding);
+      space.nearest->add({{document.id, document.embedding}});
     }
     const std::string id = document.id;
     space.documents.emplace(id, std::move(document));
@@ -390,9 +393,11 @@ bool FileRecords::find_nearest(Space& space, const Selector& selector, std::vect
   }
   if (!space.nearest) {
     space.nearest = std::make_unique<NearestDocuments>(make_nearest_);
+    std::vector<NearestDocuments::Item> items;
     for (const auto& [id, document] : space.documents) {
-      space.nearest->add(id, document.embedding);
+      items.push_back({id, document.embedding});
     }
+    space.nearest->add(items);
   }
   constexpr size_t spare = 4; // the index orders only about rightly, and a filter passes over some
   std::vector<Hit> found;

@@ -4,19 +4,31 @@
 
 namespace parallm {
 
-void NearestDocuments::add(const std::string& id, const std::vector<float>& embedding) {
-  remove(id);
-  if (embedding.empty()) {
-    return;
+void NearestDocuments::add(const std::vector<Item>& items) {
+  struct Batch {
+    std::vector<int64_t> keys;
+    std::vector<float> units;
+  };
+  std::map<size_t, Batch> batches; // by dimensions
+  for (const Item& item : items) {
+    remove(item.id);
+    const size_t dimensions = item.embedding.size();
+    if (dimensions > 0) {
+      const int64_t key = next_key_++;
+      places_[item.id] = {dimensions, key};
+      ids_[key] = item.id;
+      const std::vector<float> vector = unit(item.embedding);
+      batches[dimensions].keys.push_back(key);
+      batches[dimensions].units.insert(batches[dimensions].units.end(), vector.begin(), vector.end());
+    }
   }
-  auto& index = indexes_[embedding.size()];
-  if (!index) {
-    index = make_(embedding.size());
+  for (const auto& [dimensions, batch] : batches) {
+    auto& index = indexes_[dimensions];
+    if (!index) {
+      index = make_(dimensions);
+    }
+    index->add(batch.keys, batch.units);
   }
-  const int64_t key = next_key_++;
-  index->add(key, unit(embedding));
-  places_[id] = {embedding.size(), key};
-  ids_[key] = id;
 }
 
 void NearestDocuments::remove(const std::string& id) {

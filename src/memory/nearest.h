@@ -17,7 +17,8 @@ namespace parallm {
 class Nearest {
  public:
   virtual ~Nearest() = default;
-  virtual void add(int64_t key, std::span<const float> unit) = 0;
+  /** `units` are the keys' vectors, one after another. */
+  virtual void add(std::span<const int64_t> keys, std::span<const float> units) = 0;
   virtual void remove(int64_t key) = 0;
   /** About the `count` most similar. */
   virtual std::vector<int64_t> search(std::span<const float> unit, size_t count) = 0;
@@ -30,7 +31,12 @@ class NearestDocuments {
  public:
   explicit NearestDocuments(MakeNearest make) : make_(std::move(make)) {}
 
-  void add(const std::string& id, const std::vector<float>& embedding);
+  struct Item {
+    std::string id;
+    std::span<const float> embedding; // empty: none
+  };
+  /** All at once is faster than one by one. */
+  void add(const std::vector<Item>& items);
   void remove(const std::string& id);
   /** About the `count` most similar ids. */
   std::vector<std::string> search(const std::vector<float>& embedding, size_t count);

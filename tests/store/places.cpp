@@ -23,6 +23,8 @@
 #include <sys/prctl.h>
 #endif
 
+extern char** environ;
+
 namespace places {
 
 namespace fs = std::filesystem;
@@ -76,6 +78,9 @@ class Server : public Place {
   void stop() override {
     process_->kill();
     process_.reset();
+  }
+  void signal(int number) override {
+    process_->signal(number);
   }
   void start() override {
     process_ = launch();
@@ -233,6 +238,18 @@ Process::Process(const std::vector<std::string>& command, const Options& options
   }
   words.push_back(nullptr);
   const std::string log = options.log.string();
+  std::vector<std::string> settings;
+  std::vector<char*> environment;
+  for (const auto& [name, value] : options.environment) {
+    settings.push_back(name + "=" + value);
+  }
+  for (std::string& setting : settings) {
+    environment.push_back(setting.data());
+  }
+  for (char** at = environ; *at != nullptr; ++at) {
+    environment.push_back(*at);
+  }
+  environment.push_back(nullptr);
   pid_ = fork();
   if (pid_ < 0) {
     throw std::runtime_error("fork failed");
@@ -249,9 +266,6 @@ Process::Process(const std::vector<std::string>& command, const Options& options
     dup2(file, STDOUT_FILENO);
     dup2(file, STDERR_FILENO);
   }
-  if (options.output >= 0) {
-    dup2(options.output, STDOUT_FILENO);
-  }
   if (options.as_nobody && geteuid() == 0 &&
       (setgroups(0, nullptr) != 0 || setgid(nobody) != 0 || setuid(nobody) != 0)) {
     _exit(126);
@@ -262,6 +276,7 @@ Process::Process(const std::vector<std::string>& command, const Options& options
   if (options.as_nobody && chdir("/") != 0) {
     _exit(126);
   }
+  environ = environment.data();
   execvp(words[0], words.data());
   _exit(127);
 }
@@ -274,6 +289,12 @@ void Process::kill() {
   if (pid_ > 0) {
     ::kill(pid_, SIGKILL);
     wait();
+  }
+}
+
+void Process::signal(int number) {
+  if (pid_ > 0) {
+    ::kill(pid_, number);
   }
 }
 

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace places {
@@ -29,13 +30,14 @@ class Process {
   struct Options {
     std::filesystem::path log; // of both outputs; empty: ours
     bool as_nobody = false; // where we are root
-    int output = -1; // a descriptor for its standard output
+    std::vector<std::pair<std::string, std::string>> environment; // more variables
   };
   Process(const std::vector<std::string>& command, const Options& options);
   ~Process();
   Process(const Process&) = delete;
   Process& operator=(const Process&) = delete;
   void kill(); // -9
+  void signal(int number);
   int wait(); // its exit status
   bool runs();
 
@@ -53,6 +55,7 @@ class Place {
   }
   virtual void stop() {} // kill -9
   virtual void start() {} // again; waits till it serves
+  virtual void signal(int /*number*/) {} // to the server's process
 
   std::unique_ptr<parallm::Store> open() {
     return parallm::open_store(url());
@@ -84,7 +87,7 @@ struct Neo4j {
   static Place& place();
 };
 
-/** This program again, on the one test case, with these variables. */
+/** This program again, on the one test case. */
 std::vector<std::string> this_program(const std::string& test_case);
 
 } // namespace places
