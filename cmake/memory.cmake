@@ -38,6 +38,9 @@ else()
   memory_backend(sqlite FALSE)
 endif()
 
+if(APPLE AND NOT PostgreSQL_ROOT) # Homebrew keeps libpq where CMake does not look
+  execute_process(COMMAND brew --prefix libpq OUTPUT_VARIABLE PostgreSQL_ROOT OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+endif()
 find_package(PostgreSQL)
 memory_backend(postgres "${PostgreSQL_FOUND}" PostgreSQL::PostgreSQL)
 

@@ -1,5 +1,5 @@
-// Where a store is: scheme:path?name=value&... or scheme://user:password@host:port/path?name=value&... . %XX is decoded in
-// every part. Our own parameters are taken out by `take`; what nobody takes is an error.
+// Where a store is: scheme:path?name=value&... or scheme://user:password@host:port/path?name=value&... . %XX is decoded
+// in every part. Our own parameters are taken out by `take`; what nobody takes is an error.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Files that are there whole or not at all, also after a crash of the machine. Any thread. Errors: unavailable, naming the
-// path and the system's reason (the disk is full, no permission).
+// Files that are there whole or not at all, also after a crash of the machine. Any thread. Errors: unavailable, naming
+// the path and the system's reason (the disk is full, no permission).
 #pragma once
 
 #include <filesystem>

@@ -1,5 +1,5 @@
-// The files store with a FAISS index over the vectors of each large namespace, in memory: it proposes, and the files store
-// scores exactly. HNSW by default; IVF is built faster, and removes at once.
+// The files store with a FAISS index over the vectors of each large namespace, in memory: it proposes, and the files
+// store scores exactly. HNSW by default; IVF is built faster, and removes at once.
 
 #include "base/error.h"
 #include "memory/backends.h"
@@ -28,8 +28,8 @@ std::vector<int64_t> search_in(const faiss::Index& index, std::span<const float>
   return {found.begin(), found.end()};
 }
 
-/** HNSW can't remove: what is removed stays as a way through the graph and is passed over, until there is as much of it as of
- * the rest; then the graph is built anew. */
+/** HNSW can't remove: what is removed stays as a way through the graph and is passed over, until there is as much of it
+ * as of the rest; then the graph is built anew. */
 class Hnsw : public Nearest {
  public:
   explicit Hnsw(size_t dimensions) : dimensions_(dimensions) {
@@ -94,7 +94,8 @@ class Hnsw : public Nearest {
   std::unordered_set<int64_t> removed_;
 };
 
-/** Flat while there is too little to train on (FAISS wants 39 vectors a list); trained again when there is 4 times as much. */
+/** Flat while there is too little to train on (FAISS wants 39 vectors a list); trained again when there is 4 times as
+ * much. */
 class Ivf : public Nearest {
  public:
   explicit Ivf(size_t dimensions) : dimensions_(dimensions) {}

@@ -37,8 +37,7 @@ std::string hashed_line(const std::string& text) {
 
 /** What hashed_line was made of; nothing where the digits don't match. `line` is without its end. */
 std::optional<std::string_view> text_of_line(std::string_view line) {
-  const bool good =
-      line.size() > digits && sha256(line.substr(digits + 1)).substr(0, digits) == line.substr(0, digits);
+  const bool good = line.size() > digits && sha256(line.substr(digits + 1)).substr(0, digits) == line.substr(0, digits);
   return good ? std::optional(line.substr(digits + 1)) : std::nullopt;
 }
 
@@ -47,8 +46,8 @@ std::string log_line(const json::value& value) {
 }
 
 std::string put_line(uint64_t n, const Document& document) {
-  return log_line(json::object{
-      {"n", n}, {"put", record_json(document)}, {"embedding", base64(vector_bytes(document.embedding))}});
+  return log_line(
+      json::object{{"n", n}, {"put", record_json(document)}, {"embedding", base64(vector_bytes(document.embedding))}});
 }
 
 Document light(const Document& document, bool embedding) {
@@ -441,8 +440,8 @@ Selection FileRecords::select(const Selector& selector) {
   fail(Kind::internal, "[memory] documents of {} have lost their contents", selector.spaces[0]);
 }
 
-std::vector<std::string> FileRecords::erase(
-    const std::string& name, const std::vector<std::string>& ids, const Filter& filter) {
+std::vector<std::string>
+FileRecords::erase(const std::string& name, const std::vector<std::string>& ids, const Filter& filter) {
   std::vector<std::string> uids;
   {
     Lock lock(mutex_);
@@ -505,12 +504,12 @@ void FileRecords::erase_contents(const std::string& uid) const {
   }
 }
 
-/** Removes contents of no version, an hour old: a writer was killed before its line, or after that of the next version. */
+/** Removes contents of no version, an hour old: a writer was killed before its line, or after that of the next version.
+ */
 void FileRecords::sweep() {
   std::error_code error;
   const auto now = fs::file_time_type::clock::now();
-  for (auto entry = fs::recursive_directory_iterator(folder_ / "contents", error);
-       !error && entry != fs::end(entry);
+  for (auto entry = fs::recursive_directory_iterator(folder_ / "contents", error); !error && entry != fs::end(entry);
        entry.increment(error)) {
     std::error_code gone;
     if (entry->is_regular_file(gone) && !uids_.contains(entry->path().stem().string()) &&

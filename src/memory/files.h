@@ -12,8 +12,8 @@
 //
 // A change has happened when its line is whole in the log. A line cut short by a crash is no line, and the next writer
 // removes it; one whose digits don't match is logged and passed over. Any number of processes may use the folder: each
-// reads what others appended before it answers. When most of the log is of the past it is written anew, under another name
-// and then renamed, and the others see by the file's number that it's another one.
+// reads what others appended before it answers. When most of the log is of the past it is written anew, under another
+// name and then renamed, and the others see by the file's number that it's another one.
 //
 // In memory: every record and its vector; search is exact, by comparing with all, unless a Nearest index is given.
 #pragma once
@@ -40,8 +40,8 @@ class FileRecords : public Records {
   Page list(const std::string& space, const std::string& after, size_t limit, const Filter& filter) override;
   std::vector<Namespace> namespaces() override;
   Selection select(const Selector& selector) override;
-  std::vector<std::string> erase(
-      const std::string& space, const std::vector<std::string>& ids, const Filter& filter) override;
+  std::vector<std::string> erase(const std::string& space, const std::vector<std::string>& ids, const Filter& filter)
+      override;
   uint64_t version(const std::string& space) override;
   std::vector<bool> known(const std::vector<std::string>& uids) override;
 

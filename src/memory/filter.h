@@ -1,6 +1,6 @@
-// Conditions on a document's metadata: {"color": "red", "year": {"gte": 1990, "lt": 2000}, "lang": {"in": ["en", "de"]}}.
-// All must hold. A condition holds only where the document has the key, with a value of the condition's type: string, number
-// or boolean. Plain values; any thread.
+// Conditions on a document's metadata: {"color": "red", "year": {"gte": 1990, "lt": 2000}, "lang": {"in": ["en",
+// "de"]}}. All must hold. A condition holds only where the document has the key, with a value of the condition's type:
+// string, number or boolean. Plain values; any thread.
 #pragma once
 
 #include "base/json.h"

@@ -1,5 +1,5 @@
-// An approximate index of vectors, beside the records that hold them exactly: it proposes, and who asks scores again. One
-// thread at a time.
+// An approximate index of vectors, beside the records that hold them exactly: it proposes, and who asks scores again.
+// One thread at a time.
 #pragma once
 
 #include <cstdint>

@@ -2,13 +2,15 @@
 //
 //   (:MemoryDocument {namespace, id, uid, created, tokens, dimensions, record, text, token_ids, embedding_<dimensions>,
 //                     `meta.<key>` for each of its metadata}) -[:IN]-> (:MemoryNamespace {name, version})
-//   (:MemoryStore {name: "store", count})    count: changes so far; a writer's statement first writes to it, so that writers
+//   (:MemoryStore {name: "store", count})    count: changes so far; a writer's statement first writes to it, so that
+//   writers
 //                                            come one after another
 //
 // `record` is the record as JSON; the other properties are for queries, ours and the graph's users'. Every call is one
-// statement, so one transaction. But Neo4j has no snapshots: a statement sees what others commit meanwhile, and parts of
-// it before others. So a selection locks its namespaces by writing to them, and waits for who writes there. Similarity is
-// exact (vector.similarity.cosine) up to `exact` documents in a namespace; above, a vector index proposes.
+// statement, so one transaction. But Neo4j has no snapshots: a statement sees what others commit meanwhile, and parts
+// of it before others. So a selection locks its namespaces by writing to them, and waits for who writes there.
+// Similarity is exact (vector.similarity.cosine) up to `exact` documents in a namespace; above, a vector index
+// proposes.
 
 #include "base/error.h"
 #include "memory/backends.h"
@@ -27,8 +29,9 @@ namespace {
 
 constexpr size_t most_indexed = 2048; // dimensions that a vector index takes in every 5.x
 constexpr const char* lock = "MERGE (s:MemoryStore {name: 'store'}) SET s.locked = true WITH s ";
-constexpr const char* count_change = "SET s.count = coalesce(s.count, 0) + 1 "
-                                     "MERGE (n:MemoryNamespace {name: $space}) SET n.version = s.count ";
+constexpr const char* count_change =
+    "SET s.count = coalesce(s.count, 0) + 1 "
+    "MERGE (n:MemoryNamespace {name: $space}) SET n.version = s.count ";
 
 using Rows = json::array;
 
@@ -43,7 +46,9 @@ class Connection {
         ipv6 ? "[" : "",
         address.host,
         ipv6 ? "]" : "",
-        address.port > 0 ? address.port : tls ? 7473 : 7474,
+        address.port > 0 ? address.port
+            : tls        ? 7473
+                         : 7474,
         address.path.empty() ? "neo4j" : address.path);
     curl_.reset(curl_easy_init());
     check(curl_ != nullptr, "libcurl has memory");
@@ -107,10 +112,11 @@ class Connection {
       curl_easy_setopt(curl, CURLOPT_USERNAME, user_.c_str());
       curl_easy_setopt(curl, CURLOPT_PASSWORD, password_.c_str());
     }
-    curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, +[](char* bytes, size_t size, size_t count, void* into) {
-      static_cast<std::string*>(into)->append(bytes, size * count);
-      return size * count;
-    });
+    curl_easy_setopt(
+        curl, CURLOPT_WRITEFUNCTION, +[](char* bytes, size_t size, size_t count, void* into) {
+          static_cast<std::string*>(into)->append(bytes, size * count);
+          return size * count;
+        });
     curl_easy_setopt(curl, CURLOPT_WRITEDATA, &answer);
     const CURLcode code = curl_easy_perform(curl);
     if (code != CURLE_OK) {
@@ -150,8 +156,8 @@ std::string condition_of(const Filter& filter, json::object& parameters) {
     const Condition& condition = filter[i];
     const std::string value = fmt::format("d[$key{}]", i), given = fmt::format("$value{}", i);
     parameters[fmt::format("key{}", i)] = "meta." + condition.key;
-    parameters[fmt::format("value{}", i)] = condition.op == Condition::Op::in ? json::value_from(condition.values)
-                                                                              : condition.values[0];
+    parameters[fmt::format("value{}", i)] =
+        condition.op == Condition::Op::in ? json::value_from(condition.values) : condition.values[0];
     constexpr const char* signs[] = {"=", "", "IN", "<", "<=", ">", ">="}; // by Condition::Op
     out += condition.op == Condition::Op::ne
         ? fmt::format(" AND ({} < {} OR {} > {})", value, given, value, given) // <> holds between types
@@ -222,7 +228,8 @@ class Neo4jRecords : public Records {
     }
     // libcurl may send a statement again over another connection when the first was lost: then `old` is this version.
     const Rows rows = connection->ask(
-        std::string(lock) + "OPTIONAL MATCH (old:MemoryDocument {namespace: $space, id: $id}) WHERE old.uid <> $uid "
+        std::string(lock) +
+            "OPTIONAL MATCH (old:MemoryDocument {namespace: $space, id: $id}) WHERE old.uid <> $uid "
             "WITH s, old.uid AS replaced, old IS NOT NULL AND $fail AS exists "
             "FOREACH (_ IN CASE WHEN exists THEN [] ELSE [1] END | " +
             count_change +
@@ -267,8 +274,8 @@ class Neo4jRecords : public Records {
   }
 
   std::vector<Namespace> namespaces() override {
-    const Rows rows = pool_.borrow()->ask(
-        "MATCH (n:MemoryNamespace)<-[:IN]-(d) RETURN n.name, count(d), sum(d.tokens), n.version");
+    const Rows rows =
+        pool_.borrow()->ask("MATCH (n:MemoryNamespace)<-[:IN]-(d) RETURN n.name, count(d), sum(d.tokens), n.version");
     std::vector<Namespace> all;
     for (const json::value& row : rows) {
       all.push_back(
@@ -291,8 +298,8 @@ class Neo4jRecords : public Records {
     return selection;
   }
 
-  std::vector<std::string> erase(
-      const std::string& space, const std::vector<std::string>& ids, const Filter& filter) override {
+  std::vector<std::string> erase(const std::string& space, const std::vector<std::string>& ids, const Filter& filter)
+      override {
     json::object parameters = {{"space", space}, {"ids", distinct(ids)}};
     const std::string condition = condition_of(filter, parameters);
     const Rows rows = pool_.borrow()->ask(

@@ -89,7 +89,8 @@ std::unique_ptr<Store> open_store(const std::string& url) {
     const fs::path tensors = address.take("tensors", beside);
     auto records = backend.open(address);
     if (!address.parameters.empty()) {
-      fail(Kind::invalid, "[memory] a {}: store has no parameter {}", address.scheme, address.parameters.begin()->first);
+      fail(
+          Kind::invalid, "[memory] a {}: store has no parameter {}", address.scheme, address.parameters.begin()->first);
     }
     return std::make_unique<Store>(std::move(records), Tensors(tensors));
   }

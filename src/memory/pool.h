@@ -9,8 +9,8 @@
 
 namespace parallm {
 
-/** `Connection::good()` says whether another call may use it: nothing half done, and the server has not gone away. So that
- * a server may restart between two calls unseen; one that goes away in a call is that call's error. */
+/** `Connection::good()` says whether another call may use it: nothing half done, and the server has not gone away. So
+ * that a server may restart between two calls unseen; one that goes away in a call is that call's error. */
 template <typename Connection>
 class Pool {
  public:

@@ -1,6 +1,6 @@
-// Records in PostgreSQL with pgvector, by libpq. The tables are below, in full; they lie in a schema of their own. Similarity
-// is exact, by comparing with the namespace's rows, up to `exact` documents; above, by pgvector's HNSW index, whose scan goes on
-// (iterative_scan) until the filter has left enough.
+// Records in PostgreSQL with pgvector, by libpq. The tables are below, in full; they lie in a schema of their own.
+// Similarity is exact, by comparing with the namespace's rows, up to `exact` documents; above, by pgvector's HNSW
+// index, whose scan goes on (iterative_scan) until the filter has left enough.
 
 #include "base/error.h"
 #include "memory/backends.h"
@@ -64,8 +64,7 @@ class Result {
     return PQntuples(result_.get());
   }
   std::string_view text(int row, int column) const {
-    return {
-        PQgetvalue(result_.get(), row, column), static_cast<size_t>(PQgetlength(result_.get(), row, column))};
+    return {PQgetvalue(result_.get(), row, column), static_cast<size_t>(PQgetlength(result_.get(), row, column))};
   }
   std::string string(int row, int column) const {
     return std::string(text(row, column));
@@ -235,8 +234,8 @@ struct Where {
 void add_where(Where& where, const std::string& space, const std::vector<std::string>& ids, const Filter& filter) {
   where.sql += "space = " + where.add(space);
   if (!ids.empty()) {
-    where.sql += " AND id IN (SELECT jsonb_array_elements_text(" +
-        where.add(json::serialize(json::value_from(ids))) + "::jsonb))";
+    where.sql += " AND id IN (SELECT jsonb_array_elements_text(" + where.add(json::serialize(json::value_from(ids))) +
+        "::jsonb))";
   }
   for (const Condition& condition : filter) {
     const json::value& first = condition.values[0];
@@ -249,10 +248,9 @@ void add_where(Where& where, const std::string& space, const std::vector<std::st
     where.sql += fmt::format(" AND jsonb_typeof({}) = '{}' AND ({}) ", value, type, value);
     constexpr const char* signs[] = {"=", "<>", "IN", "<", "<=", ">", ">="}; // by Condition::Op
     where.sql += signs[static_cast<int>(condition.op)];
-    where.sql += condition.op == Condition::Op::in
-        ? " (SELECT jsonb_array_elements(" + where.add(json::serialize(json::value_from(condition.values))) +
-            "::jsonb))"
-        : " " + where.add(json::serialize(first)) + "::jsonb";
+    where.sql += condition.op == Condition::Op::in ? " (SELECT jsonb_array_elements(" +
+            where.add(json::serialize(json::value_from(condition.values))) + "::jsonb))"
+                                                   : " " + where.add(json::serialize(first)) + "::jsonb";
   }
 }
 
@@ -334,8 +332,8 @@ class PostgresRecords : public Records {
     Transaction transaction(*connection, begin_write);
     changed(*connection, document.space); // first, since it also makes other writers of the namespace wait
     Put done;
-    const Result old = connection->ask(
-        "SELECT uid FROM documents WHERE space = $1 AND id = $2", {{document.space}, {document.id}});
+    const Result old =
+        connection->ask("SELECT uid FROM documents WHERE space = $1 AND id = $2", {{document.space}, {document.id}});
     done.replaced = old.rows() > 0 ? old.string(0, 0) : "";
     done.exists = old.rows() > 0 && if_exists == IfExists::fail;
     if (done.exists) {
@@ -421,8 +419,8 @@ class PostgresRecords : public Records {
     return selection;
   }
 
-  std::vector<std::string> erase(
-      const std::string& space, const std::vector<std::string>& ids, const Filter& filter) override {
+  std::vector<std::string> erase(const std::string& space, const std::vector<std::string>& ids, const Filter& filter)
+      override {
     const auto connection = pool_.borrow();
     Transaction transaction(*connection, begin_write);
     changed(*connection, space);
@@ -457,7 +455,8 @@ class PostgresRecords : public Records {
   }
 
  private:
-  /** Of who makes tables and indexes: IF NOT EXISTS alone fails when two do it at once. Held to the transaction's end. */
+  /** Of who makes tables and indexes: IF NOT EXISTS alone fails when two do it at once. Held to the transaction's end.
+   */
   static void lock_schema(Connection& connection) {
     connection.ask("SELECT pg_advisory_xact_lock(7028361912)");
   }
@@ -495,9 +494,8 @@ class PostgresRecords : public Records {
       const std::string distance = fmt::format("embedding{} <=> {}::vector", cast, query);
       similarity = "1 - (" + distance + ")";
       order = selector.top == 0 ? ""
-          : cast.empty()
-          ? fmt::format(" ORDER BY {}, id LIMIT {}", distance, std::min<size_t>(selector.top, INT32_MAX))
-          : fmt::format(" ORDER BY {} LIMIT {}", distance, selector.top);
+          : cast.empty() ? fmt::format(" ORDER BY {}, id LIMIT {}", distance, std::min<size_t>(selector.top, INT32_MAX))
+                         : fmt::format(" ORDER BY {} LIMIT {}", distance, selector.top);
     }
     add_where(where, space, selector.ids, selector.filter);
     const Result rows = connection.ask(
@@ -564,7 +562,8 @@ std::unique_ptr<Records> open_postgres(Address& address) {
       {"application_name", "mlx_parallm"},
       {"client_encoding", "UTF8"},
       {"options", "-c search_path=" + name + ",public"}};
-  for (auto& [parameter, value] : address.parameters) { // the rest is libpq's: sslmode and others; it refuses unknown ones
+  for (auto& [parameter, value] :
+       address.parameters) { // the rest is libpq's: sslmode and others; it refuses unknown ones
     words[parameter] = parameter == "options" ? words[parameter] + " " + value : value;
   }
   address.parameters.clear();

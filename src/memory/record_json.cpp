@@ -72,8 +72,7 @@ Document record_of(const json::value& value) {
 }
 
 std::string contents_json(const Document& document) {
-  return json::serialize(
-      json::object{{"text", document.text}, {"token_ids", json::value_from(document.token_ids)}});
+  return json::serialize(json::object{{"text", document.text}, {"token_ids", json::value_from(document.token_ids)}});
 }
 
 void read_contents(std::string_view text, Document& document) {

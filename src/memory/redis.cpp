@@ -10,10 +10,10 @@
 //   P:ids:N          zset    every id, all of score 0: in the order of their bytes
 //   P:vectors:D:N    vector set of the vectors of D dimensions, element id, with the metadata as attributes
 //
-// Every change and every selection is one script, so that nobody sees half of it and a crash leaves none of it. Similarity is
-// exact (TRUTH) up to `exact` documents in a namespace; above, by the vector set's HNSW graph. A vector set's filter knows no
-// types and few characters, so an attribute's name is a letter for the type (s, n, b) and the key in hex, and a string is in
-// hex too.
+// Every change and every selection is one script, so that nobody sees half of it and a crash leaves none of it.
+// Similarity is exact (TRUTH) up to `exact` documents in a namespace; above, by the vector set's HNSW graph. A vector
+// set's filter knows no types and few characters, so an attribute's name is a letter for the type (s, n, b) and the key
+// in hex, and a string is in hex too.
 
 #include "base/error.h"
 #include "base/log.h"
@@ -88,9 +88,9 @@ constexpr const char* erase_script = R"(
   return uids
 )";
 
-// ARGV: prefix, contents ("1"), way, embedding, its dimensions, top, filter, exact, number of namespaces, those, ids. Gives
-// {version, hits} of each namespace; a hit is {score, record, contents, embedding}. Way "near": the hits are filtered and the
-// most similar; "all": the caller does both, by the embeddings; "plain": the caller filters.
+// ARGV: prefix, contents ("1"), way, embedding, its dimensions, top, filter, exact, number of namespaces, those, ids.
+// Gives {version, hits} of each namespace; a hit is {score, record, contents, embedding}. Way "near": the hits are
+// filtered and the most similar; "all": the caller does both, by the embeddings; "plain": the caller filters.
 constexpr const char* select_script = R"(
   local p, contents, way = ARGV[1], ARGV[2] == '1', ARGV[3]
   local top, exact, spaces = tonumber(ARGV[6]), tonumber(ARGV[8]), tonumber(ARGV[9])
@@ -151,8 +151,7 @@ constexpr const char* namespaces_script = R"(
 class Answer {
  public:
   Answer() = default;
-  explicit Answer(void* reply)
-      : owner_(reply, freeReplyObject), reply_(static_cast<redisReply*>(reply)) {}
+  explicit Answer(void* reply) : owner_(reply, freeReplyObject), reply_(static_cast<redisReply*>(reply)) {}
 
   bool nil() const {
     return reply_->type == REDIS_REPLY_NIL;
@@ -214,8 +213,17 @@ class Connection {
     Answer answer = try_ask(words);
     if (answer.is_error()) {
       bool passing = false;
-      for (const char* kind : {"OOM", "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "MISCONF", "BUSY", "NOREPLICAS",
-                               "TRYAGAIN", "ERR max number of clients"}) {
+      for (const char* kind :
+           {"OOM",
+            "READONLY",
+            "LOADING",
+            "MASTERDOWN",
+            "CLUSTERDOWN",
+            "MISCONF",
+            "BUSY",
+            "NOREPLICAS",
+            "TRYAGAIN",
+            "ERR max number of clients"}) {
         passing = passing || answer.text().find(kind) != std::string_view::npos;
       }
       fail(passing ? Kind::unavailable : Kind::internal, "[memory] {}: {}", shown_, answer.text());
@@ -261,9 +269,9 @@ class Connection {
         Kind::unavailable,
         "[memory] {}: {}",
         shown_,
-        !context_    ? "out of memory"
-            : slow   ? "no answer in time"
-                     : context_->errstr);
+        !context_  ? "out of memory"
+            : slow ? "no answer in time"
+                   : context_->errstr);
   }
 
   std::string shown_;
@@ -386,7 +394,13 @@ class RedisRecords : public Records {
     Page page;
     for (std::string last = after;;) {
       const Answer ids = connection->ask(
-          {"ZRANGEBYLEX", key("ids", space), last.empty() ? "-" : "(" + last, "+", "LIMIT", "0", std::to_string(at_once)});
+          {"ZRANGEBYLEX",
+           key("ids", space),
+           last.empty() ? "-" : "(" + last,
+           "+",
+           "LIMIT",
+           "0",
+           std::to_string(at_once)});
       if (ids.size() == 0) {
         return page;
       }
@@ -438,8 +452,8 @@ class RedisRecords : public Records {
     return selection;
   }
 
-  std::vector<std::string> erase(
-      const std::string& space, const std::vector<std::string>& ids, const Filter& filter) override {
+  std::vector<std::string> erase(const std::string& space, const std::vector<std::string>& ids, const Filter& filter)
+      override {
     const auto connection = pool_.borrow();
     for (int tries = 0; tries < most_tries; ++tries) {
       const Answer found = ask(*connection, {.spaces = {space}, .ids = ids});
@@ -488,9 +502,9 @@ class RedisRecords : public Records {
     Words words = {
         prefix_,
         selector.contents ? "1" : "0",
-        selector.embedding.empty()      ? "plain"
-            : asks_near(selector) ? "near"
-                                        : "all",
+        selector.embedding.empty() ? "plain"
+            : asks_near(selector)  ? "near"
+                                   : "all",
         std::string(vector_bytes(selector.embedding)),
         std::to_string(selector.embedding.size()),
         std::to_string(selector.top),

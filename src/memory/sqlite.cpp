@@ -1,5 +1,6 @@
-// Records in one SQLite file, in WAL mode: readers and a writer don't wait for each other, and a reader's transaction is one
-// state. Similarity by sqlite-vec's vec_distance_cosine over the namespace's rows: exact. The tables are below, in full.
+// Records in one SQLite file, in WAL mode: readers and a writer don't wait for each other, and a reader's transaction
+// is one state. Similarity by sqlite-vec's vec_distance_cosine over the namespace's rows: exact. The tables are below,
+// in full.
 
 #include "base/error.h"
 #include "memory/backends.h"
@@ -85,8 +86,8 @@ class Connection {
   void expect(int code) const {
     if (code != SQLITE_OK && code != SQLITE_ROW && code != SQLITE_DONE) {
       const int kind = code & 0xff;
-      const bool passing = kind == SQLITE_BUSY || kind == SQLITE_LOCKED || kind == SQLITE_IOERR || kind == SQLITE_FULL ||
-          kind == SQLITE_CANTOPEN || kind == SQLITE_READONLY || kind == SQLITE_NOMEM;
+      const bool passing = kind == SQLITE_BUSY || kind == SQLITE_LOCKED || kind == SQLITE_IOERR ||
+          kind == SQLITE_FULL || kind == SQLITE_CANTOPEN || kind == SQLITE_READONLY || kind == SQLITE_NOMEM;
       fail(passing ? Kind::unavailable : Kind::internal, "[memory] {}: {}", path_, sqlite3_errmsg(database_));
     }
   }
@@ -120,9 +121,9 @@ class Statement {
   }
   Statement& add(Blob blob) {
     return bound(
-        blob.bytes.empty() ? sqlite3_bind_zeroblob(statement_, ++count_, 0)
-                           : sqlite3_bind_blob64(
-                                 statement_, ++count_, blob.bytes.data(), blob.bytes.size(), SQLITE_TRANSIENT));
+        blob.bytes.empty()
+            ? sqlite3_bind_zeroblob(statement_, ++count_, 0)
+            : sqlite3_bind_blob64(statement_, ++count_, blob.bytes.data(), blob.bytes.size(), SQLITE_TRANSIENT));
   }
   Statement& add_null() {
     return bound(sqlite3_bind_null(statement_, ++count_));
@@ -338,7 +339,8 @@ class SqliteRecords : public Records {
   std::vector<Namespace> namespaces() override {
     const auto connection = pool_.borrow();
     Statement row(
-        *connection, "SELECT space, count(*), sum(tokens), version FROM documents JOIN spaces USING (space) GROUP BY space");
+        *connection,
+        "SELECT space, count(*), sum(tokens), version FROM documents JOIN spaces USING (space) GROUP BY space");
     std::vector<Namespace> all;
     while (row.step()) {
       all.push_back(
@@ -363,8 +365,8 @@ class SqliteRecords : public Records {
     return selection;
   }
 
-  std::vector<std::string> erase(
-      const std::string& space, const std::vector<std::string>& ids, const Filter& filter) override {
+  std::vector<std::string> erase(const std::string& space, const std::vector<std::string>& ids, const Filter& filter)
+      override {
     const auto connection = pool_.borrow();
     Transaction transaction(*connection, true);
     const Where which = where(space, ids, filter);
@@ -399,8 +401,8 @@ class SqliteRecords : public Records {
   }
 
  private:
-  static void select_in(
-      const Connection& connection, const std::string& space, const Selector& selector, std::vector<Hit>& hits) {
+  static void
+  select_in(const Connection& connection, const std::string& space, const Selector& selector, std::vector<Hit>& hits) {
     const bool ranked = !selector.embedding.empty();
     Where which = where(space, selector.ids, selector.filter);
     std::string sql = fmt::format(

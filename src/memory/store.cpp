@@ -31,8 +31,7 @@ void check_embedding(const std::vector<float>& embedding) {
     squares += static_cast<double>(x) * x;
   }
   if (!embedding.empty() && (!std::isfinite(squares) || squares == 0 || embedding.size() > most_dimensions)) {
-    fail_field(
-        "embedding", "[memory] an embedding must have at most {} finite numbers, not all zero", most_dimensions);
+    fail_field("embedding", "[memory] an embedding must have at most {} finite numbers, not all zero", most_dimensions);
   }
 }
 
@@ -120,7 +119,8 @@ Selection Store::select(const Selector& selector) {
   }
   for (size_t i = 0; i < selector.spaces.size(); ++i) {
     check_name(selector.spaces[i], "namespaces");
-    if (std::find(selector.spaces.begin(), selector.spaces.begin() + static_cast<std::ptrdiff_t>(i), selector.spaces[i]) !=
+    if (std::find(
+            selector.spaces.begin(), selector.spaces.begin() + static_cast<std::ptrdiff_t>(i), selector.spaces[i]) !=
         selector.spaces.begin() + static_cast<std::ptrdiff_t>(i)) {
       fail_field("namespaces", "[memory] the namespace {} is named twice", selector.spaces[i]);
     }

@@ -1,21 +1,22 @@
-// The store of memories: documents that a model has read, with one vector each for choosing among them, and the keys and
-// values of that reading. It survives the process and may be shared by several servers; it knows no model and no tensor:
-// keys and values are bytes to it.
+// The store of memories: documents that a model has read, with one vector each for choosing among them, and the keys
+// and values of that reading. It survives the process and may be shared by several servers; it knows no model and no
+// tensor: keys and values are bytes to it.
 //
-// Two parts. Records (text, token ids, metadata, vector) lie in the backend that the URL names: files, SQLite, PostgreSQL,
-// Redis, Neo4j. Tensors lie in a folder of this machine (tensors.h), whatever the backend: at 128 KiB a token for an 8B
-// model they outgrow what a database takes in one value (PostgreSQL 1 GB, Redis 512 MB), a GPU makes them again faster than
-// a database sends them, and they belong to the weights, which may differ between the servers of one store. So the
-// tensors of a record may be absent on a machine that shares it: encode its tokens again and keep them by put_tensors.
+// Two parts. Records (text, token ids, metadata, vector) lie in the backend that the URL names: files, SQLite,
+// PostgreSQL, Redis, Neo4j. Tensors lie in a folder of this machine (tensors.h), whatever the backend: at 128 KiB a
+// token for an 8B model they outgrow what a database takes in one value (PostgreSQL 1 GB, Redis 512 MB), a GPU makes
+// them again faster than a database sends them, and they belong to the weights, which may differ between the servers of
+// one store. So the tensors of a record may be absent on a machine that shares it: encode its tokens again and keep
+// them by put_tensors.
 //
-// A version of a document never changes: putting the same id again makes a new one, with another `uid`. Who has selected
-// versions keeps one consistent state of them, as long as it holds their tensors.
+// A version of a document never changes: putting the same id again makes a new one, with another `uid`. Who has
+// selected versions keeps one consistent state of them, as long as it holds their tensors.
 //
 // A namespace is the access boundary: every call names its namespaces, and finds nothing of others.
 //
 // Thread-safe. Calls block (disk, network): not for the engine's thread. Errors, all of type Error: invalid (a name, a
-// filter, a vector), conflict (the id is there), unavailable (the backend does not answer, or the disk is full; the next
-// call connects again), internal (the backend answers nonsense). What is not there is an empty answer.
+// filter, a vector), conflict (the id is there), unavailable (the backend does not answer, or the disk is full; the
+// next call connects again), internal (the backend answers nonsense). What is not there is an empty answer.
 #pragma once
 
 #include "base/json.h"
@@ -64,7 +65,8 @@ struct Selector {
   std::vector<std::string> spaces; // one at least, none twice
   std::vector<std::string> ids; // empty: all; an id that is in several of the namespaces is found in each
   Filter filter; // by metadata
-  std::vector<float> embedding; // empty: no order by similarity. Documents with a vector of another length are passed over.
+  std::vector<float>
+      embedding; // empty: no order by similarity. Documents with a vector of another length are passed over.
   size_t top = 0; // at most so many, the most similar first; 0: all. Needs an embedding.
   bool contents = false; // also text and token_ids
 };
@@ -92,8 +94,8 @@ class Store {
   Store& operator=(const Store&) = delete;
 
   /** Whole or not at all, at once for everyone who asks from then on; it has reached the disk when this returns (of a
-   * database: what its own settings promise). An older version of the id goes, with its tensors. `pieces`, joined, are the
-   * tensors under the document's fingerprint; none: the document has no tensors yet. Gives the uid. */
+   * database: what its own settings promise). An older version of the id goes, with its tensors. `pieces`, joined, are
+   * the tensors under the document's fingerprint; none: the document has no tensors yet. Gives the uid. */
   std::string put(Document document, const Pieces& pieces = {}, IfExists if_exists = IfExists::replace);
 
   /** With contents and embedding. */
@@ -129,9 +131,9 @@ class Store {
   Tensors tensors_;
 };
 
-/** files:/folder (also a plain path), faiss:/folder, sqlite:/file, postgresql://..., redis://..., neo4j://...; docs/memory.md
- * has their parameters. Connects once, so that a wrong address is found at start. Errors: invalid (no such kind, or one
- * that this build lacks the library of), unavailable. */
+/** files:/folder (also a plain path), faiss:/folder, sqlite:/file, postgresql://..., redis://..., neo4j://...;
+ * docs/memory.md has their parameters. Connects once, so that a wrong address is found at start. Errors: invalid (no
+ * such kind, or one that this build lacks the library of), unavailable. */
 std::unique_ptr<Store> open_store(const std::string& url);
 
 } // namespace parallm

@@ -1,8 +1,8 @@
-// The tensors of documents, in a folder of this machine: <folder>/<first 2 digits of uid>/<uid>/<fingerprint>-<sha256>.safetensors,
-// where <fingerprint> is the first 16 hex digits of the SHA-256 of the fingerprint and <sha256> that of the file's
-// content. A file comes into being whole, by a rename, after its bytes have reached the disk, and is never changed; its
-// name says what must be in it. So servers may share the folder, and any tool that reads safetensors reads the files.
-// Thread-safe; also between processes.
+// The tensors of documents, in a folder of this machine: <folder>/<first 2 digits of
+// uid>/<uid>/<fingerprint>-<sha256>.safetensors, where <fingerprint> is the first 16 hex digits of the SHA-256 of the
+// fingerprint and <sha256> that of the file's content. A file comes into being whole, by a rename, after its bytes have
+// reached the disk, and is never changed; its name says what must be in it. So servers may share the folder, and any
+// tool that reads safetensors reads the files. Thread-safe; also between processes.
 #pragma once
 
 #include "base/mapped_file.h"
@@ -39,8 +39,8 @@ class Tensors {
 
   void erase(const std::string& uid);
 
-  /** Removes what is older than an hour and of no uid that `known` knows (asked for many at once): left by a process that
-   * was killed, or by a document that another machine erased. */
+  /** Removes what is older than an hour and of no uid that `known` knows (asked for many at once): left by a process
+   * that was killed, or by a document that another machine erased. */
   void sweep(const std::function<std::vector<bool>(const std::vector<std::string>&)>& known);
 
   uint64_t bytes() const;

@@ -192,8 +192,20 @@ TEST_CASE_TEMPLATE("store: namespaces are apart, and counted", T, BACKENDS) {
   OPEN_OR_RETURN(T);
   // Names that a backend's patterns, separators or quoting might take for others.
   const std::string base = new_space("ns");
-  const std::vector<std::string> spaces = {base, base + "%", base + "_", base + "*", base + ":x", base + "'", base + "/../x",
-                                           base + "{t}", base + " ", base + "é", base + "É", base + "\\", base + "`"};
+  const std::vector<std::string> spaces = {
+      base,
+      base + "%",
+      base + "_",
+      base + "*",
+      base + ":x",
+      base + "'",
+      base + "/../x",
+      base + "{t}",
+      base + " ",
+      base + "é",
+      base + "É",
+      base + "\\",
+      base + "`"};
   for (size_t i = 0; i < spaces.size(); ++i) {
     for (size_t j = 0; j <= i; ++j) {
       Document document = some_document(spaces[i], "d" + std::to_string(j));

@@ -90,7 +90,14 @@ TEST_CASE("child: puts documents without end" * doctest::skip()) {
   }
 }
 
-TEST_CASE_TEMPLATE("store: kill -9 in the middle of a put leaves whole documents", T, Files, Sqlite, Postgres, Redis, Neo4j) {
+TEST_CASE_TEMPLATE(
+    "store: kill -9 in the middle of a put leaves whole documents",
+    T,
+    Files,
+    Sqlite,
+    Postgres,
+    Redis,
+    Neo4j) {
   OPEN_OR_RETURN(T);
   const Folder folder;
   std::mt19937 random(5);
@@ -188,8 +195,7 @@ TEST_CASE_TEMPLATE("store: a server that goes away is an error 503, and is found
       askers.push_back(std::async(std::launch::async, [&] {
         while (!done) {
           try {
-            const Selection found =
-                store->select({.spaces = {space}, .embedding = {1, 1}, .top = 3, .contents = true});
+            const Selection found = store->select({.spaces = {space}, .embedding = {1, 1}, .top = 3, .contents = true});
             wrong += found.hits.size() != 1;
             ++good;
           } catch (const Error& error) {

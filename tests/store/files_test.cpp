@@ -204,8 +204,8 @@ TEST_CASE_TEMPLATE("store: a full disk is an error 503 and leaves what was there
 }
 
 TEST_CASE("faiss store: the index finds what comparing with all finds, also after changes") {
-  constexpr size_t count = 4000, dimensions = 32, asked = 60, top = 10;
-  for (const char* kind : {"hnsw", "ivf"}) {
+  constexpr size_t count = 2500, dimensions = 32, asked = 60, top = 10;
+  for (const std::string kind : {"hnsw", "ivf"}) {
     CAPTURE(kind);
     const Folder folder;
     const auto exact = open_store("files:" + (folder.path / "a").string());
@@ -231,13 +231,11 @@ TEST_CASE("faiss store: the index finds what comparing with all finds, also afte
     for (size_t i = 0; i < count; ++i) {
       put(i);
     }
-    const auto indexed =
-        open_store("faiss:" + (folder.path / "a").string() + "?exact=100&index=" + std::string(kind));
+    const auto indexed = open_store("faiss:" + (folder.path / "a").string() + "?exact=100&index=" + kind);
     const auto recall = [&](const json::object& filter) {
       size_t found = 0, all = 0;
       for (size_t i = 0; i < asked; ++i) {
-        const Selector selector{
-            .spaces = {"s"}, .filter = parse_filter(filter), .embedding = vector(), .top = top};
+        const Selector selector{.spaces = {"s"}, .filter = parse_filter(filter), .embedding = vector(), .top = top};
         const auto wanted = ids_of(exact->select(selector)), got = ids_of(indexed->select(selector));
         CHECK(got.size() == wanted.size());
         for (const std::string& id : wanted) {
@@ -300,8 +298,17 @@ TEST_CASE("addresses of stores") {
 TEST_CASE("filters that are none are refused") {
   const auto refused = [](const char* text) { CHECK_KIND(parse_filter(parse_json(text, "filter")), Kind::invalid); };
   for (const char* text :
-       {"[]", "1", R"({"a": null})", R"({"a": [1]})", R"({"a": {}})", R"({"a": {"like": "x"}})", R"({"a": {"in": []}})",
-        R"({"a": {"in": 1}})", R"({"a": {"in": [1, "x"]}})", R"({"a": {"lt": "x"}})", R"({"a": {"gt": true}})",
+       {"[]",
+        "1",
+        R"({"a": null})",
+        R"({"a": [1]})",
+        R"({"a": {}})",
+        R"({"a": {"like": "x"}})",
+        R"({"a": {"in": []}})",
+        R"({"a": {"in": 1}})",
+        R"({"a": {"in": [1, "x"]}})",
+        R"({"a": {"lt": "x"}})",
+        R"({"a": {"gt": true}})",
         R"({"a": {"eq": {}}})"}) {
     CAPTURE(text);
     refused(text);

@@ -10,22 +10,22 @@
 #include <string>
 
 /** `store` at the backend's place; the test case ends where there is none. */
-#define OPEN_OR_RETURN(T)                                                        \
-  if (T::place().url().empty()) {                                                \
+#define OPEN_OR_RETURN(T)                                                         \
+  if (T::place().url().empty()) {                                                 \
     MESSAGE("passed over: no server of this kind is here (see tools/stores.sh)"); \
-    return;                                                                      \
-  }                                                                              \
+    return;                                                                       \
+  }                                                                               \
   const auto store = T::place().open()
 
-#define CHECK_KIND(expression, wanted)          \
-  [&] {                                         \
-    try {                                       \
-      (void)(expression);                       \
-    } catch (const parallm::Error& error) {     \
+#define CHECK_KIND(expression, wanted)                     \
+  [&] {                                                    \
+    try {                                                  \
+      (void)(expression);                                  \
+    } catch (const parallm::Error& error) {                \
       CHECK_MESSAGE(error.kind == (wanted), error.what()); \
-      return;                                   \
-    }                                           \
-    FAIL_CHECK(#expression " throws nothing");  \
+      return;                                              \
+    }                                                      \
+    FAIL_CHECK(#expression " throws nothing");             \
   }()
 
 namespace places {

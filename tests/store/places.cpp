@@ -55,7 +55,8 @@ int free_port() {
 
 class Embedded : public Place {
  public:
-  Embedded(std::string scheme, std::string parameters) : scheme_(std::move(scheme)), parameters_(std::move(parameters)) {}
+  Embedded(std::string scheme, std::string parameters)
+      : scheme_(std::move(scheme)), parameters_(std::move(parameters)) {}
   std::string url() override {
     return scheme_ + ":" + (folder_.path / "store").string() + "?tensors=" + tensors().string() + parameters_;
   }
@@ -161,7 +162,16 @@ class PostgresServer : public Server {
         throw std::runtime_error("can't give a folder to nobody");
       }
       const std::vector<std::string> command = {
-          (programs / "initdb").string(), "-D", data.string(), "-U", "parallm", "-A", "trust", "-E", "UTF8", "--no-sync"};
+          (programs / "initdb").string(),
+          "-D",
+          data.string(),
+          "-U",
+          "parallm",
+          "-A",
+          "trust",
+          "-E",
+          "UTF8",
+          "--no-sync"};
       Process(command, options).wait();
     }
     return std::make_unique<Process>(

@@ -1,6 +1,7 @@
-// Where the contract suite runs: a place for each backend, of which those with a server start it for real on first use and end
-// it with the program. PARALLM_TEST_REDIS names the redis-server program, PARALLM_TEST_POSTGRES the folder with initdb and
-// postgres, PARALLM_TEST_NEO4J the folder with its jars (tools/stores.sh sets them); without one its place says no.
+// Where the contract suite runs: a place for each backend, of which those with a server start it for real on first use
+// and end it with the program. PARALLM_TEST_REDIS names the redis-server program, PARALLM_TEST_POSTGRES the folder with
+// initdb and postgres, PARALLM_TEST_NEO4J the folder with its jars (tools/stores.sh sets them); without one its place
+// says no.
 #pragma once
 
 #include "memory/store.h"
