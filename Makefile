@@ -47,8 +47,8 @@ asan: golden ## Unit and tensor tests under AddressSanitizer and UBSan (build-as
 	$(call cmake,asan)
 	ctest --preset asan
 
-tsan: setup ## Unit tests under ThreadSanitizer (build-tsan)
-	$(call cmake,tsan,--target unit_tests)
+tsan: setup ## Unit and store tests under ThreadSanitizer (build-tsan)
+	$(call cmake,tsan,--target unit_tests store_tests)
 	ctest --preset tsan
 
 lint: setup ## clang-tidy over the whole build (build-tidy), and the tree's own rules

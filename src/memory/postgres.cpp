@@ -287,9 +287,7 @@ Document read_row(const Result& result, int row, bool contents) {
   if (contents) {
     document.embedding = read_vector(result.text(row, embedding_column));
     document.text = result.string(row, text_column);
-    const std::string ids = result.bytea(row, ids_column);
-    document.token_ids.resize(ids.size() / sizeof(int32_t));
-    std::memcpy(document.token_ids.data(), ids.data(), document.token_ids.size() * sizeof(int32_t));
+    document.token_ids = ids_of(result.bytea(row, ids_column));
   }
   return document;
 }
@@ -340,8 +338,6 @@ class PostgresRecords : public Records {
       transaction.roll_back();
       return done;
     }
-    const std::string ids(
-        reinterpret_cast<const char*>(document.token_ids.data()), document.token_ids.size() * sizeof(int32_t));
     connection->ask(
         "INSERT INTO documents VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, nullif($11, '')::vector, $12, $13) "
         "ON CONFLICT (space, id) DO UPDATE SET uid = excluded.uid, created = excluded.created, "
@@ -360,7 +356,7 @@ class PostgresRecords : public Records {
          {std::to_string(document.embedding.size())},
          {document.embedding.empty() ? "" : vector_text(document.embedding)},
          {document.text},
-         {ids, true}});
+         {std::string(ids_bytes(document.token_ids)), true}});
     transaction.commit();
     return done;
   }

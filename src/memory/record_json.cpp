@@ -84,14 +84,38 @@ void read_contents(std::string_view text, Document& document) {
   document.token_ids = json::value_to<std::vector<int32_t>>(ids);
 }
 
+namespace {
+
+template <typename Number>
+std::string_view bytes_of(const std::vector<Number>& numbers) {
+  return {reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(Number)};
+}
+
+template <typename Number>
+std::vector<Number> numbers_of(std::string_view bytes) {
+  std::vector<Number> numbers(bytes.size() / sizeof(Number));
+  if (!numbers.empty()) {
+    std::memcpy(numbers.data(), bytes.data(), numbers.size() * sizeof(Number));
+  }
+  return numbers;
+}
+
+} // namespace
+
 std::string_view vector_bytes(const std::vector<float>& vector) {
-  return {reinterpret_cast<const char*>(vector.data()), vector.size() * sizeof(float)};
+  return bytes_of(vector);
 }
 
 std::vector<float> vector_of(std::string_view bytes) {
-  std::vector<float> vector(bytes.size() / sizeof(float));
-  std::memcpy(vector.data(), bytes.data(), vector.size() * sizeof(float));
-  return vector;
+  return numbers_of<float>(bytes);
+}
+
+std::string_view ids_bytes(const std::vector<int32_t>& ids) {
+  return bytes_of(ids);
+}
+
+std::vector<int32_t> ids_of(std::string_view bytes) {
+  return numbers_of<int32_t>(bytes);
 }
 
 std::string base64(std::string_view bytes) {

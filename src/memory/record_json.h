@@ -24,6 +24,9 @@ void read_contents(std::string_view text, Document& document);
 /** Floats as their little-endian bytes, and back. */
 std::string_view vector_bytes(const std::vector<float>& vector);
 std::vector<float> vector_of(std::string_view bytes);
+/** The same of token ids. */
+std::string_view ids_bytes(const std::vector<int32_t>& ids);
+std::vector<int32_t> ids_of(std::string_view bytes);
 
 /** RFC 4648; what is not its alphabet ends the decoding. */
 std::string base64(std::string_view bytes);

@@ -11,7 +11,6 @@
 
 #include <sqlite3.h>
 
-#include <cstring>
 #include <filesystem>
 #include <variant>
 
@@ -253,9 +252,7 @@ Document read_row(const Statement& row, bool embedding, bool contents) {
   }
   if (contents) {
     document.text = row.text(text_column);
-    const std::string_view ids = row.bytes(ids_column);
-    document.token_ids.resize(ids.size() / sizeof(int32_t));
-    std::memcpy(document.token_ids.data(), ids.data(), document.token_ids.size() * sizeof(int32_t));
+    document.token_ids = ids_of(row.bytes(ids_column));
   }
   return document;
 }
@@ -301,9 +298,7 @@ class SqliteRecords : public Records {
     document.embedding.empty() ? insert.add_null() : insert.add(Blob{vector_bytes(document.embedding)});
     insert.step();
     Statement contents(*connection, "INSERT INTO contents VALUES (?,?,?)");
-    const auto* ids = reinterpret_cast<const char*>(document.token_ids.data());
-    contents.add(document.uid).add(document.text);
-    contents.add(Blob{{ids, document.token_ids.size() * sizeof(int32_t)}}).step();
+    contents.add(document.uid).add(document.text).add(Blob{ids_bytes(document.token_ids)}).step();
     changed(*connection, document.space);
     transaction.commit();
     return done;
