@@ -55,7 +55,7 @@ else()
   memory_backend(redis FALSE)
 endif()
 
-find_path(FAISS_INCLUDE faiss/IndexHNSW.h)
+find_path(FAISS_INCLUDE faiss/index_factory.h)
 find_library(FAISS_LIBRARY faiss)
 find_package(OpenMP COMPONENTS CXX)
 set(BLA_SIZEOF_INTEGER 4)

@@ -5,10 +5,10 @@
 #include "memory/backends.h"
 #include "memory/files.h"
 
-#include <faiss/IndexFlat.h>
-#include <faiss/IndexHNSW.h>
-#include <faiss/IndexIVFFlat.h>
+#include <faiss/AutoTune.h>
+#include <faiss/Index.h>
 #include <faiss/impl/IDSelector.h>
+#include <faiss/index_factory.h>
 
 #include <algorithm>
 #include <cmath>
@@ -19,6 +19,16 @@ namespace parallm {
 namespace {
 
 using Index = int64_t; // faiss::idx_t, whose place changed between versions
+
+/** By the name that FAISS's factory knows. */
+std::unique_ptr<faiss::Index> make_index(size_t dimensions, const std::string& name) {
+  return std::unique_ptr<faiss::Index>(
+      faiss::index_factory(static_cast<int>(dimensions), name.c_str(), faiss::METRIC_INNER_PRODUCT));
+}
+
+void set(faiss::Index& index, const char* parameter, size_t value) {
+  faiss::ParameterSpace().set_index_parameter(&index, parameter, static_cast<double>(value));
+}
 
 std::vector<int64_t> search_in(const faiss::Index& index, std::span<const float> unit, size_t count) {
   std::vector<Index> found(count);
@@ -65,7 +75,7 @@ class Hnsw : public Nearest {
     }
     // As many more as are removed; who gets too few for all that compares with all.
     const size_t wanted = std::min(count * keys_.size() / (keys_.size() - removed_.size()) + 1, keys_.size());
-    index_->hnsw.efSearch = static_cast<int>(std::max(least_visited, 2 * wanted));
+    set(*index_, "efSearch", std::max(least_visited, 2 * wanted));
     std::vector<int64_t> keys;
     for (const int64_t place : search_in(*index_, unit, wanted)) {
       if (!removed_.contains(keys_[place])) {
@@ -76,20 +86,16 @@ class Hnsw : public Nearest {
   }
 
  private:
-  static constexpr int neighbours = 32;
-  static constexpr int visited_building = 80;
   static constexpr size_t least_visited = 128;
 
   void clear() {
-    index_ =
-        std::make_unique<faiss::IndexHNSWFlat>(static_cast<int>(dimensions_), neighbours, faiss::METRIC_INNER_PRODUCT);
-    index_->hnsw.efConstruction = visited_building;
+    index_ = make_index(dimensions_, "HNSW32,Flat"); // 32 neighbours
     keys_.clear();
     removed_.clear();
   }
 
   const size_t dimensions_;
-  std::unique_ptr<faiss::IndexHNSWFlat> index_;
+  std::unique_ptr<faiss::Index> index_;
   std::vector<int64_t> keys_; // by place in the index
   std::unordered_set<int64_t> removed_;
 };
@@ -151,9 +157,8 @@ class Ivf : public Nearest {
     constexpr double most_a_list = 39; // of training, and as many lists as the square root says
     const double count = static_cast<double>(units_.size());
     const auto lists = static_cast<size_t>(std::max(1.0, std::min(2 * std::sqrt(count), count / most_a_list)));
-    coarse_ = std::make_unique<faiss::IndexFlatIP>(static_cast<Index>(dimensions_));
-    index_ = std::make_unique<faiss::IndexIVFFlat>(coarse_.get(), dimensions_, lists, faiss::METRIC_INNER_PRODUCT);
-    index_->nprobe = std::max<size_t>(8, lists / 8);
+    index_ = make_index(dimensions_, fmt::format("IVF{},Flat", lists));
+    set(*index_, "nprobe", std::max<size_t>(8, lists / 8));
     std::vector<float> all;
     std::vector<Index> places;
     for (const auto& [key, unit] : units_) {
@@ -168,8 +173,7 @@ class Ivf : public Nearest {
   const size_t dimensions_;
   size_t next_training_ = 2000;
   std::unordered_map<int64_t, std::vector<float>> units_;
-  std::unique_ptr<faiss::IndexFlatIP> coarse_;
-  std::unique_ptr<faiss::IndexIVFFlat> index_;
+  std::unique_ptr<faiss::Index> index_;
 };
 
 } // namespace

@@ -1,4 +1,4 @@
-// The files store's own: what its files may look like after an accident, and the FAISS index beside it.
+// The files store's own: what its files may look like after an accident. Also addresses and filters.
 
 #include "base/error.h"
 #include "memory/address.h"
@@ -11,10 +11,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <fstream>
 #include <iterator>
-#include <random>
 
 using namespace parallm;
 using namespace places;
@@ -201,66 +199,6 @@ TEST_CASE_TEMPLATE("store: a full disk is an error 503 and leaves what was there
   CHECK(T::place().open()->list(space, "", 10).documents.size() == 1);
   store->put(large, {tensors});
   CHECK(T::place().open()->get(space, "b")->text.size() == 8'000'000);
-}
-
-TEST_CASE("faiss store: the index finds what comparing with all finds, also after changes") {
-  constexpr size_t count = 2500, dimensions = 32, asked = 60, top = 10;
-  for (const std::string kind : {"hnsw", "ivf"}) {
-    CAPTURE(kind);
-    const Folder folder;
-    const auto exact = open_store("files:" + (folder.path / "a").string());
-    std::mt19937 random(11);
-    std::normal_distribution<float> normal;
-    std::vector<std::vector<float>> centres(40, std::vector<float>(dimensions));
-    for (auto& centre : centres) {
-      std::generate(centre.begin(), centre.end(), [&] { return normal(random); });
-    }
-    const auto vector = [&] {
-      std::vector<float> out = centres[random() % centres.size()];
-      for (float& x : out) {
-        x += 0.5f * normal(random);
-      }
-      return out;
-    };
-    const auto put = [&](size_t i) {
-      Document document = some_document("s", "d" + std::to_string(i));
-      document.embedding = vector();
-      document.metadata = {{"tenth", i % 10 == 0}, {"rare", i % 1000 == 0}};
-      exact->put(document);
-    };
-    for (size_t i = 0; i < count; ++i) {
-      put(i);
-    }
-    const auto indexed = open_store("faiss:" + (folder.path / "a").string() + "?exact=100&index=" + kind);
-    const auto recall = [&](const json::object& filter) {
-      size_t found = 0, all = 0;
-      for (size_t i = 0; i < asked; ++i) {
-        const Selector selector{.spaces = {"s"}, .filter = parse_filter(filter), .embedding = vector(), .top = top};
-        const auto wanted = ids_of(exact->select(selector)), got = ids_of(indexed->select(selector));
-        CHECK(got.size() == wanted.size());
-        for (const std::string& id : wanted) {
-          found += got.count(id);
-        }
-        all += wanted.size();
-      }
-      return static_cast<double>(found) / static_cast<double>(all);
-    };
-    const double first = recall({});
-    CHECK(first >= 0.95);
-    CHECK(recall({{"tenth", true}}) >= 0.95);
-    CHECK(recall({{"rare", true}}) == 1); // fewer than asked for: compared with all
-    std::vector<std::string> gone;
-    for (size_t i = 0; i < count; i += 2) {
-      gone.push_back("d" + std::to_string(i));
-    }
-    exact->erase("s", gone);
-    for (size_t i = 1; i < 800; i += 2) {
-      put(i);
-    }
-    const double second = recall({});
-    CHECK(second >= 0.95);
-    MESSAGE(kind << ": recall of " << top << " is " << first << ", after changes " << second);
-  }
 }
 
 TEST_CASE("addresses of stores") {
