@@ -136,10 +136,12 @@ void FileRecords::catch_up() {
   if (::stat(path.c_str(), &about) != 0) {
     fail_file("find", path, errno);
   }
-  if (log_ < 0 || about.st_ino != log_file_) { // rewritten; the old file is still open, so its number isn't reused
+  // Rewritten (the old file is still open, so its number isn't reused), or cut by a writer whose disk failed.
+  if (log_ < 0 || about.st_ino != log_file_ || static_cast<uint64_t>(about.st_size) < read_) {
     open_log();
   }
   std::string bytes;
+  bool again = false;
   constexpr size_t at_once = 1 << 20;
   for (;;) {
     const size_t before = bytes.size();
@@ -150,20 +152,29 @@ void FileRecords::catch_up() {
     }
     bytes.resize(before + (got > 0 ? static_cast<size_t>(got) : 0));
     size_t begin = 0;
-    for (size_t end = 0; (end = bytes.find('\n', begin)) != bytes.npos; begin = end + 1) {
-      apply(std::string_view(bytes).substr(begin, end - begin));
+    bool good = true;
+    for (size_t end = 0; good && (end = bytes.find('\n', begin)) != bytes.npos; begin = good ? end + 1 : begin) {
+      good = apply(std::string_view(bytes).substr(begin, end - begin), again);
     }
     read_ += begin;
     bytes.erase(0, begin);
-    if (got == 0) {
+    if (!good) { // perhaps read while a writer removed what another left unfinished: from the beginning, once
+      again = true;
+      bytes.clear();
+      open_log();
+    } else if (got == 0) {
       return; // what is left of `bytes` is a line that is being written, or was never finished
     }
   }
 }
 
-void FileRecords::apply(std::string_view line) {
-  const bool first = lines_++ == 0;
+/** False: the line is not what was written, and it is not yet certain. */
+bool FileRecords::apply(std::string_view line, bool certain) {
   const auto text = text_of_line(line);
+  if (!text && !certain) {
+    return false;
+  }
+  const bool first = lines_++ == 0;
   if (!text && first) {
     fail(Kind::invalid, "[memory] {} is no log of memories", (folder_ / "log").string());
   }
@@ -172,7 +183,7 @@ void FileRecords::apply(std::string_view line) {
         "[memory] line {} of {} is not what was written: its hash differs; it is passed over",
         lines_,
         (folder_ / "log").string());
-    return;
+    return true;
   }
   const json::value value = parse_json(*text, "a line of the log");
   const json::object& change = value.as_object();
@@ -181,7 +192,7 @@ void FileRecords::apply(std::string_view line) {
     if (found == nullptr || *found != format) {
       fail(Kind::invalid, "[memory] {} is of another format", (folder_ / "log").string());
     }
-    return;
+    return true;
   }
   const auto n = change.at("n").to_number<uint64_t>();
   changes_ = std::max(changes_, n);
@@ -207,6 +218,7 @@ void FileRecords::apply(std::string_view line) {
   } else if (const json::value* name = change.if_contains("namespace")) {
     spaces_[std::string(name->as_string())].version = n;
   }
+  return true;
 }
 
 void FileRecords::remove_document(Space& space, const std::string& id) {
@@ -362,15 +374,13 @@ std::vector<Namespace> FileRecords::namespaces() {
   return all;
 }
 
-void FileRecords::find_all(const Space& space, const Selector& selector, std::vector<Hit>& hits) {
+void FileRecords::find_all(const Space& space, const Selector& selector, std::vector<Found>& found) {
   const auto take = [&](const Document& document) {
     const bool ranked = !selector.embedding.empty();
-    if ((ranked && document.embedding.size() != selector.embedding.size()) ||
-        !matches(selector.filter, document.metadata)) {
-      return;
+    if ((!ranked || document.embedding.size() == selector.embedding.size()) &&
+        matches(selector.filter, document.metadata)) {
+      found.push_back({ranked ? cosine(document.embedding, selector.embedding) : 0.0f, &document});
     }
-    hits.push_back(
-        {light(document, selector.contents), ranked ? cosine(document.embedding, selector.embedding) : 0.0f});
   };
   if (selector.ids.empty()) {
     for (const auto& [id, document] : space.documents) {
@@ -379,14 +389,14 @@ void FileRecords::find_all(const Space& space, const Selector& selector, std::ve
     return;
   }
   for (const std::string& id : std::set<std::string>(selector.ids.begin(), selector.ids.end())) {
-    if (const auto found = space.documents.find(id); found != space.documents.end()) {
-      take(found->second);
+    if (const auto at = space.documents.find(id); at != space.documents.end()) {
+      take(at->second);
     }
   }
 }
 
 /** By the index, where it serves this selector and gives enough; else false. */
-bool FileRecords::find_nearest(Space& space, const Selector& selector, std::vector<Hit>& hits) {
+bool FileRecords::find_nearest(Space& space, const Selector& selector, std::vector<Found>& found) {
   if (!make_nearest_ || selector.top == 0 || !selector.ids.empty() || space.documents.size() <= exact_) {
     return false;
   }
@@ -399,16 +409,16 @@ bool FileRecords::find_nearest(Space& space, const Selector& selector, std::vect
     space.nearest->add(items);
   }
   constexpr size_t spare = 4; // the index orders only about rightly, and a filter passes over some
-  std::vector<Hit> found;
-  Selector proposed = selector;
-  proposed.ids = space.nearest->search(selector.embedding, selector.top * spare);
-  if (!proposed.ids.empty()) {
-    find_all(space, proposed, found);
+  std::vector<Found> proposed;
+  Selector those = selector;
+  those.ids = space.nearest->search(selector.embedding, selector.top * spare);
+  if (!those.ids.empty()) {
+    find_all(space, those, proposed);
   }
-  if (found.size() < selector.top) {
+  if (proposed.size() < selector.top) {
     return false;
   }
-  hits.insert(hits.end(), std::make_move_iterator(found.begin()), std::make_move_iterator(found.end()));
+  found.insert(found.end(), proposed.begin(), proposed.end());
   return true;
 }
 
@@ -418,15 +428,19 @@ Selection FileRecords::select(const Selector& selector) {
     {
       Lock lock(mutex_);
       catch_up();
+      std::vector<Found> found;
       for (const std::string& name : selector.spaces) {
         const auto space = spaces_.find(name);
         selection.versions.push_back(space == spaces_.end() ? 0 : space->second.version);
-        if (space != spaces_.end() && !find_nearest(space->second, selector, selection.hits)) {
-          find_all(space->second, selector, selection.hits);
+        if (space != spaces_.end() && !find_nearest(space->second, selector, found)) {
+          find_all(space->second, selector, found);
         }
       }
+      order_hits(found, selector.top, [](const Found& of) -> const Document& { return *of.document; });
+      for (const Found& one : found) {
+        selection.hits.push_back({light(*one.document, selector.contents), one.similarity});
+      }
     }
-    order_hits(selection.hits, selector);
     bool gone = false;
     std::erase_if(selection.hits, [&](Hit& hit) {
       const Reading reading = selector.contents && !gone ? read_document(hit.document) : Reading::done;

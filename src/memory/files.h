@@ -52,16 +52,20 @@ class FileRecords : public Records {
     uint64_t version = 0;
     std::unique_ptr<NearestDocuments> nearest; // made when first asked for
   };
+  struct Found {
+    float similarity;
+    const Document* document; // of spaces_
+  };
   struct Writing; // holds the lock file's lock
 
   void catch_up() REQUIRES(mutex_);
   void open_log() REQUIRES(mutex_);
-  void apply(std::string_view line) REQUIRES(mutex_);
+  bool apply(std::string_view line, bool certain) REQUIRES(mutex_);
   void append(const std::string& text) REQUIRES(mutex_);
   void rewrite() REQUIRES(mutex_);
   void remove_document(Space& space, const std::string& id) REQUIRES(mutex_);
-  void find_all(const Space& space, const Selector& selector, std::vector<Hit>& hits) REQUIRES(mutex_);
-  bool find_nearest(Space& space, const Selector& selector, std::vector<Hit>& hits) REQUIRES(mutex_);
+  void find_all(const Space& space, const Selector& selector, std::vector<Found>& found) REQUIRES(mutex_);
+  bool find_nearest(Space& space, const Selector& selector, std::vector<Found>& found) REQUIRES(mutex_);
   /** Gone: a newer version has come meanwhile, so that asking again finds it. Altered: it has been logged. */
   enum class Reading { done, gone, altered };
   Reading read_document(Document& document) const;

@@ -1,16 +1,16 @@
 // Records in Neo4j 5 as a graph, by its HTTP Query API (POST /db/<database>/query/v2), with libcurl:
 //
-//   (:MemoryDocument {namespace, id, uid, created, tokens, dimensions, record, text, token_ids, embedding_<dimensions>,
-//                     `meta.<key>` for each of its metadata}) -[:IN]-> (:MemoryNamespace {name, version})
-//   (:MemoryStore {name: "store", count})    count: changes so far; a writer's statement first writes to it, so that
-//   writers
-//                                            come one after another
+//   (:MemoryDocument {namespace, id, place, uid, created, tokens, dimensions, record, text, token_ids,
+//                     embedding_<dimensions>, `meta.<key>` for each of its metadata})
+//     -[:IN]-> (:MemoryNamespace {name, version})
+//   (:MemoryStore {name: "store", count})   count of changes; a writer's statement first writes here, so that writers
+//                                           come one after another
 //
-// `record` is the record as JSON; the other properties are for queries, ours and the graph's users'. Every call is one
-// statement, so one transaction. But Neo4j has no snapshots: a statement sees what others commit meanwhile, and parts
-// of it before others. So a selection locks its namespaces by writing to them, and waits for who writes there.
-// Similarity is exact (vector.similarity.cosine) up to `exact` documents in a namespace; above, a vector index
-// proposes.
+// `record` is the record as JSON, `place` the id's bytes in hex (Neo4j sorts and compares some characters differently);
+// the other properties are for queries, ours and the graph's users'. Every call is one statement, so one transaction.
+// But Neo4j has no snapshots: a statement sees what others commit meanwhile, and parts of it before others. So a
+// selection locks its namespaces by writing to them, and waits for who writes there. Similarity is exact
+// (vector.similarity.cosine) up to `exact` documents in a namespace; above, a vector index proposes.
 
 #include "base/error.h"
 #include "memory/backends.h"
@@ -72,7 +72,9 @@ class Connection {
       const bool transient = code.starts_with("Neo.TransientError");
       if (!transient || i == tries) {
         fail(
-            transient || code.starts_with("Neo.DatabaseError") ? Kind::unavailable : Kind::internal,
+            transient || code.starts_with("Neo.DatabaseError") || code.starts_with("Neo.ClientError.Security")
+                ? Kind::unavailable
+                : Kind::internal,
             "[memory] {}: {} ({})",
             shown_,
             std::string_view(error.at("message").as_string()),
@@ -172,6 +174,14 @@ std::string match(bool ids) {
              : "MATCH (:MemoryNamespace {name: space})<-[:IN]-(d:MemoryDocument) WHERE true";
 }
 
+std::string place_of(const std::string& id) {
+  std::string out;
+  for (const unsigned char c : id) {
+    out += fmt::format("{:02x}", c);
+  }
+  return out;
+}
+
 json::array distinct(const std::vector<std::string>& ids) {
   const std::set<std::string> all(ids.begin(), ids.end());
   return json::array(all.begin(), all.end());
@@ -213,6 +223,7 @@ class Neo4jRecords : public Records {
     json::object properties = {
         {"namespace", document.space},
         {"id", document.id},
+        {"place", place_of(document.id)},
         {"uid", document.uid},
         {"created", document.created},
         {"tokens", document.tokens},
@@ -259,11 +270,11 @@ class Neo4jRecords : public Records {
 
   Page list(const std::string& space, const std::string& after, size_t limit, const Filter& filter) override {
     const auto most = static_cast<int64_t>(std::min<size_t>(limit, INT32_MAX)) + 1;
-    json::object parameters = {{"space", space}, {"after", after}, {"limit", most}};
+    json::object parameters = {{"space", space}, {"after", place_of(after)}, {"limit", most}};
     const std::string condition = condition_of(filter, parameters);
     const Rows rows = pool_.borrow()->ask(
-        "WITH $space AS space " + match(false) + " AND d.id > $after" + condition +
-            " RETURN d.record ORDER BY d.id LIMIT $limit",
+        "WITH $space AS space " + match(false) + " AND d.place > $after" + condition +
+            " RETURN d.record ORDER BY d.place LIMIT $limit",
         parameters);
     Page page;
     page.more = rows.size() > limit;
@@ -324,20 +335,22 @@ class Neo4jRecords : public Records {
   }
 
  private:
+  bool is_indexed(size_t dimensions) EXCLUDES(mutex_) {
+    Lock lock(mutex_);
+    return indexed_.contains(dimensions);
+  }
+
   void make_index(Connection& connection, size_t dimensions) EXCLUDES(mutex_) {
-    if (dimensions == 0 || dimensions > most_indexed) {
+    if (dimensions == 0 || dimensions > most_indexed || is_indexed(dimensions)) {
       return;
-    }
-    {
-      Lock lock(mutex_);
-      if (!indexed_.insert(dimensions).second) {
-        return;
-      }
     }
     connection.ask(fmt::format(
         "CREATE VECTOR INDEX memory_near_{0} IF NOT EXISTS FOR (d:MemoryDocument) ON (d.embedding_{0}) OPTIONS "
         "{{indexConfig: {{`vector.dimensions`: {0}, `vector.similarity_function`: 'cosine'}}}}",
         dimensions));
+    connection.ask(fmt::format("CALL db.awaitIndex('memory_near_{}', 60)", dimensions));
+    Lock lock(mutex_);
+    indexed_.insert(dimensions);
   }
 
   static std::vector<uint64_t> versions(Connection& connection, const std::vector<std::string>& spaces) {
@@ -349,14 +362,19 @@ class Neo4jRecords : public Records {
   }
 
   /** Whether a vector index may propose: it is over all namespaces, so it pays only for large ones. */
-  bool may_propose(Connection& connection, const Selector& selector) const {
-    if (selector.top == 0 || selector.embedding.size() > most_indexed || !selector.ids.empty()) {
+  bool may_propose(Connection& connection, const Selector& selector) {
+    const size_t dimensions = selector.embedding.size();
+    if (selector.top == 0 || dimensions > most_indexed || !selector.ids.empty()) {
       return false;
     }
     const Rows rows = connection.ask(
         "UNWIND $spaces AS space MATCH (n:MemoryNamespace {name: space}) RETURN coalesce(max(COUNT {(n)<-[:IN]-()}), 0)",
         {{"spaces", json::value_from(selector.spaces)}});
-    return rows.at(0).at(0).to_number<size_t>() > exact_;
+    if (rows.at(0).at(0).to_number<size_t>() <= exact_) {
+      return false;
+    }
+    make_index(connection, dimensions); // there, unless no vector of this length is
+    return true;
   }
 
   static Selection select_once(Connection& connection, const Selector& selector, bool by_index) {
@@ -391,7 +409,7 @@ class Neo4jRecords : public Records {
         "WITH one.i AS i, one.n AS n, coalesce(one.n.version, 0) AS version "
         "CALL { WITH n WITH n WHERE n IS NOT NULL WITH n, n.name AS space " +
             documents + " WITH d, " + similarity + " AS score" +
-            (selector.top > 0 ? " ORDER BY score DESC, d.id LIMIT $top" : "") + " RETURN collect([d.record, score" +
+            (selector.top > 0 ? " ORDER BY score DESC, d.place LIMIT $top" : "") + " RETURN collect([d.record, score" +
             (selector.contents ? ", d.text, d.token_ids, d['embedding_' + d.dimensions]" : "") +
             "]) AS hits } RETURN version, hits ORDER BY i",
         parameters);

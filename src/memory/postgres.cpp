@@ -457,15 +457,14 @@ class PostgresRecords : public Records {
     connection.ask("SELECT pg_advisory_xact_lock(7028361912)");
   }
 
+  bool is_indexed(size_t dimensions) EXCLUDES(mutex_) {
+    Lock lock(mutex_);
+    return indexed_.contains(dimensions);
+  }
+
   void make_index(Connection& connection, size_t dimensions) EXCLUDES(mutex_) {
-    if (dimensions == 0 || dimensions > most_indexed) {
+    if (dimensions == 0 || dimensions > most_indexed || is_indexed(dimensions)) {
       return;
-    }
-    {
-      Lock lock(mutex_);
-      if (!indexed_.insert(dimensions).second) {
-        return;
-      }
     }
     Transaction transaction(connection, begin_write);
     lock_schema(connection);
@@ -474,6 +473,8 @@ class PostgresRecords : public Records {
         "USING hnsw ((embedding::vector({0})) vector_cosine_ops) WHERE dimensions = {0}",
         dimensions));
     transaction.commit();
+    Lock lock(mutex_);
+    indexed_.insert(dimensions);
   }
 
   void select_in(Connection& connection, const std::string& space, const Selector& selector, std::vector<Hit>& hits)
@@ -520,7 +521,7 @@ class PostgresRecords : public Records {
       return false;
     }
     connection.run(fmt::format(
-        "SET LOCAL hnsw.iterative_scan = strict_order; SET LOCAL hnsw.ef_search = {}",
+        "SET LOCAL hnsw.iterative_scan = strict_order; SET LOCAL hnsw.ef_search = {}; SET LOCAL enable_sort = off",
         std::clamp<size_t>(selector.top * 4, 100, most_searched)));
     return true;
   }

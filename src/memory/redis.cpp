@@ -223,6 +223,9 @@ class Connection {
             "BUSY",
             "NOREPLICAS",
             "TRYAGAIN",
+            "WRONGPASS",
+            "NOAUTH",
+            "NOPERM",
             "ERR max number of clients"}) {
         passing = passing || answer.text().find(kind) != std::string_view::npos;
       }

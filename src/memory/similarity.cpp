@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <tuple>
 
 namespace parallm {
 
@@ -48,17 +47,6 @@ std::vector<float> unit(std::span<const float> vector) {
     out.push_back(static_cast<float>(x * scale));
   }
   return out;
-}
-
-void order_hits(std::vector<Hit>& hits, const Selector& selector) {
-  const auto before = [](const Hit& a, const Hit& b) {
-    return a.similarity != b.similarity
-        ? a.similarity > b.similarity
-        : std::tie(a.document.space, a.document.id) < std::tie(b.document.space, b.document.id);
-  };
-  const size_t kept = selector.top > 0 ? std::min(selector.top, hits.size()) : hits.size();
-  std::partial_sort(hits.begin(), hits.begin() + static_cast<std::ptrdiff_t>(kept), hits.end(), before);
-  hits.resize(kept);
 }
 
 } // namespace parallm

@@ -79,6 +79,16 @@ class Connection {
     run("PRAGMA synchronous = FULL");
     run("PRAGMA foreign_keys = OFF");
   }
+  /** Waits for others itself, since SQLite does not in this. */
+  void use_wal(int timeout_ms) {
+    constexpr int pause_ms = 10;
+    int code = SQLITE_BUSY;
+    for (int waited = 0; code == SQLITE_BUSY && waited <= timeout_ms; waited += pause_ms) {
+      code = sqlite3_exec(database_, "PRAGMA journal_mode = WAL", nullptr, nullptr, nullptr);
+      sqlite3_sleep(code == SQLITE_BUSY ? pause_ms : 0);
+    }
+    expect(code);
+  }
   void run(const char* sql) {
     expect(sqlite3_exec(database_, sql, nullptr, nullptr, nullptr));
   }
@@ -266,7 +276,7 @@ class SqliteRecords : public Records {
           return connection;
         }) {
     const auto connection = pool_.borrow();
-    connection->run("PRAGMA journal_mode = WAL");
+    connection->use_wal(timeout_ms);
     Transaction transaction(*connection, true);
     Statement version(*connection, "PRAGMA user_version");
     version.step();

@@ -62,10 +62,21 @@ std::string new_uid() {
 
 Store::Store(std::unique_ptr<Records> records, Tensors tensors)
     : records_(std::move(records)), tensors_(std::move(tensors)) {
-  tensors_.sweep([this](const std::vector<std::string>& uids) { return records_->known(uids); });
+  sweep_at_times();
 }
 
 Store::~Store() = default;
+
+/** Once an hour: tensors of puts that failed, and of documents that other machines erased. */
+void Store::sweep_at_times() {
+  using std::chrono::seconds;
+  constexpr int64_t hour = 3600;
+  const int64_t now = std::chrono::duration_cast<seconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  int64_t last = swept_;
+  if ((last == 0 || now - last > hour) && swept_.compare_exchange_strong(last, now)) {
+    tensors_.sweep([this](const std::vector<std::string>& uids) { return records_->known(uids); });
+  }
+}
 
 std::string Store::put(Document document, const Pieces& pieces, IfExists if_exists) {
   check_name(document.space, "namespace");
@@ -75,6 +86,7 @@ std::string Store::put(Document document, const Pieces& pieces, IfExists if_exis
   if (document.text.find('\0') != std::string::npos || document.header.find('\0') != std::string::npos) {
     fail_field("text", "[memory] a text must not hold a zero byte"); // PostgreSQL keeps none
   }
+  sweep_at_times();
   document.uid = new_uid();
   document.created =
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();

@@ -23,6 +23,7 @@
 #include "memory/filter.h"
 #include "memory/tensors.h"
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -65,8 +66,7 @@ struct Selector {
   std::vector<std::string> spaces; // one at least, none twice
   std::vector<std::string> ids; // empty: all; an id that is in several of the namespaces is found in each
   Filter filter; // by metadata
-  std::vector<float>
-      embedding; // empty: no order by similarity. Documents with a vector of another length are passed over.
+  std::vector<float> embedding; // empty: no order. Documents with a vector of another length are passed over.
   size_t top = 0; // at most so many, the most similar first; 0: all. Needs an embedding.
   bool contents = false; // also text and token_ids
 };
@@ -127,8 +127,11 @@ class Store {
   uint64_t tensor_bytes() const;
 
  private:
+  void sweep_at_times();
+
   std::unique_ptr<Records> records_;
   Tensors tensors_;
+  std::atomic<int64_t> swept_ = 0; // when, in seconds of the steady clock
 };
 
 /** files:/folder (also a plain path), faiss:/folder, sqlite:/file, postgresql://..., redis://..., neo4j://...;

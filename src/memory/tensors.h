@@ -1,8 +1,11 @@
-// The tensors of documents, in a folder of this machine: <folder>/<first 2 digits of
-// uid>/<uid>/<fingerprint>-<sha256>.safetensors, where <fingerprint> is the first 16 hex digits of the SHA-256 of the
-// fingerprint and <sha256> that of the file's content. A file comes into being whole, by a rename, after its bytes have
-// reached the disk, and is never changed; its name says what must be in it. So servers may share the folder, and any
-// tool that reads safetensors reads the files. Thread-safe; also between processes.
+// The tensors of documents, in a folder of this machine:
+//
+//   <folder>/<first 2 digits of uid>/<uid>/<fingerprint>-<sha256>.safetensors
+//
+// <fingerprint> being the first 16 hex digits of the fingerprint's SHA-256 and <sha256> that of the file's content. A
+// file comes into being whole, by a rename, after its bytes have reached the disk, and is never changed; its name says
+// what must be in it. So servers may share the folder, and any tool that reads safetensors reads the files.
+// Thread-safe; also between processes.
 #pragma once
 
 #include "base/mapped_file.h"

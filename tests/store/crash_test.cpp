@@ -175,6 +175,29 @@ TEST_CASE_TEMPLATE("store: processes side by side lose nothing of each other", T
   }
 }
 
+TEST_CASE_TEMPLATE("store: servers that start at once on an empty place all get it", T, Files, Sqlite, Postgres) {
+  OPEN_OR_RETURN(T);
+  const Folder folder;
+  for (int round = 0; round < 8; ++round) {
+    const std::string name = "fresh" + std::to_string(round);
+    std::string url = T::place().url();
+    if (T::place().has_server()) {
+      url += "&schema=" + name;
+    } else {
+      url = url.substr(0, url.find(':') + 1) + (folder.path / name / "store").string();
+    }
+    std::vector<std::future<void>> starting;
+    for (int i = 0; i < 4; ++i) {
+      starting.push_back(
+          std::async(std::launch::async, [&url, i] { open_store(url)->put(some_document("s", std::to_string(i))); }));
+    }
+    for (auto& one : starting) {
+      CHECK_NOTHROW(one.get());
+    }
+    CHECK(open_store(url)->list("s", "", 10).documents.size() == 4);
+  }
+}
+
 TEST_CASE_TEMPLATE("store: a server that goes away is an error 503, and is found again", T, Postgres, Redis, Neo4j) {
   OPEN_OR_RETURN(T);
   const std::string space = new_space("away");

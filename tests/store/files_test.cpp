@@ -66,6 +66,35 @@ TEST_CASE("files store: a log cut anywhere has what was whole before the cut") {
   CHECK(documents == 2);
 }
 
+TEST_CASE("files store: who has read on sees a log that a failed writer has cut, or left unfinished") {
+  const Folder folder;
+  const std::string place = (folder.path / "a").string();
+  const auto store = open_store(place), other = open_store(place);
+  store->put(some_document("s", "1"));
+  const std::string before = read_all(folder.path / "a" / "log");
+  store->put(some_document("s", "2"));
+  CHECK(other->list("s", "", 10).documents.size() == 2);
+  fs::resize_file(folder.path / "a" / "log", before.size()); // its bytes did not reach the disk
+  CHECK(other->list("s", "", 10).documents.size() == 1);
+  std::ofstream(folder.path / "a" / "log", std::ios::app) << "0123456789abcdef {\"n\": 3, \"put";
+  CHECK(store->list("s", "", 10).documents.size() == 1);
+  other->put(some_document("s", "3"));
+  CHECK(ids_of(store->select({.spaces = {"s"}})) == std::set<std::string>{"1", "3"});
+  CHECK(ids_of(other->select({.spaces = {"s"}})) == std::set<std::string>{"1", "3"});
+  CHECK(open_store(place)->version("s") == store->version("s"));
+  // The same cut, unseen until another line stands there: lines of another length, so that the place to go on from is
+  // inside one.
+  store->put(some_document("s", "4"));
+  other->list("s", "", 10);
+  fs::resize_file(folder.path / "a" / "log", before.size());
+  const auto third = open_store(place);
+  for (const char* id : {"a much longer id than all of those before it", "and another one"}) {
+    third->put(some_document("s", id));
+  }
+  CHECK(store->list("s", "", 10).documents.size() == 3);
+  CHECK(other->list("s", "", 10).documents.size() == 3);
+}
+
 TEST_CASE("files store: a log that another program's is, is refused") {
   const Folder folder;
   fs::create_directory(folder.path / "a");
