@@ -13,6 +13,7 @@
 
 #include <charconv>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <set>
 
@@ -255,20 +256,18 @@ void add_where(Where& where, const std::string& space, const std::vector<std::st
 }
 
 std::string vector_text(const std::vector<float>& vector) {
-  return fmt::format("[{}]", fmt::join(vector, ","));
+  std::string text;
+  for (const float x : vector) {
+    text += fmt::format("{}{}", text.empty() ? '[' : ',', x);
+  }
+  return text + ']';
 }
 
-std::vector<float> read_vector(std::string_view text) {
+std::vector<float> read_vector(const std::string& text) {
   std::vector<float> vector;
-  const char* end = text.data() + text.size();
-  for (const char* at = text.data(); at < end; ++at) { // at '[' or ','
-    float x = 0;
-    const auto [next, error] = std::from_chars(at + 1, end, x);
-    if (error != std::errc()) {
-      break;
-    }
-    vector.push_back(x);
-    at = next - 1;
+  char* end = nullptr;
+  for (const char* at = text.c_str(); *at == '[' || *at == ','; at = end) {
+    vector.push_back(std::strtof(at + 1, &end)); // not from_chars, which not every library has for floats
   }
   return vector;
 }
@@ -285,7 +284,7 @@ Document read_row(const Result& result, int row, bool contents) {
   document.header = result.string(row, 7);
   document.fingerprint = result.string(row, 8);
   if (contents) {
-    document.embedding = read_vector(result.text(row, embedding_column));
+    document.embedding = read_vector(result.string(row, embedding_column));
     document.text = result.string(row, text_column);
     document.token_ids = ids_of(result.bytea(row, ids_column));
   }
@@ -505,7 +504,8 @@ class PostgresRecords : public Records {
             order),
         where.values);
     for (int row = 0; row < rows.rows(); ++row) {
-      hits.push_back({read_row(rows, row, selector.contents), rows.number<float>(row, similarity_column)});
+      hits.push_back(
+          {read_row(rows, row, selector.contents), std::strtof(rows.string(row, similarity_column).c_str(), nullptr)});
     }
   }
 

@@ -26,7 +26,8 @@
 #include <poll.h>
 
 #include <algorithm>
-#include <cstring>
+#include <cerrno>
+#include <cstdlib>
 
 namespace parallm {
 
