@@ -77,7 +77,7 @@ void check_index(const std::string& url, size_t count, size_t dimensions) {
   Vectors vectors(dimensions);
   for (size_t i = 0; i < count; ++i) {
     put(*exact, space, i, vectors);
-    if (i % 2 == 0) {
+    if (i % 4 == 0) {
       put(*exact, other, i, vectors);
     }
   }
@@ -109,11 +109,11 @@ TEST_CASE_TEMPLATE(
     Redis,
     Neo4j) {
   OPEN_OR_RETURN(T);
-  check_index(T::place().url(), 500, 20);
+  check_index(T::place().url(), 300, 20);
 }
 
 TEST_CASE("faiss store: IVF finds what comparing finds, also after training") {
-  check_index(Faiss::place().url() + "&index=ivf", 2500, 21);
+  check_index(Faiss::place().url() + "&index=ivf", 2050, 21);
 }
 
 TEST_CASE_TEMPLATE("bench: puts and selections" * doctest::skip(), T, Files, Faiss, Sqlite, Postgres, Redis, Neo4j) {
