@@ -259,8 +259,9 @@ TEST_CASE_TEMPLATE("store: a server that goes away is an error 503, and is found
 TEST_CASE_TEMPLATE("store: a server that hangs is an error 503 in time", T, Redis, Neo4j) {
   OPEN_OR_RETURN(T);
   const std::string space = new_space("hangs");
-  const auto hasty = open_store(T::place().url() + "&timeout_ms=700");
+  const auto hasty = open_store(T::place().url() + "&timeout_ms=2000");
   store->put(numbered(space, "a", 1), {tensors_of(1)});
+  CHECK(store->get(space, "a")); // a server that has just started may take long for its first answer of a kind
   CHECK(hasty->get(space, "a"));
   T::place().signal(SIGSTOP);
   const auto begun = Clock::now();
@@ -268,7 +269,7 @@ TEST_CASE_TEMPLATE("store: a server that hangs is an error 503 in time", T, Redi
   CHECK_KIND(hasty->get(space, "a"), Kind::unavailable);
   const auto taken = Clock::now() - begun;
   T::place().signal(SIGCONT);
-  CHECK(taken < 5s);
+  CHECK(taken < 8s);
   CHECK(store->get(space, "a"));
   std::this_thread::sleep_for(100ms);
   CHECK(hasty->get(space, "a"));

@@ -303,8 +303,9 @@ void Process::kill() {
 }
 
 void Process::signal(int number) {
-  if (pid_ > 0) {
-    ::kill(pid_, number);
+  if (pid_ > 0 && ::kill(pid_, number) == 0 && number == SIGSTOP) {
+    while (waitpid(pid_, nullptr, WUNTRACED) < 0 && errno == EINTR) { // till all its threads have stopped
+    }
   }
 }
 

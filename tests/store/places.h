@@ -38,7 +38,7 @@ class Process {
   Process(const Process&) = delete;
   Process& operator=(const Process&) = delete;
   void kill(); // -9
-  void signal(int number);
+  void signal(int number); // SIGSTOP: it has stopped when this returns
   int wait(); // its exit status
   bool runs();
 
