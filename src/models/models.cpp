@@ -94,6 +94,7 @@ Maker make_openelm;
 Maker make_phi;
 Maker make_phi3;
 Maker make_phimoe;
+Maker make_phixtral;
 Maker make_plamo;
 Maker make_plamo2;
 Maker make_qwen;
@@ -212,8 +213,10 @@ constexpr struct {
     {"olmoe", make_olmoe},
     {"openelm", make_openelm},
     {"phi", make_phi},
+    {"phi-msft", make_phixtral},
     {"phi3", make_phi3},
     {"phimoe", make_phimoe},
+    {"phixtral", make_phixtral},
     {"pixtral", make_mistral3},
     {"plamo", make_plamo},
     {"plamo2", make_plamo2},
