@@ -154,6 +154,7 @@ class Windowed(nn.Module):
         super().__init__()
         self._layer = layer
         self._window = window or None
+        self.full_attn = True  # PLaMo 3: keep all keys
 
     def __call__(self, x, mask=None, cache=None):
         return self._layer(x, create_causal_mask(x.shape[1], cache.offset, self._window), cache)
@@ -161,7 +162,7 @@ class Windowed(nn.Module):
 
 def slide(model, how):
     for i, window in enumerate(how.get("windows", [])):
-        model.model.layers[i] = Windowed(model.model.layers[i], window)
+        model.layers[i] = Windowed(model.layers[i], window)
 
 
 def vocabulary(config):

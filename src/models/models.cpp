@@ -97,6 +97,7 @@ Maker make_phimoe;
 Maker make_phixtral;
 Maker make_plamo;
 Maker make_plamo2;
+Maker make_plamo3;
 Maker make_qwen;
 Maker make_qwen2;
 Maker make_qwen2_moe;
@@ -220,6 +221,7 @@ constexpr struct {
     {"pixtral", make_mistral3},
     {"plamo", make_plamo},
     {"plamo2", make_plamo2},
+    {"plamo3", make_plamo3},
     {"qwen", make_qwen},
     {"qwen2", make_qwen2},
     {"qwen2_5_vl", make_qwen2_vl},
