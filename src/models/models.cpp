@@ -114,6 +114,7 @@ Maker make_spark2_5;
 Maker make_stablelm;
 Maker make_starcoder2;
 Maker make_step3p5;
+Maker make_talkie;
 Maker make_youtu_llm;
 
 namespace {
@@ -243,6 +244,7 @@ constexpr struct {
     {"stablelm", make_stablelm},
     {"starcoder2", make_starcoder2},
     {"step3p5", make_step3p5},
+    {"talkie", make_talkie},
     {"telechat3", make_llama},
     {"xverse", make_llama},
     {"youtu_llm", make_youtu_llm},
