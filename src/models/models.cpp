@@ -11,6 +11,7 @@ namespace parallm {
 
 // Each is defined in the file of its name.
 using Maker = std::unique_ptr<Model>(const Config&, Weights&);
+Maker make_afm7;
 Maker make_afmoe;
 Maker make_apertus;
 Maker make_baichuan_m1;
@@ -124,6 +125,7 @@ constexpr struct {
   Maker* make;
 } architectures[] = {
     {"Klear", make_klear},
+    {"afm7", make_afm7},
     {"afmoe", make_afmoe},
     {"apertus", make_apertus},
     {"baichuan_m1", make_baichuan_m1},
