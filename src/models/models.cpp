@@ -69,6 +69,7 @@ Maker make_llama;
 Maker make_llama4;
 Maker make_llama4_text;
 Maker make_longcat_flash;
+Maker make_longcat_flash_ngram;
 Maker make_mamba;
 Maker make_mamba2;
 Maker make_mellum;
@@ -191,6 +192,7 @@ constexpr struct {
     {"llama4_text", make_llama4_text},
     {"llava", make_mistral3},
     {"longcat_flash", make_longcat_flash},
+    {"longcat_flash_ngram", make_longcat_flash_ngram},
     {"mamba", make_mamba},
     {"mamba2", make_mamba2},
     {"mellum", make_mellum},
