@@ -88,6 +88,7 @@ Maker make_nanochat;
 Maker make_nemotron;
 Maker make_nemotron_h;
 Maker make_nemotron_nas;
+Maker make_olmo;
 Maker make_olmo2;
 Maker make_olmo3;
 Maker make_olmo_hybrid;
@@ -213,6 +214,7 @@ constexpr struct {
     {"nemotron", make_nemotron},
     {"nemotron-nas", make_nemotron_nas},
     {"nemotron_h", make_nemotron_h},
+    {"olmo", make_olmo},
     {"olmo2", make_olmo2},
     {"olmo3", make_olmo3},
     {"olmo_hybrid", make_olmo_hybrid},
