@@ -22,7 +22,7 @@ Each tests/golden/models/<name>.json is a config.json; its key "golden" (optiona
   fused       of that layout: tensors that are one there, a list of rules (see `fuse`)
   fp8         the projections in float8 with a scale for each block of 128 x 128, as DeepSeek stores them
   int4        separate experts packed as compressed-tensors does, as Kimi K2 stores them
-  method      config.json's "quantization_config", in place of MLX's "quantization"
+  method      config.json's "quantization_config", in place of MLX's "quantization"; BitNet's makes ternary layers
   merged      of that layout: experts' matrices one after another in one tensor, DBRX's w2 with inputs first,
               {"name with {}": "new name"}
   sanitized   true: the reference's weights are what mlx-lm's sanitize makes of those that are stored, as with any layout
@@ -59,10 +59,22 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm import utils
+from mlx_lm.models import bitlinear_layers
 from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import make_prompt_cache
 
 sys.modules["hf_olmo"] = types.ModuleType("hf_olmo")  # mlx-lm's OLMo asks for it, and uses nothing of it
+
+
+def ternary_product(layer, x, packed):
+    """In place of mlx-lm's Metal kernel: each two bits of a byte, from the lowest, hold a weight + 1 of a row in
+    another quarter of the rows."""
+    weight = mx.concatenate([(packed >> shift) & 3 for shift in (0, 2, 4, 6)]).astype(mx.float32) - 1
+    scale = 1 / layer.weight_scale if layer.invert_weight_scales else layer.weight_scale
+    return (x @ weight.T * scale).astype(x.dtype)
+
+
+bitlinear_layers.BitLinear.execute_matmul_kernel = ternary_product
 CONFIGS = Path(__file__).resolve().parent.parent / "tests" / "golden" / "models"
 LENGTHS = [23, 5, 14]
 EMBEDDINGS = ("wte.weight", "wpe.weight", "embeddings.weight", "embed.weight", "embed_in.weight")
@@ -73,11 +85,16 @@ def build_model(config):
     return model_class(args_class.from_dict(copy.deepcopy(config)))  # some write into it
 
 
-def draw(rng, path, x, scale):
+def draw(rng, path, x, how):
     """Weights large enough that attention, positions and gates change the logits a lot."""
     shape = x.shape
     if path.endswith(("quant_key_scale", "quant_value_scale")):
         return mx.array(1 / 32, dtype=mx.float32)
+    if path.endswith("weight_scale"):
+        factor = rng.uniform(0.15, 0.3, shape).astype(np.float32)
+        return mx.array(1 / factor if how.get("method", {}).get("linear_class") != "autobitlinear" else factor)
+    if x.dtype == mx.uint8:  # four of 0, 1, 2
+        return mx.array((rng.integers(0, 3, (4, *shape)) << np.array([0, 2, 4, 6]).reshape(4, 1, 1)).sum(0), dtype=mx.uint8)
     if not shape:
         return mx.array(0.5 * rng.standard_normal(), dtype=mx.float32)
     last = path.rsplit(".", 1)[-1]
@@ -92,18 +109,19 @@ def draw(rng, path, x, scale):
     elif "embed_tokens" in path or path.endswith(EMBEDDINGS):
         values = rng.standard_normal(shape)
     else:
-        values = scale * rng.standard_normal(shape) / np.sqrt(shape[-1])
+        values = how.get("scale", 1.6) * rng.standard_normal(shape) / np.sqrt(shape[-1])
     return mx.array(values.astype(np.float32))
 
 
 def random_model(config, seed, how):
     rng = np.random.default_rng(seed)
     model = build_model(config)
-    scale = how.get("scale", 1.6)
+    if how.get("method", {}).get("quant_method") == "bitnet":
+        bitlinear_layers.bitnet_quantize(model, how["method"])
     if how.get("tied"):
         model.sanitize({k: v for k, v in tree_flatten(model.parameters()) if "lm_head" not in k})
     parameters = sorted(tree_flatten(model.parameters()))
-    model.load_weights([(k, draw(rng, k, v, scale)) for k, v in parameters])
+    model.load_weights([(k, draw(rng, k, v, how)) for k, v in parameters])
     return model
 
 

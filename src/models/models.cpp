@@ -18,6 +18,7 @@ Maker make_baichuan_m1;
 Maker make_bailing_hybrid;
 Maker make_bailing_moe;
 Maker make_bailing_moe_linear;
+Maker make_bitnet;
 Maker make_cohere;
 Maker make_cohere2;
 Maker make_dbrx;
@@ -134,6 +135,7 @@ constexpr struct {
     {"bailing_hybrid", make_bailing_hybrid},
     {"bailing_moe", make_bailing_moe},
     {"bailing_moe_linear", make_bailing_moe_linear},
+    {"bitnet", make_bitnet},
     {"cohere", make_cohere},
     {"cohere2", make_cohere2},
     {"dbrx", make_dbrx},
