@@ -36,7 +36,8 @@ ModelRunner::ModelRunner(std::unique_ptr<Model> model, std::unique_ptr<Caches> c
     : model_(std::move(model)),
       caches_(std::move(caches)),
       sampler_(slots, model_->vocabulary()),
-      last_tokens_(mx::zeros({slots}, mx::int32)) {}
+      last_tokens_(mx::zeros({slots}, mx::int32)),
+      recalled_(slots) {}
 
 Model& ModelRunner::model() {
   return *model_;
@@ -67,6 +68,7 @@ mx::array ModelRunner::ids(const Plan& plan) const {
 void ModelRunner::launch(const Plan& plan) {
   for (const Join& join : plan.joins) {
     sampler_.join(join);
+    recalled_[join.slot] = join.recall.memories;
   }
   Step step;
   step.rows = plan.rows;
@@ -74,7 +76,7 @@ void ModelRunner::launch(const Plan& plan) {
   int first = 0;
   for (size_t r = 0; r < plan.rows.size(); ++r) {
     const RowStep& row = plan.rows[r];
-    spans.push_back({first, row.count, row.start, row.blocks, row.rope_length, row.slot});
+    spans.push_back({first, row.count, row.start, row.blocks, row.rope_length, row.slot, recalled_[row.slot]});
     first += row.count;
     step.tops.push_back(sampler_.sampling(row.slot).logprobs);
     if (row.sample) {

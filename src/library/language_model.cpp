@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "engine/runner.h"
 #include "engine/warm_up.h"
+#include "kv/recall.h"
 #include "library/memory.h"
 #include "library/model_files.h"
 #include "library/text_files.h"
@@ -188,7 +189,14 @@ load(const std::string& files, const LoadOptions& options, ModelInfo& info, Engi
   }
   // What can't be held can't be asked for; the log and /v1/models show it.
   info.max_context = engine.max_context = std::min(engine.max_context, info.kv_tokens);
-  auto runner = std::make_unique<ModelRunner>(std::move(model), make_paged_caches(specs, kv), engine.max_rows);
+  auto caches = make_paged_caches(specs, kv);
+  if (options.extended_mind) {
+    if (const std::string why = why_no_memories(specs); !why.empty()) {
+      fail(Kind::invalid, "[load] this model takes no memories: {}", why);
+    }
+    caches = make_recall_caches(std::move(caches), static_cast<int>(specs.size()));
+  }
+  auto runner = std::make_unique<ModelRunner>(std::move(model), std::move(caches), engine.max_rows);
   if (!cpu) {
     spdlog::info("warming up: compiling kernels, which can take minutes where MLX has not run this kind of model yet");
     warm_up(*runner, engine);

@@ -36,6 +36,7 @@ struct LoadOptions {
                           // what suits the device
   int mixed_tokens = 0; // and while something does; 0: likewise
   bool prefix_cache = true;
+  bool extended_mind = false; // rows may have memories: library/memories.h
   OnFetch on_fetch; // where files come from the hub; without it its warnings go to the log
   std::string chat_template; // a file, a Jinja source, or the name of one of the model's; empty: its default
 };
