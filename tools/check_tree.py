@@ -28,8 +28,7 @@ MAY_INCLUDE = {
     "commands": ["library/", "api/", "engine/", "text/", "kernels/"],
 }
 MAY_INCLUDE_MLX = ("src/kernels/", "src/nn/", "src/kv/", "src/models/", "src/engine/reader.", "src/engine/runner.",
-                   "src/engine/sampler.",
-                   "src/library/", "tests/tensor/")
+                   "src/engine/sampler.", "src/library/", "tests/tensor/")
 MAY_CATCH = {
     "src/api/server.cpp",  # an error becomes a response
     "src/engine/engine.cpp",  # a failed step fails its rows, and serves on

@@ -61,9 +61,12 @@ std::shared_ptr<const Memory> Reader::step() {
   mx::array ids(tokens_.data() + window_ + at_, {count}, mx::int32);
   std::vector<mx::array> outputs{model_.hidden(ids, *caches_)};
   if (!caches_->rotates()) {
-    fail_field("memory", "[memory] this model takes no memories: its caches see keys with their positions");
+    fail_field("memory", "[memory] this model takes no memories: its keys come to the cache with their positions");
   }
   const auto layers = caches_->take();
+  if (std::none_of(layers.begin(), layers.end(), [](auto& layer) { return layer.has_value(); })) {
+    fail_field("memory", "[memory] this model takes no memories: every layer's attention has a window");
+  }
   const int first = std::max(0, kept_ - window_ - at_); // of the step, what an earlier window has not kept
   for (size_t l = 0; l < layers.size() && first < count; ++l) {
     if (layers[l]) {

@@ -62,13 +62,13 @@ class Cache {
    * sees its own sequence's positions up to its own. */
   virtual mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) = 0;
 
-  /** The same, and what it takes to go on with it. Slower, on GPUs by much. Not every cache can. */
-  virtual Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how);
-
   /** For layers that remember a state instead of keys: runs `f` over the step's
    * sequences, some together, with inputs [T,...] cut into theirs; a sequence
    * at its start has states of zeros. -> f's outputs as [T,...]. */
   virtual mx::array recur(const std::vector<mx::array>& inputs, const Recurrence& f) = 0;
+
+  /** As attend, and what it takes to go on with it. Slower, on GPUs by much. Not every cache can. */
+  virtual Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how);
 };
 
 /** An array that a layer keeps of each sequence, whatever its length. */
