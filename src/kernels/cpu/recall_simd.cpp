@@ -26,7 +26,7 @@ constexpr size_t tile_rows = 32; // query heads of one kv head that share loads,
 constexpr size_t most_products = 8 << 20; // alive at once
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
-enum Scratch { scratch_rows, scratch_weights };
+enum Scratch { scratch_rows, scratch_weights, scratch_products };
 
 /** A key and how similar it is; of equal ones the first is the greater. */
 struct Candidate {
@@ -182,7 +182,8 @@ void run(const RecallJob& job) {
   const size_t heads = job.heads / job.kv_heads;
   const size_t shared = std::max<size_t>(1, tile_rows / heads); // tokens of an item
   const size_t most = std::max<size_t>(1, most_products / (job.heads * job.memories)); // tokens of a round
-  std::vector<float> products(std::min(most, job.tokens) * job.heads * job.memories);
+  // Kept by this thread: fresh memory of this size would be mapped anew for each layer.
+  float* products = thread_scratch(scratch_products, std::min(most, job.tokens) * job.heads * job.memories);
   for (size_t base = 0; base < job.tokens; base += most) {
     const size_t tokens = std::min(most, job.tokens - base);
     std::vector<Item> items;
@@ -193,9 +194,9 @@ void run(const RecallJob& job) {
         }
       }
     }
-    parallel_for(items.size(), [&](size_t i) { multiply_stretch<P>(job, items[i], base, products.data()); });
+    parallel_for(items.size(), [&](size_t i) { multiply_stretch<P>(job, items[i], base, products); });
     parallel_for(tokens * job.heads, [&](size_t i) {
-      finish<T, P>(job, base + i / job.heads, i % job.heads, products.data() + i * job.memories);
+      finish<T, P>(job, base + i / job.heads, i % job.heads, products + i * job.memories);
     });
   }
 }
