@@ -34,7 +34,8 @@ Reader::Reader(Model& model, mx::Dtype kv_dtype, std::vector<int32_t> tokens, Re
     if (id < 0 || id >= model.vocabulary()) {
       fail_field("tokens", "[memory] token ids must be from 0 to {}; got {}", model.vocabulary() - 1, id);
     }
-    keeps += int(i) >= how_.dropped_first && std::find(how_.dropped.begin(), how_.dropped.end(), id) == how_.dropped.end();
+    keeps +=
+        int(i) >= how_.dropped_first && std::find(how_.dropped.begin(), how_.dropped.end(), id) == how_.dropped.end();
   }
   if (keeps == 0) {
     fail_field("tokens", "[memory] a text must have a token that is not special; got {} tokens", tokens_.size());

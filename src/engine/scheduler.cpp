@@ -189,7 +189,12 @@ RowStep Scheduler::make_step(Row& row, int count, Flight& flight, Plan& plan) {
   if (!row.joined) {
     auto output = row.tokens.begin() + row.prompt;
     plan.joins.push_back(
-        {row.slot, row.request.sampling, row.end_ids, {row.tokens.begin(), output}, {output, row.tokens.end()}, row.request.recall});
+        {row.slot,
+         row.request.sampling,
+         row.end_ids,
+         {row.tokens.begin(), output},
+         {output, row.tokens.end()},
+         row.request.recall});
     row.joined = true;
   }
   RowStep step;

@@ -222,7 +222,6 @@ class OpsLayer : public States {
     return mx::reshape(mx::swapaxes(sums, 1, 2), {tokens, heads});
   }
 
-
   /** By kernels/cuda, but for a prefill's sums. */
   mx::array attend_in_place(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) {
     grow(k_pool_);

@@ -119,8 +119,7 @@ Recall MemoryManager::recall(
     return {};
   }
   if (!options.layers.empty() && options.layers.size() != chosen[0]->layers.size()) {
-    fail_field(
-        "layers", "[memory] there must be {} layers; got {}", chosen[0]->layers.size(), options.layers.size());
+    fail_field("layers", "[memory] there must be {} layers; got {}", chosen[0]->layers.size(), options.layers.size());
   }
   auto& ready = parts_->ready;
   auto known = std::find_if(ready.begin(), ready.end(), [&](auto& entry) { return entry.first == texts; });
@@ -145,8 +144,7 @@ Recall MemoryManager::recall(
   }
   return {
       std::make_shared<Recalled>(
-          memories,
-          RecallHow{options.top_k, options.contiguous, options.by_dot, options.threshold, options.layers}),
+          memories, RecallHow{options.top_k, options.contiguous, options.by_dot, options.threshold, options.layers}),
       key,
       options.contiguous ? memories->tokens() : 0};
 }

@@ -7,7 +7,6 @@
 
 #include "library/mlx_parallm.h"
 
-
 namespace parallm {
 
 struct ReadOptions {
@@ -32,8 +31,11 @@ class MemoryManager {
 
   /** Reads the tokens; a text of this id in this namespace is replaced once it is done. The count of memories. Errors:
    * invalid, for tokens out of range, only special ones, or a model that takes no memories. */
-  int
-  add_memories(const std::string& space, const std::string& id, std::vector<int32_t> tokens, const ReadOptions& = {});
+  int add_memories(
+      const std::string& space,
+      const std::string& id,
+      std::vector<int32_t> tokens,
+      const ReadOptions& = {});
 
   /** Ids in a namespace, sorted. */
   std::vector<std::string> ids(const std::string& space) const;

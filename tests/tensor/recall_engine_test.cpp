@@ -1,5 +1,5 @@
-// Memories through the engine: rows with different ones, and none, in one batch and with a shared prefix cache, each make
-// the tokens of the Extended Mind reference.
+// Memories through the engine: rows with different ones, and none, in one batch and with a shared prefix cache, each
+// make the tokens of the Extended Mind reference.
 #include "golden.h"
 
 #include "engine/engine.h"

@@ -211,7 +211,8 @@ TEST_CASE("recall: long texts are read in the reference's windows, whatever the 
   for (int chunk : {256, 5}) {
     for (std::string name : {"mha", "gqa"}) {
       Recalling model((fixtures / name).string());
-      auto memory = model.read(numbers(file.at("memory")), {.stride = 8, .max_length = 16, .chunk = chunk, .dropped = {}});
+      auto memory =
+          model.read(numbers(file.at("memory")), {.stride = 8, .max_length = 16, .chunk = chunk, .dropped = {}});
       for (int layer = 0; layer < 3; ++layer) {
         auto key = arrays.at(fmt::format("{}.window.k.{}", name, layer));
         auto value = arrays.at(fmt::format("{}.window.v.{}", name, layer));
@@ -238,11 +239,11 @@ TEST_CASE("recall: on every architecture with RoPE") {
       auto turned = run(model, {{prompt, 0, recalled({other, shared}, {.top_k = 1000})}});
       CHECK(relative(both, turned) < 2e-4);
       // Rows with different memories and without, beside each other: as alone.
-      auto mixed = run(
-          model,
-          {{prompt, 0, recalled({shared}, {.top_k = 3}), 0},
-           {prompt, 0, nullptr, 24},
-           {prompt, 0, recalled({shared, other}, {.top_k = 1000}), 48}});
+      auto mixed =
+          run(model,
+              {{prompt, 0, recalled({shared}, {.top_k = 3}), 0},
+               {prompt, 0, nullptr, 24},
+               {prompt, 0, recalled({shared, other}, {.top_k = 1000}), 48}});
       const auto part = [&](int i) {
         const size_t n = prompt.size();
         return Logits(mixed.begin() + i * n, mixed.begin() + (i + 1) * n);
