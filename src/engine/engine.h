@@ -25,6 +25,7 @@ struct Request {
   Sampling sampling;
   std::shared_ptr<TokenMask> mask; // null: no grammar
   std::string cache_salt; // rows share KV only under the same salt
+  Recall recall = {};
 };
 
 struct Event {

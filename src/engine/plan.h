@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 namespace parallm {
@@ -21,6 +22,15 @@ class TokenMask {
   virtual void accept(int32_t token) = 0;
 };
 
+class Recalled; // kv/recall.h
+
+/** The memories of a row, as they were when it was asked for: it keeps them, whatever is removed meanwhile. */
+struct Recall {
+  std::shared_ptr<const Recalled> memories; // null: none
+  std::string key; // stands for them and how they are used: rows share KV only under the same
+  int before = 0; // tokens that they put before the row's own: part of its context
+};
+
 /** A row enters a slot (also after preemption): what the runner must know about it from then on. */
 struct Join {
   int slot;
@@ -28,6 +38,7 @@ struct Join {
   std::vector<int32_t> end_ids; // banned while under min_tokens: the model's end ids and stop_token_ids
   std::vector<int32_t> prompt; // the request's own prompt (for repetition penalties)
   std::vector<int32_t> generated; // tokens it made before a preemption
+  Recall recall = {};
 };
 
 /** One row's part of a step. Its tokens take positions [start, start + count). */

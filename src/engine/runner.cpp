@@ -42,7 +42,8 @@ ModelRunner::ModelRunner(
       caches_(std::move(caches)),
       drafter_(std::move(drafter)),
       sampler_(slots, model_->vocabulary()),
-      last_tokens_(mx::zeros({slots}, mx::int32)) {}
+      last_tokens_(mx::zeros({slots}, mx::int32)),
+      recalled_(slots) {}
 
 Model& ModelRunner::model() {
   return *model_;
@@ -94,6 +95,7 @@ mx::array ModelRunner::ids(const Plan& plan, Step& step) {
 void ModelRunner::launch(const Plan& plan) {
   for (const Join& join : plan.joins) {
     sampler_.join(join);
+    recalled_[join.slot] = join.recall.memories;
   }
   Step step;
   step.rows = plan.rows;
@@ -104,7 +106,8 @@ void ModelRunner::launch(const Plan& plan) {
     // A guess is a row of its own, so that it is computed as a decoding one is.
     const int alone = row.guesses > 0 ? row.count : 1;
     for (int i = 0; i < alone; ++i) {
-      spans.push_back({first, row.count / alone, row.start + i, row.blocks, row.rope_length, row.slot});
+      spans.push_back(
+          {first, row.count / alone, row.start + i, row.blocks, row.rope_length, row.slot, recalled_[row.slot]});
       first += row.count / alone;
     }
     step.tops.push_back(sampler_.sampling(row.slot).logprobs);

@@ -17,6 +17,17 @@ void Scheduler::check_fits(const Request& request, const EngineOptions& options)
   const int64_t prompt = request.prompt.size();
   const int64_t room = int64_t{options.blocks} * options.block_size;
   const int64_t limit = options.max_context > 0 ? std::min<int64_t>(options.max_context, room) : room;
+  const int before = request.recall.before;
+  if (options.max_context > 0 && before > 0 && prompt + request.max_tokens + before > options.max_context) {
+    fail_field(
+        "memory",
+        "[generate] memories at contiguous positions are part of the context of {} tokens; got {} beside a prompt of {} "
+        "and max_tokens {}",
+        options.max_context,
+        before,
+        prompt,
+        request.max_tokens);
+  }
   if (prompt + request.max_tokens <= limit) {
     return;
   }
@@ -42,6 +53,9 @@ uint64_t Scheduler::add(Request request) {
   row.request = std::move(request);
   if (options_.own_kv_past > 0 && row.prompt > options_.own_kv_past) {
     row.request.cache_salt += fmt::format("/{}", row.prompt);
+  }
+  if (row.request.recall.memories) { // keys of all layers but the first depend on them
+    row.request.cache_salt += fmt::format("/recall/{}", row.request.recall.key);
   }
   const uint64_t number = row.number;
   rows_.emplace(number, std::move(row));
@@ -188,7 +202,12 @@ RowStep Scheduler::make_step(Row& row, int count, Flight& flight, Plan& plan) {
   if (!row.joined) {
     auto output = row.tokens.begin() + row.prompt;
     plan.joins.push_back(
-        {row.slot, row.request.sampling, row.end_ids, {row.tokens.begin(), output}, {output, row.tokens.end()}});
+        {row.slot,
+         row.request.sampling,
+         row.end_ids,
+         {row.tokens.begin(), output},
+         {output, row.tokens.end()},
+         row.request.recall});
     row.joined = true;
   }
   RowStep step;

@@ -26,6 +26,8 @@ struct Attention {
   std::optional<mx::array> sinks; // [H] learned logits that take mass but give no value (gpt-oss)
 };
 
+class Recalled; // recall.h
+
 /** One sequence's part of a flat step: tokens [first, first + count) of the
  * step take positions [offset, offset + count); position p lives in block
  * blocks[p / block_size], place p % block_size. */
@@ -36,12 +38,21 @@ struct Span {
   std::vector<int32_t> blocks;
   int rope_length = 0; // see RowStep::rope_length
   int slot = 0; // RowStep::slot: where the sequence's states lie
+  std::shared_ptr<const Recalled> recalled = nullptr; // memories, null: none; read by recall.h's caches alone
+  int shift = 0; // what RoPE adds to its positions: tokens that came before and lie elsewhere
 };
 
 /** A recurrence over the tokens of sequences of one length: inputs, each
  * [B,L,...], and the B sequences' states before them, each [B,...]; gives the
  * outputs [B,L,...] and leaves the states after the last token in `states`. */
 using Recurrence = std::function<mx::array(const std::vector<mx::array>& inputs, std::vector<mx::array>& states)>;
+
+/** Attention that more keys can be added to. */
+struct Attended {
+  mx::array out; // [T,H,Dv]
+  mx::array masses; // float32 [T,H]: the log of the sum of exp(score), sinks included
+  mx::array q; // float32 [T,H,D], rotated
+};
 
 class Cache {
  public:
@@ -55,6 +66,9 @@ class Cache {
    * sequences, some together, with inputs [T,...] cut into theirs; a sequence
    * at its start has states of zeros. -> f's outputs as [T,...]. */
   virtual mx::array recur(const std::vector<mx::array>& inputs, const Recurrence& f) = 0;
+
+  /** As attend, and what it takes to go on with it. Slower, on GPUs by much. Not every cache can. */
+  virtual Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how);
 };
 
 /** An array that a layer keeps of each sequence, whatever its length. */

@@ -83,6 +83,18 @@ class KernelLayer : public States {
         v_pool_(pool(spec.kv_heads, spec.v_head_dim, options)) {}
 
   mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
+    return attend(q, k, v, how, nullptr);
+  }
+
+  Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
+    mx::array masses(0.0f);
+    auto out = attend(q, k, v, how, &masses);
+    return {out, masses, step_->rotated(q, how)};
+  }
+
+ private:
+  mx::array
+  attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how, mx::array* masses) {
     auto* rope = how.rope;
     auto rotation = rope ? step_->rotation(*rope) : std::pair(mx::array(0.0f), mx::array(0.0f));
     return cpu::paged_attention(
@@ -103,10 +115,10 @@ class KernelLayer : public States {
          .softcap = how.softcap,
          .rope_dims = rope ? rope->dims : 0,
          .rope_traditional = rope && rope->traditional,
-         .kv_bits = bits_});
+         .kv_bits = bits_},
+        masses);
   }
 
- private:
   static mx::array pool(int heads, int dim, const KVOptions& options) {
     const int width = options.bits ? static_cast<int>(cpu::kv_row_bytes(dim, options.bits)) : dim;
     return uninitialised({options.blocks, heads, options.block_size, width}, options.bits ? mx::uint8 : options.dtype);
@@ -186,7 +198,41 @@ class OpsLayer : public States {
     return mx::astype(in_order(parts), q.dtype());
   }
 
+  Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
+    auto out = attend(q, k, v, how);
+    auto rotated = step_->rotated(q, how);
+    std::vector<mx::array> parts;
+    for (auto& reading : step_->readings({how.window, how.chunk})) {
+      auto keys =
+          kernels_ ? heads_first(cuda::read_pool(k_pool_[0], reading.slots, out), reading) : read(k_pool_, reading);
+      parts.push_back(masses(rotated, keys, reading, how));
+    }
+    return {out, in_order(parts), rotated};
+  }
+
  private:
+  /** [tokens,H] of a reading. */
+  static mx::array masses(const mx::array& all, const mx::array& k, const Reading& reading, const Attention& how) {
+    int heads = all.shape(1), groups = k.shape(1), tokens = reading.rows * reading.queries;
+    auto q = mx::take(all, mx::array(reading.tokens.data(), {tokens}, mx::int32), 0);
+    q = mx::swapaxes(mx::reshape(q, {reading.rows, reading.queries, heads, all.shape(2)}), 1, 2);
+    q = mx::reshape(q, {reading.rows, groups, heads / groups, reading.queries, all.shape(2)});
+    auto keys = mx::expand_dims(mx::swapaxes(mx::astype(k, mx::float32), 2, 3), 2);
+    auto scores = mx::matmul(q * mx::array(how.scale), keys);
+    if (how.softcap > 0) {
+      scores = mx::tanh(scores / how.softcap) * how.softcap;
+    }
+    if (reading.mask || reading.causal) {
+      auto mask = reading.mask ? *reading.mask : causal_mask(reading.queries, reading.keys);
+      scores = mx::where(mx::expand_dims(mask, 2), scores, mx::array(-std::numeric_limits<float>::infinity()));
+    }
+    auto sums = mx::reshape(mx::logsumexp(scores, -1), {reading.rows, heads, reading.queries});
+    if (how.sinks) {
+      sums = mx::logaddexp(sums, mx::reshape(mx::astype(*how.sinks, mx::float32), {1, heads, 1}));
+    }
+    return mx::reshape(mx::swapaxes(sums, 1, 2), {tokens, heads});
+  }
+
   /** By kernels/cuda, but for a prefill's sums. */
   mx::array attend_in_place(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) {
     grow(k_pool_[0]);
@@ -352,6 +398,10 @@ class PagedCaches : public Caches {
 };
 
 } // namespace
+
+Attended Cache::attend_openly(const mx::array&, const mx::array&, const mx::array&, const Attention&) {
+  fail(Kind::internal, "[kv] this cache's attention takes no further keys");
+}
 
 bool kv_codes_fit(const std::vector<CacheSpec>& layers) {
   return std::all_of(layers.begin(), layers.end(), [](const CacheSpec& spec) {

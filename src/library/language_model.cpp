@@ -4,6 +4,7 @@
 #include "engine/drafter.h"
 #include "engine/runner.h"
 #include "engine/warm_up.h"
+#include "kv/recall.h"
 #include "library/memory.h"
 #include "library/model_files.h"
 #include "library/text_files.h"
@@ -248,14 +249,20 @@ std::unique_ptr<Runner> load(
   }
   // What can't be held can't be asked for; the log and /v1/models show it.
   info.max_context = engine.max_context = std::min(engine.max_context, info.kv_tokens);
+  auto caches = make_paged_caches(specs, kv);
+  if (options.extended_mind) {
+    if (const std::string why = why_no_memories(specs); !why.empty()) {
+      fail(Kind::invalid, "[load] this model takes no memories: {}", why);
+    }
+    caches = make_recall_caches(std::move(caches), static_cast<int>(specs.size()));
+  }
   std::unique_ptr<Drafter> drafter;
   if (draft) {
     draft_kv.blocks = kv.blocks;
-    auto caches = make_paged_caches(draft->model->cache_specs(), draft_kv);
-    drafter = std::make_unique<Drafter>(std::move(draft->model), std::move(caches));
+    auto own = make_paged_caches(draft->model->cache_specs(), draft_kv);
+    drafter = std::make_unique<Drafter>(std::move(draft->model), std::move(own));
   }
-  auto runner = std::make_unique<ModelRunner>(
-      std::move(model), make_paged_caches(specs, kv), engine.max_rows, std::move(drafter));
+  auto runner = std::make_unique<ModelRunner>(std::move(model), std::move(caches), engine.max_rows, std::move(drafter));
   if (!cpu) {
     spdlog::info("warming up: compiling kernels, which can take minutes where MLX has not run this kind of model yet");
     warm_up(*runner, engine);

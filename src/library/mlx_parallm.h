@@ -42,6 +42,7 @@ struct LoadOptions {
   std::string speculative; // "ngram": a row's own earlier tokens say what may follow; empty: none
   std::string draft_model; // a small model with the same vocabulary, which guesses instead
   int draft_tokens = 0; // most guesses of a row in a step; 0: 8, of a draft model 4
+  bool extended_mind = false; // rows may have memories: library/memories.h
   OnFetch on_fetch; // where files come from the hub; without it its warnings go to the log
   std::string chat_template; // a file, a Jinja source, or the name of one of the model's; empty: its default
 };

@@ -53,6 +53,7 @@ class PagedAttention : public CpuPrimitive {
     job.rope_dims = shape_.rope_dims;
     job.rope_traditional = shape_.rope_traditional;
     job.out = allocate(outputs[0]);
+    job.masses = outputs.size() > 1 ? allocate<float>(outputs[1]) : nullptr;
     dispatch(encoder, [job] { run_attention(job); });
   }
 
@@ -83,7 +84,8 @@ mx::array paged_attention(
     const mx::array& spans,
     const mx::array& table,
     const std::optional<mx::array>& sinks,
-    const PagedAttentionShape& shape) {
+    const PagedAttentionShape& shape,
+    mx::array* masses) {
   check(q.ndim() == 3 && is_float(q.dtype()), "q must be [T,H,D] of a float type", q);
   const int T = q.shape(0), H = q.shape(1), D = q.shape(2);
   check(
@@ -140,7 +142,13 @@ mx::array paged_attention(
     check(sinks->shape() == mx::Shape{H} && sinks->dtype() == mx::float32, "sinks must be float32 [H]", *sinks);
     inputs.push_back(*sinks);
   }
-  return mx::array({T, H, v.shape(2)}, q.dtype(), std::make_shared<PagedAttention>(shape), std::move(inputs));
+  auto primitive = std::make_shared<PagedAttention>(shape);
+  if (masses == nullptr) {
+    return mx::array({T, H, v.shape(2)}, q.dtype(), std::move(primitive), std::move(inputs));
+  }
+  auto outputs = mx::array::make_arrays({{T, H, v.shape(2)}, {T, H}}, {q.dtype(), mx::float32}, primitive, inputs);
+  *masses = outputs[1];
+  return outputs[0];
 }
 
 } // namespace parallm::cpu

@@ -31,6 +31,7 @@ struct AttentionJob {
   size_t rope_dims;
   bool rope_traditional;
   void* out; // [T,H,Dv]
+  float* masses; // [T,H] the log of the sum of exp(score) of each query; null: not asked for
 
   /** The first position that a query at `position` sees. */
   size_t first_seen(size_t position) const {

@@ -415,6 +415,9 @@ void attend(const AttentionJob& job, const Item& item) {
   for (size_t row = 0; row < state.rows; row++) {
     const size_t t = job.spans[item.span * 3] + item.first + row / heads;
     const size_t h = item.kv_head * heads + row % heads;
+    if (job.masses != nullptr) {
+      job.masses[t * job.heads + h] = state.top[row] + std::log(state.mass[row]);
+    }
     float* out = state.out + row * state.v_dim;
     for (size_t i = 0; i < state.v_dim; i += lanes) {
       store(hn::Div(load(out + i), hn::Set(F32(), state.mass[row])), out + i);

@@ -1,0 +1,152 @@
+#include "library/memories.h"
+
+#include "engine/reader.h"
+#include "engine/runner.h"
+
+#include <cmath>
+#include <list>
+#include <map>
+#include <mutex>
+
+namespace parallm {
+
+namespace {
+
+// Joined texts that are kept ready beyond the requests that use them.
+constexpr size_t most_ready = 4;
+
+struct Entry {
+  uint64_t number; // of this version; never given again
+  std::shared_ptr<const Memory> memory;
+};
+
+mx::Dtype dtype_of(const std::string& name) {
+  return name == "float32" ? mx::float32 : name == "float16" ? mx::float16 : mx::bfloat16;
+}
+
+} // namespace
+
+struct MemoryManager::Parts {
+  LanguageModel& model;
+  std::mutex mutex; // guards what follows
+  std::map<std::string, std::map<std::string, Entry>> spaces;
+  std::list<std::pair<std::string, std::shared_ptr<const Memories>>> ready; // last used first
+  uint64_t last = 0;
+};
+
+MemoryManager::MemoryManager(LanguageModel& model) : parts_(new Parts{model, {}, {}, {}, 0}) {}
+
+MemoryManager::~MemoryManager() = default;
+
+int MemoryManager::add_memories(
+    const std::string& space,
+    const std::string& id,
+    std::vector<int32_t> tokens,
+    const ReadOptions& options) {
+  auto& engine = parts_->model.engine();
+  const auto dtype = dtype_of(parts_->model.info().kv_dtype);
+  // Its tensors are the engine's thread's: it is made, run and ended there.
+  std::unique_ptr<Reader> reader;
+  std::shared_ptr<const Memory> memory;
+  const auto run = [&](const std::function<void(Model&)>& job) {
+    engine.run([&](Runner& runner) { job(dynamic_cast<ModelRunner&>(runner).model()); }).get();
+  };
+  const int chunk = engine.options().mixed_tokens;
+  run([&](Model& model) {
+    reader = std::make_unique<Reader>(
+        model, dtype, std::move(tokens), ReadHow{options.stride, options.max_length, chunk, options.dropped});
+  });
+  while (!memory) {
+    run([&](Model&) { memory = reader->step(); });
+  }
+  run([&](Model&) { reader.reset(); });
+  std::lock_guard lock(parts_->mutex);
+  parts_->spaces[space].insert_or_assign(id, Entry{++parts_->last, memory});
+  return static_cast<int>(memory->tokens.size());
+}
+
+std::vector<std::string> MemoryManager::ids(const std::string& space) const {
+  std::lock_guard lock(parts_->mutex);
+  std::vector<std::string> out;
+  if (auto found = parts_->spaces.find(space); found != parts_->spaces.end()) {
+    for (auto& [id, entry] : found->second) {
+      out.push_back(id);
+    }
+  }
+  return out;
+}
+
+bool MemoryManager::erase(const std::string& space, const std::string& id) {
+  std::lock_guard lock(parts_->mutex);
+  auto found = parts_->spaces.find(space);
+  if (found == parts_->spaces.end() || found->second.erase(id) == 0) {
+    return false;
+  }
+  parts_->ready.clear(); // what it was a part of
+  return true;
+}
+
+Recall MemoryManager::recall(
+    const std::string& space,
+    const std::vector<std::string>& ids,
+    const RecallOptions& options) const {
+  if (options.top_k < 0) {
+    fail_field("top_k", "[memory] top_k must not be negative; got {}", options.top_k);
+  }
+  if (options.threshold && !(std::abs(*options.threshold) <= 1)) {
+    fail_field("similarity_threshold", "[memory] a threshold must be from -1 to 1; got {}", *options.threshold);
+  }
+  std::lock_guard lock(parts_->mutex);
+  const auto found = parts_->spaces.find(space);
+  std::vector<std::shared_ptr<const Memory>> chosen;
+  std::string texts;
+  const auto add = [&](const Entry& entry) {
+    chosen.push_back(entry.memory);
+    texts += fmt::format("{},", entry.number);
+  };
+  if (ids.empty() && found != parts_->spaces.end()) {
+    for (auto& [id, entry] : found->second) {
+      add(entry);
+    }
+  }
+  for (const std::string& id : ids) {
+    if (found == parts_->spaces.end() || !found->second.contains(id)) {
+      fail(Kind::not_found, "[memory] no text of this id; got {}", id);
+    }
+    add(found->second.at(id));
+  }
+  if (chosen.empty()) {
+    return {};
+  }
+  if (!options.layers.empty() && options.layers.size() != chosen[0]->layers.size()) {
+    fail_field("layers", "[memory] there must be {} layers; got {}", chosen[0]->layers.size(), options.layers.size());
+  }
+  auto& ready = parts_->ready;
+  auto known = std::find_if(ready.begin(), ready.end(), [&](auto& entry) { return entry.first == texts; });
+  if (known == ready.end()) {
+    ready.emplace_front(texts, std::make_shared<Memories>(std::move(chosen)));
+  } else {
+    ready.splice(ready.begin(), ready, known);
+  }
+  if (ready.size() > most_ready) {
+    ready.pop_back();
+  }
+  const auto& memories = ready.front().second;
+  std::string key = fmt::format(
+      "{}/{}/{}/{}/{}/",
+      texts,
+      options.top_k,
+      options.contiguous,
+      options.by_dot,
+      options.threshold ? fmt::format("{}", *options.threshold) : "");
+  for (const bool used : options.layers) {
+    key += used ? '1' : '0';
+  }
+  return {
+      std::make_shared<Recalled>(
+          memories, RecallHow{options.top_k, options.contiguous, options.by_dot, options.threshold, options.layers}),
+      key,
+      options.contiguous ? memories->tokens() : 0};
+}
+
+} // namespace parallm
