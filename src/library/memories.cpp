@@ -3,6 +3,7 @@
 #include "engine/reader.h"
 #include "engine/runner.h"
 
+#include <algorithm>
 #include <cmath>
 #include <list>
 #include <map>
