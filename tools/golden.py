@@ -193,7 +193,8 @@ class Windowed(nn.Module):
 
 def slide(model, how):
     for i, window in enumerate(how.get("windows", [])):
-        model.layers[i] = Windowed(model.layers[i], window)
+        layers = getattr(model.model.layers, "layers", model.model.layers)  # PLaMo 3's decoder is a module of its own
+        layers[i] = Windowed(layers[i], window)
 
 
 def vocabulary(config):
