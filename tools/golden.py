@@ -87,17 +87,24 @@ def build_model(config):
 
 def draw(rng, path, x, how):
     """Weights large enough that attention, positions and gates change the logits a lot."""
-    shape = x.shape
+    shape, last = x.shape, path.rsplit(".", 1)[-1]
     if path.endswith(("quant_key_scale", "quant_value_scale")):
         return mx.array(1 / 32, dtype=mx.float32)
     if path.endswith("weight_scale"):
         factor = rng.uniform(0.15, 0.3, shape).astype(np.float32)
         return mx.array(1 / factor if how.get("method", {}).get("linear_class") != "autobitlinear" else factor)
+    if x.dtype == mx.uint32:  # Prism's codes of 2 bits
+        return mx.array(rng.integers(0, 2**32, shape, dtype=np.uint32))
+    if last in ("scales", "biases"):
+        middle = 0.06 if last == "scales" else -0.09
+        return mx.array((middle * rng.uniform(0.8, 1.2, shape)).astype(np.float32))
+    if last == "signs":
+        return mx.array(rng.choice([-1.0, 1.0], shape).astype(np.float32))
     if x.dtype == mx.uint8:  # four of 0, 1, 2
-        return mx.array((rng.integers(0, 3, (4, *shape)) << np.array([0, 2, 4, 6]).reshape(4, 1, 1)).sum(0), dtype=mx.uint8)
+        quarters = rng.integers(0, 3, (4, *shape)) << np.array([0, 2, 4, 6]).reshape(4, 1, 1)
+        return mx.array(quarters.sum(axis=0), dtype=mx.uint8)
     if not shape:
         return mx.array(0.5 * rng.standard_normal(), dtype=mx.float32)
-    last = path.rsplit(".", 1)[-1]
     if last == "A_log":
         values = np.log(rng.uniform(1, 8, shape))
     elif last in ("dt_bias", "D", "sinks", "e_score_correction_bias") or last.endswith("bias"):
@@ -186,7 +193,8 @@ class Windowed(nn.Module):
 
 def slide(model, how):
     for i, window in enumerate(how.get("windows", [])):
-        model.layers[i] = Windowed(model.layers[i], window)
+        layers = getattr(model.model.layers, "layers", model.model.layers)  # PLaMo 3's decoder is a module of its own
+        layers[i] = Windowed(layers[i], window)
 
 
 def vocabulary(config):

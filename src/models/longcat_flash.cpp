@@ -191,8 +191,8 @@ std::unique_ptr<Model> make_longcat_flash_ngram(const Config& config, Weights& w
   int vocabulary = config.count("vocab_size"), dims = config.count("hidden_size");
   std::string name = "model.ngram_embeddings", words = name + ".word_embeddings";
   if (weights.has("model.embed_tokens.weight")) {
-    weights.ignore(words + "."); // the same once more
-    words = "model.embed_tokens";
+    weights.pull(words + ".weight"); // the same once more, where it is
+    weights.rename("model.embed_tokens.", words + ".");
   }
   auto model = std::make_unique<IdsDecoder>(Embedding(weights, words, vocabulary, dims), vocabulary);
   NgramEmbedding ngrams(config, weights, name);

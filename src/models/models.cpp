@@ -102,6 +102,7 @@ Maker make_phixtral;
 Maker make_plamo;
 Maker make_plamo2;
 Maker make_plamo3;
+Maker make_prism_hadamard_qwen35;
 Maker make_qwen;
 Maker make_qwen2;
 Maker make_qwen2_moe;
@@ -231,6 +232,7 @@ constexpr struct {
     {"plamo", make_plamo},
     {"plamo2", make_plamo2},
     {"plamo3", make_plamo3},
+    {"prism_hadamard_qwen35", make_prism_hadamard_qwen35},
     {"qwen", make_qwen},
     {"qwen2", make_qwen2},
     {"qwen2_5_vl", make_qwen2_vl},

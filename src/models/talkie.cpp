@@ -68,9 +68,6 @@ std::unique_ptr<Model> make_talkie(const Config& given, Weights& weights) {
       weights.ignore(name);
     }
   }
-  if (auto head = weights.pull("lm_head")) {
-    weights.put("lm_head.weight", *head);
-  }
   Sizes sizes(config);
   int dims = sizes.hidden_size;
   float eps = config.number("rms_norm_eps", 1.1920928955078125e-07);
@@ -105,7 +102,9 @@ std::unique_ptr<Model> make_talkie(const Config& given, Weights& weights) {
         sizes.cache());
   }
   model->norm = normed;
-  model->head = Linear(weights, "lm_head", sizes.vocab_size, dims);
+  // A bare tensor in checkpoints, never quantized.
+  Weights head({{"head.weight", weights.take("lm_head", {sizes.vocab_size, dims})}}, {}, weights.dtype());
+  model->head = Linear(head, "head", sizes.vocab_size, dims);
   model->scored = Gain(weights, "lm_head_gain.w_g");
   return model;
 }

@@ -106,6 +106,22 @@ mx::array dequantize(
                              : mx::dequantize(codes, s, b, how.group_size, how.bits);
 }
 
+std::optional<Rotation> take_rotation(Weights& weights, const std::string& layer, int inputs) {
+  int block = weights.rotation_block(layer);
+  if (block == 0) {
+    return {};
+  }
+  if (inputs % block != 0) {
+    fail(
+        Kind::invalid,
+        "[linear] {} has {} inputs, which its rotation's blocks of {} don't divide",
+        layer,
+        inputs,
+        block);
+  }
+  return Rotation(weights.take(layer + ".signs", {inputs}, mx::float32), block);
+}
+
 Matrix::Matrix(Weights& weights, const std::string& name, int outputs, int inputs, int count)
     : weight(mx::array(0)), quantization(weights.quantization(name, inputs)) {
   const auto shape = [&](int columns) {
@@ -185,14 +201,22 @@ Linear::Linear(Weights& weights, const std::string& name, int outputs, int input
   if (bias || weights.has(name + ".bias")) {
     bias_ = weights.take(name + ".bias", {outputs}, weights.dtype());
   }
+  rotation_ = take_rotation(weights, name, inputs);
 }
 
 mx::array Linear::operator()(const mx::array& x) const {
-  return matrix_.multiply(x, bias_);
+  return matrix_.multiply(rotation_ ? (*rotation_)(x) : x, bias_);
 }
 
 std::vector<mx::array>
 apply_each(const std::vector<const Linear*>& layers, const mx::array& x, const std::vector<mx::Shape>& outs) {
+  std::vector<mx::array> results;
+  if (std::any_of(layers.begin(), layers.end(), [](auto* layer) { return layer->rotation_.has_value(); })) {
+    for (size_t i = 0; i < layers.size(); ++i) {
+      results.push_back(mx::reshape((*layers[i])(x), outs[i]));
+    }
+    return results;
+  }
   if (on_cpu()) {
     std::vector<cpu::Operand> operands;
     for (auto* layer : layers) {
@@ -200,7 +224,6 @@ apply_each(const std::vector<const Linear*>& layers, const mx::array& x, const s
     }
     return cpu::matmuls(x, operands, outs);
   }
-  std::vector<mx::array> results;
   std::vector<cuda::Factor> factors;
   for (auto* layer : layers) {
     auto factor = cuda_factor(x, layer->matrix_);

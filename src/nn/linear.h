@@ -2,6 +2,7 @@
 // the checkpoint's tensors say. Engine thread only.
 #pragma once
 
+#include "nn/rotation.h"
 #include "nn/weights.h"
 
 namespace parallm {
@@ -14,6 +15,9 @@ mx::array dequantize(
     const std::optional<mx::array>& biases,
     const Quantization& how,
     mx::Dtype dtype);
+
+/** That of the layer's inputs, where it has one. */
+std::optional<Rotation> take_rotation(Weights& weights, const std::string& layer, int inputs);
 
 /** A [outputs, inputs] matrix as the checkpoint holds it, under
  * `<name>.weight`, or `count` of them stacked, [count, outputs, inputs].
@@ -50,6 +54,7 @@ class Linear {
 
   Matrix matrix_;
   std::optional<mx::array> bias_; // [outputs]
+  std::optional<Rotation> rotation_;
 };
 
 /** Several layers of one x [T,inputs], each result in its shape of `outs`: [T,...]. */
