@@ -31,8 +31,7 @@ Each tests/golden/models/<name>.json is a config.json; its key "golden" (optiona
   scale       factor on the random weights
   salt        other random weights. A router's near tie falls the other way in 16 bits: a token goes to another expert,
               and the logits jump, in mlx-lm too. Models with a router have a salt without near ties, so that their
-              logits' drift in 16 bits tells something (`steady_salt` finds it). So have AFM's keys and values, rounded to 8
-              bits
+              logits' drift in 16 bits tells something (`steady_salt` finds it); so has AFM, which rounds to 8 bits
 
 OUT/<name>/ is then a checkpoint with reference.safetensors:
   prompt.<i>  int32 [L]      three prompts of different lengths
