@@ -69,7 +69,7 @@ void add_load_flags(CLI::App& app, LoadOptions& options) {
   app.add_option(
          "--mixed-prefill-tokens",
          options.mixed_tokens,
-         "prompt tokens in a step beside decoding sequences: what a long prompt may cost them; default: 32 on a CPU, 512 on a GPU")
+         "prompt tokens in a step beside decoding sequences: what a long prompt may cost them; default: 128 on a CPU, 512 on a GPU")
       ->check(CLI::Range(1, 1 << 20));
   app.add_option("--prefix-cache", options.prefix_cache, "true|false: reuse the KV of equal beginnings")
       ->capture_default_str();

@@ -231,7 +231,7 @@ std::unique_ptr<Runner> load(
   engine.max_rows = options.max_rows;
   // A step should be over before a reader notices: CPUs read prompts slowly.
   engine.prefill_tokens = options.prefill_tokens > 0 ? options.prefill_tokens : cpu ? 256 : 2048;
-  engine.mixed_tokens = options.mixed_tokens > 0 ? options.mixed_tokens : cpu ? 32 : 512;
+  engine.mixed_tokens = options.mixed_tokens > 0 ? options.mixed_tokens : cpu ? 128 : 512;
 
   const size_t states = state_bytes(specs) > 0 ? state_bytes(specs) * (engine.max_rows + 1) : 0; // and one of zeros
   engine.blocks = kv.blocks = capacity(options, engine, block_bytes, states);

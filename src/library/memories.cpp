@@ -22,7 +22,7 @@ struct Entry {
 };
 
 mx::Dtype dtype_of(const std::string& name) {
-  return name == "float32" ? mx::float32 : name == "float16" ? mx::float16 : mx::bfloat16;
+  return name == "float32" ? mx::float32 : name == "bfloat16" ? mx::bfloat16 : mx::float16; // also beside codes
 }
 
 } // namespace
