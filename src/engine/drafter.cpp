@@ -34,7 +34,9 @@ Drafter::Guesses Drafter::guess(const Plan& plan, const Sampler& sampler, int vo
     }
     const int first = ids.size(), count = row.draft_ids.size();
     spans.push_back({first, count, row.draft_start, row.blocks, row.rope_length, row.slot});
-    ids.insert(ids.end(), row.draft_ids.begin(), row.draft_ids.end());
+    for (int32_t id : row.draft_ids) { // a request may name ids that the larger model alone has
+      ids.push_back(std::min(id, model_->vocabulary() - 1));
+    }
     if (row.guesses > 0) {
       rows.push_back(&row);
       last.push_back(first + count - 1);

@@ -68,6 +68,10 @@ void check_request(const Request& request, const EngineOptions& options) {
   if (sampling.logprobs < -1) {
     fail_field("logprobs", "[generate] logprobs must be at least -1; got {}", sampling.logprobs);
   }
+  if (request.recall.memories && !options.memories) {
+    fail_field("memory", "[generate] memories need a model loaded with extended_mind; got some");
+  }
+  check(!request.recall.memories || !request.recall.key.empty(), "memories have a key");
   Scheduler::check_fits(request, options);
 }
 

@@ -70,6 +70,7 @@ struct EngineOptions {
   bool prefix_cache = true;
   int guesses = 0; // most guessed tokens of a row in a step (speculation.h), where they pay; 0: none
   bool draft_model = false; // the runner has one, which guesses; else a row's own tokens do
+  bool memories = false; // the runner's caches take Request::recall
   int own_kv_past = 0; // longer prompts share KV only with prompts of their length ("dynamic" RoPE); 0: all share
   std::vector<int32_t> end_ids;
   int vocabulary = 0; // the logits' width

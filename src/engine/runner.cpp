@@ -107,7 +107,7 @@ void ModelRunner::launch(const Plan& plan) {
     const int alone = row.guesses > 0 ? row.count : 1;
     for (int i = 0; i < alone; ++i) {
       spans.push_back(
-          {first, row.count / alone, row.start + i, row.blocks, row.rope_length, row.slot, recalled_[row.slot]});
+          {first, row.count / alone, row.start + i, row.blocks, row.rope_length, row.slot, recalled_[row.slot].lock()});
       first += row.count / alone;
     }
     step.tops.push_back(sampler_.sampling(row.slot).logprobs);

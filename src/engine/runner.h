@@ -52,7 +52,7 @@ class ModelRunner : public Runner {
   std::unique_ptr<Drafter> drafter_;
   Sampler sampler_;
   mx::array last_tokens_; // [slots] int32
-  std::vector<std::shared_ptr<const Recalled>> recalled_; // by slot
+  std::vector<std::weak_ptr<const Recalled>> recalled_; // by slot; the scheduler's row holds it
   std::deque<Step> under_way_;
 };
 

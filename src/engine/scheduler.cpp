@@ -28,6 +28,15 @@ void Scheduler::check_fits(const Request& request, const EngineOptions& options)
         prompt,
         request.max_tokens);
   }
+  if (before > 0 && options.own_kv_past > 0 && before + prompt > options.own_kv_past) {
+    fail_field(
+        "memory",
+        "[generate] memories at contiguous positions and the prompt hold at most {} tokens with this model, whose RoPE "
+        "base changes beyond; got {} and {}",
+        options.own_kv_past,
+        before,
+        prompt);
+  }
   if (prompt + request.max_tokens <= limit) {
     return;
   }
@@ -51,11 +60,16 @@ uint64_t Scheduler::add(Request request) {
   }
   row.end_ids.insert(row.end_ids.end(), sampling.stop_token_ids.begin(), sampling.stop_token_ids.end());
   row.request = std::move(request);
+  std::string own; // what else its KV depends on
   if (options_.own_kv_past > 0 && row.prompt > options_.own_kv_past) {
-    row.request.cache_salt += fmt::format("/{}", row.prompt);
+    own += fmt::format("/{}", row.prompt);
   }
   if (row.request.recall.memories) { // keys of all layers but the first depend on them
-    row.request.cache_salt += fmt::format("/recall/{}", row.request.recall.key);
+    own += fmt::format("/recall/{}", row.request.recall.key);
+  }
+  std::string& salt = row.request.cache_salt;
+  if (!salt.empty() || !own.empty()) { // the length, so that no salt reads as another one and more
+    salt = fmt::format("{}:{}{}", salt.size(), salt, own);
   }
   const uint64_t number = row.number;
   rows_.emplace(number, std::move(row));
@@ -101,6 +115,7 @@ Plan Scheduler::plan() {
 
 void Scheduler::plan_decoding(Plan& plan, Flight& flight) {
   flight.waited = flights_.empty();
+  int backlog = options_.mixed_tokens; // of tokens that the draft model has yet to read
   const int guesses = flight.waited && options_.guesses > 0 ? choose_guesses() : 0;
   // Oldest first: what `reserve` preempts is younger than all that is in the
   // plan.
@@ -117,7 +132,7 @@ void Scheduler::plan_decoding(Plan& plan, Flight& flight) {
     plan.rows.push_back(make_step(row, 1, flight, plan));
     RowStep& step = plan.rows.back();
     step.allowed = std::move(allowed);
-    if (most > 0 && (!options_.draft_model || read_draft(row, step))) {
+    if (most > 0 && (!options_.draft_model || read_draft(row, step, backlog))) {
       guess(row, most, step, flight.parts.back());
     }
     flight.tokens += step.count;

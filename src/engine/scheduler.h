@@ -136,7 +136,7 @@ class Scheduler {
   int most_guesses(const Row& row) const;
   int choose_guesses();
   void guess(Row& row, int count, RowStep& step, Part& part);
-  bool read_draft(Row& row, RowStep& step);
+  bool read_draft(Row& row, RowStep& step, int& budget);
   void plan_decoding(Plan& plan, Flight& flight);
   void plan_prefill(Plan& plan, Flight& flight, int budget);
   /** False: no younger row may come before this one. */

@@ -53,7 +53,7 @@ void Scheduler::guess(Row& row, int count, RowStep& step, Part& part) {
     count = std::min<int>(count, found.size());
   }
   while (static_cast<int>(row.blocks.size()) * options_.block_size < row.placed + count) {
-    auto block = take_block();
+    auto block = blocks_.free() - blocks_.idle() > options_.max_rows ? take_block() : std::nullopt;
     if (!block) {
       count = static_cast<int>(row.blocks.size()) * options_.block_size - row.placed;
       break;
@@ -75,10 +75,17 @@ void Scheduler::guess(Row& row, int count, RowStep& step, Part& part) {
 }
 
 /** Gives the draft model what it has yet to read. False: it is not done with
- * it, as it reads a long backlog in pieces. */
-bool Scheduler::read_draft(Row& row, RowStep& step) {
+ * it: `budget` bounds what rows with a backlog read in one step. */
+bool Scheduler::read_draft(Row& row, RowStep& step, int& budget) {
   const int known = row.tokens.size();
-  const int count = std::min(known - row.drafted, options_.prefill_tokens);
+  int count = known - row.drafted;
+  if (count > 2) { // two are what steps with guesses leave
+    count = std::min(count, budget);
+    budget -= count;
+  }
+  if (count == 0) {
+    return false;
+  }
   step.draft_start = row.drafted;
   step.draft_ids.assign(row.tokens.begin() + row.drafted, row.tokens.begin() + row.drafted + count);
   row.drafted += count;
@@ -96,8 +103,12 @@ void Scheduler::judge(Row& row, const Part& part, const std::vector<Scored>& sam
     const auto& guesses = row.lookup.guesses;
     const bool lucky = !guesses.empty() && guesses[0] == sampled[0].token.id;
     row.luck += 0.2 * (lucky - row.luck);
+    if (part.guesses == 0 && !guesses.empty()) {
+      confidence_.learn(row.lookup.matched, 1, lucky);
+    }
   }
   if (part.guesses == 0) {
+    confidence_.drift(Confidence::draft_model);
     return;
   }
   confidence_.learn(part.reason, part.guesses, right);

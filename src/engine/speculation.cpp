@@ -44,6 +44,10 @@ void Confidence::learn(int reason, int made, int right) {
   }
 }
 
+void Confidence::drift(int reason) {
+  values_[reason] += 0.002 * (usual[reason] - values_[reason]);
+}
+
 namespace {
 
 std::array<double, 4> terms_of(const StepShape& shape) {

@@ -32,6 +32,8 @@ class Confidence {
   /** `right` of `made` guesses were right; at most one was wrong: what came
    * after it was not judged. */
   void learn(int reason, int made, int right);
+  /** Nothing was guessed: what was learned counts a little less, so that it is tried again some day. */
+  void drift(int reason);
   /** That a guess is right where the one before it was. */
   double of(int reason) const {
     return values_[reason];
@@ -39,7 +41,8 @@ class Confidence {
 
  private:
   std::array<int, longest_match + 1> judged_{};
-  std::array<double, longest_match + 1> values_ = {0.7, 0, 0.35, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8};
+  static constexpr std::array<double, longest_match + 1> usual = {0.7, 0, 0.35, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8};
+  std::array<double, longest_match + 1> values_ = usual;
 };
 
 /** A step of decoding rows. */

@@ -21,10 +21,12 @@ mx::array joined(const std::vector<mx::array>& parts) {
   return parts.size() == 1 ? parts[0] : mx::concatenate(parts, 1);
 }
 
-/** x [G,N,D] as if at positions 0, 1, ... */
-mx::array rotated(const mx::array& x, const Rope& rope) {
-  std::vector<int> positions(x.shape(1));
-  std::iota(positions.begin(), positions.end(), 0);
+/** x [G,N,D] as if at positions 0, 1, ..., or all at 0. */
+mx::array rotated(const mx::array& x, const Rope& rope, bool contiguous) {
+  std::vector<int> positions(x.shape(1), 0);
+  if (contiguous) {
+    std::iota(positions.begin(), positions.end(), 0);
+  }
   auto [cos, sin] = rope.tables(positions, std::vector<int>(positions.size(), 0));
   auto turned = rope.rotate(mx::swapaxes(mx::astype(x, mx::float32), 0, 1), cos, sin);
   return mx::astype(mx::swapaxes(turned, 0, 1), x.dtype());
@@ -255,11 +257,13 @@ const Memories::Ready* Memories::layer(int index, const Rope* rope, bool contigu
       values.push_back(part->layers[index]->values);
     }
     auto all = joined(keys);
+    if (rope && (contiguous || rope->magnitude != 1)) {
+      all = rotated(all, *rope, contiguous);
+    }
     // A key of zeros is like nothing: it has cosine 0, not NaN.
     auto lengths = mx::sqrt(mx::sum(mx::square(mx::astype(all, mx::float32)), -1));
     auto inverse = mx::array(1.0f) / mx::maximum(lengths, mx::array(1e-12f));
-    all = mx::contiguous(contiguous && rope ? rotated(all, *rope) : all);
-    ready.emplace(Ready{all, inverse, mx::contiguous(joined(values))});
+    ready.emplace(Ready{mx::contiguous(all), inverse, mx::contiguous(joined(values))});
   }
   return &*ready;
 }

@@ -254,6 +254,7 @@ std::unique_ptr<Runner> load(
     if (const std::string why = why_no_memories(specs); !why.empty()) {
       fail(Kind::invalid, "[load] this model takes no memories: {}", why);
     }
+    engine.memories = true;
     caches = make_recall_caches(std::move(caches), static_cast<int>(specs.size()));
   }
   std::unique_ptr<Drafter> drafter;
@@ -275,6 +276,12 @@ std::unique_ptr<Runner> load(
 
 LanguageModel::LanguageModel(const std::string& path, const LoadOptions& options) : parts_(std::make_unique<Parts>()) {
   parts_->info.path = path;
+  if (options.kv_bits != 0 && options.kv_bits != 4 && options.kv_bits != 8) {
+    fail_field("kv_bits", "[load] kv_bits must be 4 or 8; got {}", options.kv_bits);
+  }
+  if (options.draft_tokens != 0 && options.speculative.empty() && options.draft_model.empty()) {
+    fail_field("draft_tokens", "[load] guesses need speculative ngram or a draft model; got neither");
+  }
   if (!options.speculative.empty() && options.speculative != "ngram") {
     fail_field("speculative", "[load] speculative must be ngram; got {}", options.speculative);
   }

@@ -4,6 +4,7 @@
 #include "engine/runner.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <list>
 #include <map>
@@ -17,13 +18,24 @@ namespace {
 constexpr size_t most_ready = 4;
 
 struct Entry {
-  uint64_t number; // of this version; never given again
+  uint64_t number; // of this version; never given again in this process, whose engine knows it in keys
   std::shared_ptr<const Memory> memory;
 };
 
 mx::Dtype dtype_of(const std::string& name) {
   return name == "float32" ? mx::float32 : name == "bfloat16" ? mx::bfloat16 : mx::float16; // also beside codes
 }
+
+/** A reader that a failing job leaves behind ends with the job, on its thread. */
+struct Ending {
+  std::unique_ptr<Reader>& reader;
+  bool failed = true;
+  ~Ending() {
+    if (failed) {
+      reader.reset();
+    }
+  }
+};
 
 } // namespace
 
@@ -32,10 +44,10 @@ struct MemoryManager::Parts {
   std::mutex mutex; // guards what follows
   std::map<std::string, std::map<std::string, Entry>> spaces;
   std::list<std::pair<std::string, std::shared_ptr<const Memories>>> ready; // last used first
-  uint64_t last = 0;
+  static inline std::atomic<uint64_t> last = 0;
 };
 
-MemoryManager::MemoryManager(LanguageModel& model) : parts_(new Parts{model, {}, {}, {}, 0}) {}
+MemoryManager::MemoryManager(LanguageModel& model) : parts_(new Parts{model, {}, {}, {}}) {}
 
 MemoryManager::~MemoryManager() = default;
 
@@ -45,12 +57,21 @@ int MemoryManager::add_memories(
     std::vector<int32_t> tokens,
     const ReadOptions& options) {
   auto& engine = parts_->model.engine();
+  if (!engine.options().memories) {
+    fail(Kind::invalid, "[memory] the model must be loaded with extended_mind");
+  }
   const auto dtype = dtype_of(parts_->model.info().kv_dtype);
   // Its tensors are the engine's thread's: it is made, run and ended there.
   std::unique_ptr<Reader> reader;
   std::shared_ptr<const Memory> memory;
   const auto run = [&](const std::function<void(Model&)>& job) {
-    engine.run([&](Runner& runner) { job(dynamic_cast<ModelRunner&>(runner).model()); }).get();
+    engine
+        .run([&](Runner& runner) {
+          Ending ending{reader};
+          job(dynamic_cast<ModelRunner&>(runner).model());
+          ending.failed = false;
+        })
+        .get();
   };
   const int chunk = engine.options().mixed_tokens;
   run([&](Model& model) {
@@ -62,7 +83,9 @@ int MemoryManager::add_memories(
   }
   run([&](Model&) { reader.reset(); });
   std::lock_guard lock(parts_->mutex);
-  parts_->spaces[space].insert_or_assign(id, Entry{++parts_->last, memory});
+  if (!parts_->spaces[space].insert_or_assign(id, Entry{++Parts::last, memory}).second) {
+    parts_->ready.clear(); // what the old one was a part of
+  }
   return static_cast<int>(memory->tokens.size());
 }
 

@@ -31,6 +31,12 @@ def test_a_text_that_repeats_itself_takes_fewer_steps(start):
         assert right > 40
 
 
+def test_a_count_of_guesses_that_nobody_makes_is_named():
+    alone = Server("--num-draft-tokens", "3", ready=False)
+    assert alone.process.wait(60) != 0
+    assert "guesses need speculative ngram or a draft model" in alone.log
+
+
 def test_flags_that_exclude_each_other_are_named():
     both = Server("--speculative", "ngram", "--draft-model", model(), ready=False)
     assert both.process.wait(60) != 0

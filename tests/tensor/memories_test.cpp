@@ -12,7 +12,9 @@ namespace {
 
 const std::string door = "The code of the blue door is 7392. Whoever wants to open the blue door types 7392.";
 const std::string other = "The code of the blue door is 5108. Whoever wants to open the blue door types 5108.";
-const std::string question = "The code of the blue door is";
+// More than a KV block: prompts share their beginnings.
+const std::string question =
+    "Somebody stands before the blue door of the old house by the river and asks for its code. The code of the blue door is";
 
 std::vector<int32_t> answer(LanguageModel& model, const Recall& recall) {
   Request request;
@@ -79,6 +81,15 @@ TEST_CASE("memories: a text is known while it is there, in its namespace alone")
   CHECK(answer(model, memories.recall("a", {})) == without); // as if it had never been added
   CHECK(says(model, answer(model, old), "7392"));
 
+  // Another manager's texts are others, whatever their names.
+  {
+    MemoryManager own(model), alike(model);
+    own.add_memories("a", "door", read(door));
+    alike.add_memories("a", "door", read(other));
+    CHECK(says(model, answer(model, own.recall("a", {})), "7392"));
+    CHECK(says(model, answer(model, alike.recall("a", {})), "5108"));
+  }
+
   // A text beside which another was added and erased.
   memories.add_memories("a", "door", read(door));
   const auto alone = answer(model, memories.recall("a", {}));
@@ -86,4 +97,21 @@ TEST_CASE("memories: a text is known while it is there, in its namespace alone")
   CHECK(memories.ids("a").size() == 2);
   memories.erase("a", "second");
   CHECK(answer(model, memories.recall("a", {})) == alone);
+}
+
+TEST_CASE("memories: a model that was not loaded for them says so") {
+  auto* path = std::getenv("PARALLM_TEST_MODEL");
+  if (!path) {
+    MESSAGE("PARALLM_TEST_MODEL is not set");
+    return;
+  }
+  LanguageModel with(path, {.kv_cache_bytes = 1 << 26, .max_rows = 1, .extended_mind = true});
+  LanguageModel model(path, {.kv_cache_bytes = 1 << 26, .max_rows = 1});
+  CHECK_THROWS_AS(MemoryManager(model).add_memories("a", "door", {1, 2, 3}), Error);
+  MemoryManager memories(with);
+  memories.add_memories("a", "door", {1, 2, 3});
+  CHECK_THROWS_AS(answer(model, memories.recall("a", {})), Error);
+  CHECK_THROWS_AS(memories.add_memories("a", "door", {1, 2, 1 << 30}), Error);
+  CHECK(memories.recall("a", {"door"}).before == 0);
+  CHECK(memories.recall("a", {"door"}, {.contiguous = true}).before == 3);
 }

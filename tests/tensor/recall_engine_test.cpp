@@ -25,6 +25,7 @@ std::unique_ptr<Engine> recalling_engine() {
   options.max_rows = 8;
   options.block_size = 4;
   options.blocks = 128;
+  options.memories = true;
   options.prefill_tokens = options.mixed_tokens = 5;
   options.max_context = 64;
   return std::make_unique<Engine>(options, [](EngineOptions& completed) {

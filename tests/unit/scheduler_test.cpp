@@ -392,7 +392,7 @@ TEST_CASE("a draft model reads a shared beginning once") {
   options.guesses = 2;
   options.draft_model = true;
   World world(options);
-  world.scheduler.add(request(count_up(13), 4));
+  world.scheduler.add(request(count_up(13), 12)); // time to read it all, some at a step
   world.finish();
   world.scheduler.add(request(count_up(13), 4));
   int read = 0;
@@ -403,4 +403,45 @@ TEST_CASE("a draft model reads a shared beginning once") {
   }
   CHECK(world.cached[2] == 12);
   CHECK(read <= 4); // the 13th and what came after
+}
+
+TEST_CASE("a salt that looks like what the scheduler adds to one shares nothing") {
+  auto options = small_options();
+  options.own_kv_past = 8;
+  World world(options);
+  world.scheduler.add(request(count_up(13), 2)); // its KV is its length's alone
+  world.finish();
+  for (const char* salt : {"/13", "0:/13"}) {
+    Request r = request(count_up(13), 2);
+    r.prompt.resize(8);
+    r.cache_salt = salt;
+    world.scheduler.add(r);
+  }
+  world.finish();
+  CHECK(world.cached[2] == 0);
+  CHECK(world.cached[3] == 0);
+  world.scheduler.add(request(count_up(13), 2));
+  world.finish();
+  CHECK(world.cached[4] == 12);
+}
+
+TEST_CASE("what a draft model has yet to read is read within a step's budget") {
+  auto options = small_options(); // 5 tokens beside decoding rows
+  options.blocks = 64;
+  options.guesses = 2;
+  options.draft_model = true;
+  World world(options);
+  for (int i = 0; i < 4; ++i) {
+    world.scheduler.add(request(count_up(12, 3 * i), 20));
+  }
+  bool guessed = false;
+  while (!world.scheduler.idle()) {
+    int backlog = 0;
+    for (const RowStep& row : world.step().rows) {
+      backlog += row.draft_ids.size() > 2 ? row.draft_ids.size() : 0;
+      guessed = guessed || row.guesses > 0;
+    }
+    CHECK(backlog <= options.mixed_tokens);
+  }
+  CHECK(guessed);
 }

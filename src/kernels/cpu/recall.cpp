@@ -42,7 +42,7 @@ class Recall : public CpuPrimitive {
     job.by_dot = shape_.by_dot;
     job.threshold = shape_.threshold;
     job.out = allocate(outputs[0]);
-    encoder.dispatch([job] { run_recall(job); });
+    dispatch(encoder, [job] { run_recall(job); });
   }
 
  private:
