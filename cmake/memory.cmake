@@ -1,9 +1,9 @@
-# What src/memory/ needs beside OpenSSL and libcurl, which hub.cmake finds: a client library for each backend. One that is not
+# What src/memory/ needs beside libcurl, which hub.cmake finds: a client library for each backend. One that is not
 # there leaves its backend out, and opening such a store says so. sqlite-vec is one C file, which cargo fetches at its
 # pinned version and hash (rust/sqlite_vec/Cargo.lock).
 set(memory_without)
 add_library(memory_libraries INTERFACE)
-target_link_libraries(memory_libraries INTERFACE CURL::libcurl OpenSSL::Crypto)
+target_link_libraries(memory_libraries INTERFACE CURL::libcurl)
 
 # What `name` needs was found, as `libraries`; else src/memory/<name>.cpp is left out.
 function(memory_backend name found)

@@ -2,11 +2,11 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/hash.h"
 #include "base/log.h"
 #include "memory/backends.h"
 #include "memory/durable.h"
 #include "memory/record_json.h"
-#include "memory/sha256.h"
 #include "memory/similarity.h"
 
 #include <fcntl.h>

@@ -1,9 +1,9 @@
 #include "memory/tensors.h"
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "base/log.h"
 #include "memory/durable.h"
-#include "memory/sha256.h"
 
 #include <algorithm>
 #include <optional>
@@ -76,7 +76,7 @@ Tensors::Tensors(fs::path folder) : folder_(std::move(folder)) {
 }
 
 void Tensors::put(const std::string& uid, const std::string& fingerprint, const Pieces& pieces) {
-  Sha256 hash;
+  Hash hash;
   for (const std::string_view piece : pieces) {
     hash.add(piece);
   }
@@ -107,7 +107,7 @@ FoundTensors Tensors::find(const std::string& uid, const std::string& fingerprin
     }
     const auto file = MappedFile::find(kept.path.string());
     if (file) {
-      Sha256 hash;
+      Hash hash;
       hash.add(file->text(0, file->size()));
       if (hash.hex() == kept.hash) {
         return {FoundTensors::State::present, file};
