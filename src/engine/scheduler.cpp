@@ -92,7 +92,7 @@ Plan Scheduler::plan() {
     if (flights_.empty()) {
       prefill(suspect->second, plan, flight, budget);
     }
-  } else if (!flights_.empty() && (flights_.back().guesses > 0 || guessing_pays())) {
+  } else if (!flights_.empty() && (flights_.back().guesses > 0 || choose_guesses(false) > 0)) {
     return plan; // where rows stand, and what to guess, is known once all tokens are read
   } else {
     plan_decoding(plan, flight);
@@ -116,7 +116,7 @@ Plan Scheduler::plan() {
 void Scheduler::plan_decoding(Plan& plan, Flight& flight) {
   flight.waited = flights_.empty();
   int backlog = options_.mixed_tokens; // of tokens that the draft model has yet to read
-  const int guesses = flight.waited && options_.guesses > 0 ? choose_guesses() : 0;
+  const int guesses = flight.waited ? choose_guesses(true) : 0;
   // Oldest first: what `reserve` preempts is younger than all that is in the
   // plan.
   for (auto next = rows_.begin(); next != rows_.end();) {

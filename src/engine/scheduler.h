@@ -132,9 +132,8 @@ class Scheduler {
     bool backlog = false; // of the draft model's
   };
 
-  bool guessing_pays() const;
   int most_guesses(const Row& row) const;
-  int choose_guesses();
+  int choose_guesses(bool waited) const;
   void guess(Row& row, int count, RowStep& step, Part& part);
   bool read_draft(Row& row, RowStep& step, int& budget);
   void plan_decoding(Plan& plan, Flight& flight);

@@ -12,37 +12,28 @@ int Scheduler::most_guesses(const Row& row) const {
   return row.request.mask ? 0 : std::min(options_.guesses, row.request.max_tokens - row.sampled - 1);
 }
 
-/** Whether a next step with guesses is expected to be worth the wait for the
- * tokens that it would begin with. */
-bool Scheduler::guessing_pays() const {
+/** How many guesses are best in a next step: that is launched once all tokens are
+ * read (`waited`), so that what follows them is looked up; or, while some are
+ * unread, that would have to wait for them. */
+int Scheduler::choose_guesses(bool waited) const {
   if (options_.guesses == 0) {
-    return false;
+    return 0;
   }
-  int decoding = 0;
-  std::vector<Prospect> hopes;
-  for (const auto& [number, row] : rows_) {
-    if (row.slot >= 0 && row.sampled > 0 && !row.planned_out()) {
-      ++decoding;
-      hopes.push_back({most_guesses(row), options_.draft_model ? confidence_.of(Confidence::draft_model) : row.luck});
-    }
-  }
-  return best_guesses({decoding}, hopes, options_.draft_model, cost_) > 0;
-}
-
-int Scheduler::choose_guesses() {
-  int decoding = 0;
   std::vector<Prospect> prospects;
   for (const auto& [number, row] : rows_) {
-    if (row.decodes()) {
-      ++decoding;
-      const int most = most_guesses(row);
-      prospects.push_back(
-          options_.draft_model
-              ? Prospect{most, confidence_.of(Confidence::draft_model)}
-              : Prospect{std::min<int>(most, row.lookup.guesses.size()), confidence_.of(row.lookup.matched)});
+    if (!row.decodes()) {
+      continue;
     }
+    Prospect prospect{most_guesses(row), confidence_.of(Confidence::draft_model)};
+    if (!options_.draft_model) {
+      const int found = row.lookup.guesses.size();
+      prospect = waited ? Prospect{std::min(prospect.most, found), confidence_.of(row.lookup.matched)}
+                        : Prospect{prospect.most, row.luck};
+    }
+    prospects.push_back(prospect);
   }
-  return best_guesses({.tokens = decoding, .waited = true}, prospects, options_.draft_model, cost_);
+  const StepShape plain{.tokens = static_cast<int>(prospects.size()), .waited = waited};
+  return best_guesses(plain, prospects, options_.draft_model, cost_);
 }
 
 /** Adds at most `count` guesses to the row's step, as far as there is room that
