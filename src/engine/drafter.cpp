@@ -1,16 +1,10 @@
 #include "engine/drafter.h"
 
+#include "engine/host_array.h"
+
 #include <algorithm>
 
 namespace parallm {
-
-namespace {
-
-mx::array int_array(const std::vector<int32_t>& values) {
-  return mx::array(values.data(), {static_cast<int>(values.size())});
-}
-
-} // namespace
 
 Drafter::Drafter(std::unique_ptr<Model> model, std::unique_ptr<Caches> caches)
     : model_(std::move(model)), caches_(std::move(caches)) {}
@@ -43,13 +37,13 @@ Drafter::Guesses Drafter::guess(const Plan& plan, const Sampler& sampler, int vo
     }
   }
   caches_->begin(std::move(spans));
-  Guesses out{model_->hidden(int_array(ids), *caches_), {}};
+  Guesses out{model_->hidden(host_array(ids), *caches_), {}};
   if (rows.empty()) {
     return out;
   }
   std::vector<mx::array> passes; // one guess of each row that makes so many
   std::vector<std::pair<const RowStep*, int>> made; // the row and number of each guess in them
-  auto hidden = mx::take(out.read, int_array(last), 0);
+  auto hidden = mx::take(out.read, host_array(last), 0);
   for (int ahead = 0;; ++ahead) {
     auto guesses = draw(hidden, rows, ahead, sampler);
     passes.push_back(mx::minimum(guesses, mx::array(vocabulary - 1)));
@@ -71,7 +65,7 @@ Drafter::Guesses Drafter::guess(const Plan& plan, const Sampler& sampler, int vo
     }
     rows = std::move(more);
     caches_->begin(std::move(spans));
-    hidden = model_->hidden(mx::take(guesses, int_array(places), 0), *caches_);
+    hidden = model_->hidden(mx::take(guesses, host_array(places), 0), *caches_);
   }
   // Rows lie in the plan in the order of their addresses.
   std::vector<int32_t> order(made.size());
@@ -79,7 +73,7 @@ Drafter::Guesses Drafter::guess(const Plan& plan, const Sampler& sampler, int vo
     order[i] = static_cast<int32_t>(i);
   }
   std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return made[a] < made[b]; });
-  out.ids = mx::take(mx::concatenate(passes, 0), int_array(order), 0);
+  out.ids = mx::take(mx::concatenate(passes, 0), host_array(order), 0);
   return out;
 }
 

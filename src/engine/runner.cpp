@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/trace.h"
+#include "engine/host_array.h"
 
 #include <algorithm>
 
@@ -11,10 +12,6 @@ namespace {
 
 // Scored positions whose logits are alive at once: 64 x 262k float32 is 67 MB.
 constexpr int score_chunk = 64;
-
-mx::array int_array(const std::vector<int32_t>& values) {
-  return mx::array(values.data(), {static_cast<int>(values.size())});
-}
 
 Scored scored(const Scores* scores, int row, int32_t id, int top) {
   Scored s{{id, 0}, {}};
@@ -75,11 +72,11 @@ mx::array ModelRunner::ids(const Plan& plan, Step& step) {
     }
   }
   if (known.size() == index.size() && !drafts) {
-    return int_array(known);
+    return host_array(known);
   }
   std::vector<mx::array> sources{last_tokens_};
   if (!known.empty()) {
-    sources.push_back(int_array(known));
+    sources.push_back(host_array(known));
   }
   if (drafts) {
     check(drafter_ != nullptr, "guesses without ids need a draft model");
@@ -89,7 +86,7 @@ mx::array ModelRunner::ids(const Plan& plan, Step& step) {
       sources.push_back(*guesses.ids);
     }
   }
-  return mx::take(sources.size() == 1 ? sources[0] : mx::concatenate(sources, 0), int_array(index), 0);
+  return mx::take(sources.size() == 1 ? sources[0] : mx::concatenate(sources, 0), host_array(index), 0);
 }
 
 void ModelRunner::launch(const Plan& plan) {
@@ -147,7 +144,7 @@ void ModelRunner::score_prompt(Step& step, const mx::array& hidden) {
         const int from = first + row.score;
         auto part = mx::slice(hidden, {from + at, 0}, {from + end, hidden.shape(1)});
         std::vector<int32_t> targets(row.score_ids.begin() + at, row.score_ids.begin() + end);
-        auto s = score(model_->logits(part), int_array(targets), std::min(top, model_->vocabulary()));
+        auto s = score(model_->logits(part), host_array(targets), std::min(top, model_->vocabulary()));
         chosen.push_back(s.chosen);
         if (s.ids) {
           ids.push_back(*s.ids);
@@ -186,16 +183,16 @@ void ModelRunner::sample(Step& step, const mx::array& ids, const mx::array& hidd
       last.push_back(static_cast<int32_t>(draws.size()) - 1);
     }
   }
-  auto heads = static_cast<int>(places.size()) == hidden.shape(0) ? hidden : mx::take(hidden, int_array(places), 0);
+  auto heads = static_cast<int>(places.size()) == hidden.shape(0) ? hidden : mx::take(hidden, host_array(places), 0);
   const bool guesses = draws.size() > slots.size();
   if (guesses) {
-    step.read = mx::take(ids, int_array(places), 0);
+    step.read = mx::take(ids, host_array(places), 0);
     step.outputs.push_back(*step.read);
   }
   step.tokens = sampler_.sample(model_->logits(heads), draws, step.read);
   auto& tokens = step.tokens->tokens;
   last_tokens_ =
-      mx::put_along_axis(last_tokens_, int_array(slots), guesses ? mx::take(tokens, int_array(last), 0) : tokens, 0);
+      mx::put_along_axis(last_tokens_, host_array(slots), guesses ? mx::take(tokens, host_array(last), 0) : tokens, 0);
   step.outputs.push_back(step.tokens->tokens);
   step.outputs.push_back(last_tokens_);
   if (step.tokens->scores) {

@@ -1,6 +1,7 @@
 #include "engine/sampler.h"
 
 #include "base/error.h"
+#include "engine/host_array.h"
 #include "nn/pick.h"
 
 #include <algorithm>
@@ -10,11 +11,6 @@
 namespace parallm {
 
 namespace {
-
-template <typename T>
-mx::array column(const std::vector<T>& values) {
-  return mx::array(values.data(), {static_cast<int>(values.size())});
-}
 
 bool has_penalty(const Sampling& s) {
   return s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f || s.frequency_penalty != 0.0f;
@@ -30,8 +26,8 @@ mx::array bias(
   if (rows.empty()) {
     return logits;
   }
-  auto updates = mx::reshape(column(values), {static_cast<int>(values.size()), 1, 1});
-  return mx::scatter_add(logits, {column(rows), column(ids)}, updates, {0, 1});
+  auto updates = mx::reshape(host_array(values), {static_cast<int>(values.size()), 1, 1});
+  return mx::scatter_add(logits, {host_array(rows), host_array(ids)}, updates, {0, 1});
 }
 
 /** Keeps the tokens whose bit is set. Rows without a grammar come with every
@@ -74,13 +70,13 @@ mx::array come_true(const std::vector<Draw>& draws, const mx::array& tokens, con
     most = std::max(most, draws[r].ahead);
   }
   auto right =
-      mx::logical_or(mx::array(first.get(), {R}, mx::bool_), mx::equal(mx::take(tokens, column(before), 0), read));
+      mx::logical_or(mx::array(first.get(), {R}, mx::bool_), mx::equal(mx::take(tokens, host_array(before), 0), read));
   auto all = right;
   for (int back = 1; back < most; ++back) {
     for (int r = 0; r < R; ++r) {
       before[r] = r - std::min(back, draws[r].ahead);
     }
-    all = mx::logical_and(all, mx::take(right, column(before), 0));
+    all = mx::logical_and(all, mx::take(right, host_array(before), 0));
   }
   return mx::astype(all, mx::float32);
 }
@@ -144,7 +140,7 @@ PickValues Sampler::pick_values(const std::vector<Draw>& draws) const {
     min_p.push_back(s.min_p);
     numbers.push_back(draw(s.seed, row->draw_index + ahead));
   }
-  return {column(temperature), column(top_k), column(top_p), column(min_p), column(numbers)};
+  return {host_array(temperature), host_array(top_k), host_array(top_p), host_array(min_p), host_array(numbers)};
 }
 
 mx::array Sampler::penalize(
@@ -166,18 +162,19 @@ mx::array Sampler::penalize(
     presence.push_back(s.presence_penalty);
     frequency.push_back(s.frequency_penalty);
   }
-  const auto values = [](const std::vector<float>& v) { return mx::expand_dims(column(v), 1); };
-  auto index = column(slots);
+  const auto values = [](const std::vector<float>& v) { return mx::expand_dims(host_array(v), 1); };
+  auto index = host_array(slots);
   auto made = mx::take(*made_, index, 0);
   if (!guesses.empty()) {
     auto ones = mx::ones({static_cast<int>(guesses.size()), 1, 1}, mx::float32);
-    made = mx::scatter_add(made, {column(guess_rows), mx::take(read.value(), column(guesses), 0)}, ones, {0, 1});
+    made =
+        mx::scatter_add(made, {host_array(guess_rows), mx::take(read.value(), host_array(guesses), 0)}, ones, {0, 1});
   }
   auto prompt = mx::take(*in_prompt_, index, 0);
   auto was_made = mx::greater(made, mx::array(0.0f));
   auto seen = mx::logical_or(was_made, mx::greater(prompt, mx::array(0.0f)));
 
-  auto l = mx::take(logits, column(penalized), 0);
+  auto l = mx::take(logits, host_array(penalized), 0);
   auto divided = mx::where(
       mx::greater(l, mx::array(0.0f)), mx::divide(l, values(repetition)), mx::multiply(l, values(repetition)));
   l = mx::where(seen, divided, l);
@@ -192,7 +189,7 @@ mx::array Sampler::penalize(
   for (size_t i = 0; i < penalized.size(); ++i) {
     order[penalized[i]] = static_cast<int32_t>(draws.size() + i);
   }
-  return mx::take(mx::concatenate({logits, l}, 0), column(order), 0);
+  return mx::take(mx::concatenate({logits, l}, 0), host_array(order), 0);
 }
 
 void Sampler::count(
@@ -204,11 +201,11 @@ void Sampler::count(
   for (int r : penalized) {
     slots.push_back(draws[r].row->slot);
   }
-  auto index = column(penalized);
+  auto index = host_array(penalized);
   auto taken = read ? mx::take(come_true(draws, tokens, *read), index, 0)
                     : mx::ones({static_cast<int>(slots.size())}, mx::float32);
   made_ = mx::scatter_add(
-      *made_, {column(slots), mx::take(tokens, index, 0)}, mx::reshape(taken, {taken.shape(0), 1, 1}), {0, 1});
+      *made_, {host_array(slots), mx::take(tokens, index, 0)}, mx::reshape(taken, {taken.shape(0), 1, 1}), {0, 1});
 }
 
 Sampled Sampler::sample(mx::array logits, const std::vector<Draw>& draws, const std::optional<mx::array>& read) {

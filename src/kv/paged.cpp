@@ -300,7 +300,7 @@ class OpsLayer : public States {
     if (options_.bits == 0) {
       return {mx::astype(x, options_.dtype)};
     }
-    const int group = x.shape(-1) % 64 == 0 ? 64 : 32;
+    const int group = cpu::kv_group_size(x.shape(-1));
     if (x.size() == 0) { // MLX quantizes nothing
       auto shape = x.shape();
       const int dim = shape.back();
@@ -328,7 +328,7 @@ class OpsLayer : public States {
     }
     auto codes = part(0);
     const int dim = codes.shape(-1) * 32 / options_.bits;
-    auto x = mx::dequantize(codes, part(1), part(2), dim % 64 == 0 ? 64 : 32, options_.bits);
+    auto x = mx::dequantize(codes, part(1), part(2), cpu::kv_group_size(dim), options_.bits);
     return heads_first(mx::astype(x, options_.dtype), reading);
   }
 

@@ -226,14 +226,6 @@ class RecallCaches : public Caches {
 
 } // namespace
 
-size_t Memory::bytes() const {
-  size_t bytes = 0;
-  for (auto& layer : layers) {
-    bytes += layer ? layer->keys.nbytes() + layer->values.nbytes() : 0;
-  }
-  return bytes;
-}
-
 Memories::Memories(std::vector<std::shared_ptr<const Memory>> parts) : parts_(std::move(parts)) {
   for (auto& part : parts_) {
     check(part->layers.size() == parts_[0]->layers.size(), "memories are of one model");

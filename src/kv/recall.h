@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kv/cache.h"
+#include "kv/recall_how.h"
 
 #include <memory>
 #include <optional>
@@ -14,14 +15,6 @@
 #include <vector>
 
 namespace parallm {
-
-struct RecallHow {
-  int top_k = 16; // memories of each query, in each layer and head; 0: none
-  bool contiguous = false; // memories stand before the sequence, at 0, 1, ...; else all at position 0
-  bool by_dot = false; // the most similar by q.k; else by cosine
-  std::optional<float> threshold; // of the cosine, -1 to 1: what isn't above is left out
-  std::vector<bool> layers; // which use memories; empty: all
-};
 
 /** A layer's memories: keys before RoPE, after norms. */
 struct MemoryLayer {
@@ -33,7 +26,6 @@ struct MemoryLayer {
 struct Memory {
   std::vector<int32_t> tokens; // N: one for each memory
   std::vector<std::optional<MemoryLayer>> layers; // nothing where a layer takes no memories
-  size_t bytes() const;
 };
 
 /** Some texts' memories one after another, as layers read them. Made ready
@@ -51,9 +43,6 @@ class Memories {
   const Ready* layer(int index, const Rope* rope, bool contiguous) const;
   int tokens() const {
     return tokens_;
-  }
-  const std::vector<std::shared_ptr<const Memory>>& parts() const {
-    return parts_;
   }
 
  private:

@@ -1,5 +1,6 @@
 #include "library/memories.h"
 
+#include "base/thread_annotations.h"
 #include "engine/reader.h"
 #include "engine/runner.h"
 
@@ -8,7 +9,6 @@
 #include <cmath>
 #include <list>
 #include <map>
-#include <mutex>
 
 namespace parallm {
 
@@ -41,9 +41,9 @@ struct Ending {
 
 struct MemoryManager::Parts {
   LanguageModel& model;
-  std::mutex mutex; // guards what follows
-  std::map<std::string, std::map<std::string, Entry>> spaces;
-  std::list<std::pair<std::string, std::shared_ptr<const Memories>>> ready; // last used first
+  Mutex mutex;
+  std::map<std::string, std::map<std::string, Entry>> spaces GUARDED_BY(mutex);
+  std::list<std::pair<std::string, std::shared_ptr<const Memories>>> ready GUARDED_BY(mutex); // last used first
   static inline std::atomic<uint64_t> last = 0;
 };
 
@@ -82,7 +82,7 @@ int MemoryManager::add_memories(
     run([&](Model&) { memory = reader->step(); });
   }
   run([&](Model&) { reader.reset(); });
-  std::lock_guard lock(parts_->mutex);
+  Lock lock(parts_->mutex);
   if (!parts_->spaces[space].insert_or_assign(id, Entry{++Parts::last, memory}).second) {
     parts_->ready.clear(); // what the old one was a part of
   }
@@ -90,7 +90,7 @@ int MemoryManager::add_memories(
 }
 
 std::vector<std::string> MemoryManager::ids(const std::string& space) const {
-  std::lock_guard lock(parts_->mutex);
+  Lock lock(parts_->mutex);
   std::vector<std::string> out;
   if (auto found = parts_->spaces.find(space); found != parts_->spaces.end()) {
     for (auto& [id, entry] : found->second) {
@@ -101,7 +101,7 @@ std::vector<std::string> MemoryManager::ids(const std::string& space) const {
 }
 
 bool MemoryManager::erase(const std::string& space, const std::string& id) {
-  std::lock_guard lock(parts_->mutex);
+  Lock lock(parts_->mutex);
   auto found = parts_->spaces.find(space);
   if (found == parts_->spaces.end() || found->second.erase(id) == 0) {
     return false;
@@ -110,17 +110,15 @@ bool MemoryManager::erase(const std::string& space, const std::string& id) {
   return true;
 }
 
-Recall MemoryManager::recall(
-    const std::string& space,
-    const std::vector<std::string>& ids,
-    const RecallOptions& options) const {
-  if (options.top_k < 0) {
-    fail_field("top_k", "[memory] top_k must not be negative; got {}", options.top_k);
+Recall MemoryManager::recall(const std::string& space, const std::vector<std::string>& ids, const RecallHow& how)
+    const {
+  if (how.top_k < 0) {
+    fail_field("top_k", "[memory] top_k must not be negative; got {}", how.top_k);
   }
-  if (options.threshold && !(std::abs(*options.threshold) <= 1)) {
-    fail_field("similarity_threshold", "[memory] a threshold must be from -1 to 1; got {}", *options.threshold);
+  if (how.threshold && !(std::abs(*how.threshold) <= 1)) {
+    fail_field("similarity_threshold", "[memory] a threshold must be from -1 to 1; got {}", *how.threshold);
   }
-  std::lock_guard lock(parts_->mutex);
+  Lock lock(parts_->mutex);
   const auto found = parts_->spaces.find(space);
   std::vector<std::shared_ptr<const Memory>> chosen;
   std::string texts;
@@ -142,8 +140,8 @@ Recall MemoryManager::recall(
   if (chosen.empty()) {
     return {};
   }
-  if (!options.layers.empty() && options.layers.size() != chosen[0]->layers.size()) {
-    fail_field("layers", "[memory] there must be {} layers; got {}", chosen[0]->layers.size(), options.layers.size());
+  if (!how.layers.empty() && how.layers.size() != chosen[0]->layers.size()) {
+    fail_field("layers", "[memory] there must be {} layers; got {}", chosen[0]->layers.size(), how.layers.size());
   }
   auto& ready = parts_->ready;
   auto known = std::find_if(ready.begin(), ready.end(), [&](auto& entry) { return entry.first == texts; });
@@ -159,18 +157,14 @@ Recall MemoryManager::recall(
   std::string key = fmt::format(
       "{}/{}/{}/{}/{}/",
       texts,
-      options.top_k,
-      options.contiguous,
-      options.by_dot,
-      options.threshold ? fmt::format("{}", *options.threshold) : "");
-  for (const bool used : options.layers) {
+      how.top_k,
+      how.contiguous,
+      how.by_dot,
+      how.threshold ? fmt::format("{}", *how.threshold) : "");
+  for (const bool used : how.layers) {
     key += used ? '1' : '0';
   }
-  return {
-      std::make_shared<Recalled>(
-          memories, RecallHow{options.top_k, options.contiguous, options.by_dot, options.threshold, options.layers}),
-      key,
-      options.contiguous ? memories->tokens() : 0};
+  return {std::make_shared<Recalled>(memories, how), key, how.contiguous ? memories->tokens() : 0};
 }
 
 } // namespace parallm

@@ -5,6 +5,7 @@
 // steps, so others are served meanwhile.
 #pragma once
 
+#include "kv/recall_how.h"
 #include "library/mlx_parallm.h"
 
 namespace parallm {
@@ -13,14 +14,6 @@ struct ReadOptions {
   int stride = 512; // new tokens of each window of a long text after the first
   int max_length = 3072; // tokens of a window
   std::vector<int32_t> dropped; // special tokens: read, no memories
-};
-
-struct RecallOptions {
-  int top_k = 16; // memories of each query, in each layer and head
-  bool contiguous = false; // they stand before the prompt; else all at position 0
-  bool by_dot = false; // the most similar by q.k; else by cosine
-  std::optional<float> threshold; // of the cosine
-  std::vector<bool> layers; // which use memories; empty: all
 };
 
 class MemoryManager {
@@ -45,7 +38,7 @@ class MemoryManager {
 
   /** For Request::recall: these texts as they are now; `ids` empty: all of the namespace. Errors: not_found, naming the
    * id; invalid (`param` names the option). */
-  Recall recall(const std::string& space, const std::vector<std::string>& ids, const RecallOptions& options = {}) const;
+  Recall recall(const std::string& space, const std::vector<std::string>& ids, const RecallHow& how = {}) const;
 
  private:
   struct Parts;

@@ -74,6 +74,14 @@ uint64_t Address::take_number(const std::string& name, uint64_t otherwise, uint6
   return number;
 }
 
+size_t Address::take_exact() {
+  return take_number("exact", 20'000, 0, 1'000'000'000);
+}
+
+int Address::take_timeout(int otherwise) {
+  return static_cast<int>(take_number("timeout_ms", otherwise, 1, 600'000));
+}
+
 std::string Address::shown() const {
   if (host.empty()) {
     return scheme + ":" + path;

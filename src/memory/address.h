@@ -2,6 +2,7 @@
 // in every part. Our own parameters are taken out by `take`; what nobody takes is an error.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -20,6 +21,9 @@ struct Address {
   std::string take(const std::string& name, const std::string& otherwise = "");
   /** The same of a whole number. Errors: invalid. */
   uint64_t take_number(const std::string& name, uint64_t otherwise, uint64_t least, uint64_t most);
+  /** `exact` and `timeout_ms` of docs/memory.md, with their bounds. */
+  size_t take_exact();
+  int take_timeout(int otherwise = 30'000);
   /** For messages: without the password and the parameters. */
   std::string shown() const;
 };

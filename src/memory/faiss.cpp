@@ -183,7 +183,7 @@ std::unique_ptr<Records> open_faiss(Address& address) {
     fail(Kind::invalid, "[memory] faiss: needs a folder, as faiss:/path");
   }
   const std::string kind = address.take("index", "hnsw");
-  const size_t exact = address.take_number("exact", 20'000, 0, 1'000'000'000);
+  const size_t exact = address.take_exact();
   MakeNearest make;
   if (kind == "hnsw") {
     make = [](size_t dimensions) { return std::make_unique<Hnsw>(dimensions); };

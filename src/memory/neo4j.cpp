@@ -440,8 +440,8 @@ std::unique_ptr<Records> open_neo4j(Address& address) {
   if (address.host.empty()) {
     address.host = "127.0.0.1";
   }
-  const auto timeout = static_cast<int>(address.take_number("timeout_ms", 30'000, 1, 600'000));
-  const size_t exact = address.take_number("exact", 20'000, 0, 1'000'000'000);
+  const int timeout = address.take_timeout();
+  const size_t exact = address.take_exact();
   curl_global_init(CURL_GLOBAL_DEFAULT);
   return std::make_unique<Neo4jRecords>(
       [address, timeout] { return std::make_unique<Connection>(address, timeout); }, exact);

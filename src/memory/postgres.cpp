@@ -547,8 +547,8 @@ class PostgresRecords : public Records {
 } // namespace
 
 std::unique_ptr<Records> open_postgres(Address& address) {
-  const size_t exact = address.take_number("exact", 20'000, 0, 1'000'000'000);
-  const std::chrono::milliseconds timeout(address.take_number("timeout_ms", 30'000, 1, 600'000));
+  const size_t exact = address.take_exact();
+  const std::chrono::milliseconds timeout(address.take_timeout());
   const std::string name = address.take("schema", "mlx_parallm_memory");
   if (name.empty() || name.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_") != name.npos) {
     fail(Kind::invalid, "[memory] schema of a store's address is of a-z, 0-9 and _; got {}", name);

@@ -557,9 +557,9 @@ std::unique_ptr<Records> open_redis(Address& address) {
   if (address.host.empty()) {
     address.host = "127.0.0.1";
   }
-  const auto timeout = static_cast<int>(address.take_number("timeout_ms", 30'000, 1, 600'000));
+  const int timeout = address.take_timeout();
   const std::string prefix = address.take("prefix", "mlx_parallm_memory");
-  const size_t exact = address.take_number("exact", 20'000, 0, 1'000'000'000);
+  const size_t exact = address.take_exact();
   return std::make_unique<RedisRecords>(
       [address, timeout] { return std::make_unique<Connection>(address, timeout); }, prefix, exact);
 }

@@ -466,8 +466,7 @@ std::unique_ptr<Records> open_sqlite(Address& address) {
     fail(Kind::invalid, "[memory] sqlite: needs a file, as sqlite:/path");
   }
   make_folders_durably(std::filesystem::absolute(address.path).parent_path());
-  return std::make_unique<SqliteRecords>(
-      address.path, static_cast<int>(address.take_number("timeout_ms", 10'000, 1, 600'000)));
+  return std::make_unique<SqliteRecords>(address.path, address.take_timeout(10'000));
 }
 
 } // namespace parallm

@@ -70,11 +70,12 @@ mx::array unpack_awq(const mx::array& words) {
   return mx::reshape(codes, {words.shape(0), words.shape(1) * 8});
 }
 
-/** [N,K] numbers below 16 -> [N,K/8] words, the first in the lowest bits. */
-mx::array pack_nibbles(const mx::array& codes) {
-  auto eights = mx::reshape(codes, {codes.shape(0), codes.shape(1) / 8, 8});
-  auto shifts = mx::multiply(mx::arange(0, 8, mx::uint32), mx::array(4, mx::uint32));
-  return mx::astype(mx::sum(mx::left_shift(eights, shifts), 2), mx::uint32);
+/** [N,K] numbers of `bits` bits -> words [N,K*bits/32], the first in the lowest bits. */
+mx::array pack(const mx::array& codes, int bits) {
+  const int each = 32 / bits;
+  auto words = mx::reshape(codes, {codes.shape(0), codes.shape(1) / each, each});
+  auto shifts = mx::multiply(mx::arange(0, each, mx::uint32), mx::array(bits, mx::uint32));
+  return mx::astype(mx::sum(mx::left_shift(words, shifts), 2), mx::uint32);
 }
 
 /** qweight [K,N/8], scales [groups,N], qzeros [groups,N/8]: weight = (code - zero) * scale. Without qzeros the zero is
@@ -111,7 +112,7 @@ Quantizations from_awq(const Config& options, Arrays& arrays) {
       auto codes = unpack_awq(pop(arrays, layer + ".qzeros", 2, layer));
       zeros = mx::negative(mx::astype(mx::transpose(codes), mx::float32));
     }
-    arrays.insert_or_assign(layer + ".weight", pack_nibbles(mx::transpose(unpack_awq(qweight))));
+    arrays.insert_or_assign(layer + ".weight", pack(mx::transpose(unpack_awq(qweight)), 4));
     arrays.insert_or_assign(layer + ".biases", mx::astype(mx::multiply(zeros, scales), scales.dtype()));
     arrays.insert_or_assign(layer + ".scales", mx::contiguous(scales));
     dtype = scales.dtype();
@@ -225,13 +226,6 @@ Quantizations from_fp8(const Config& options, Arrays& arrays) {
   return {};
 }
 
-/** [N,K] numbers below 4 -> [N,K/16] words, the first in the lowest bits. */
-mx::array pack_pairs(const mx::array& codes) {
-  auto sixteens = mx::reshape(codes, {codes.shape(0), codes.shape(1) / 16, 16});
-  auto shifts = mx::multiply(mx::arange(0, 16, mx::uint32), mx::array(2, mx::uint32));
-  return mx::astype(mx::sum(mx::left_shift(sixteens, shifts), 2), mx::uint32);
-}
-
 /** weight uint8 [N/4,K] holds in its bits 2i and 2i+1 row i*N/4 + r's number + 1, each -1, 0 or 1; weight_scale [1] is
  * a factor (transformers' AutoBitLinear) or a divisor (its BitLinear, and where nothing is said). */
 Quantizations from_bitnet(const Config& options, Arrays& arrays) {
@@ -264,7 +258,7 @@ Quantizations from_bitnet(const Config& options, Arrays& arrays) {
     auto codes = mx::concatenate(quarters, 0);
     auto factor = divides ? mx::reciprocal(mx::astype(scale, mx::float32)) : scale; // not rounded to 16 bits
     auto scales = mx::contiguous(mx::broadcast_to(factor, {codes.shape(0), codes.shape(1) / group}));
-    arrays.insert_or_assign(layer + ".weight", pack_pairs(codes));
+    arrays.insert_or_assign(layer + ".weight", pack(codes, 2));
     arrays.insert_or_assign(layer + ".biases", mx::negative(scales));
     arrays.insert_or_assign(layer + ".scales", scales);
   }

@@ -210,23 +210,19 @@ mx::array Linear::operator()(const mx::array& x) const {
 
 std::vector<mx::array>
 apply_each(const std::vector<const Linear*>& layers, const mx::array& x, const std::vector<mx::Shape>& outs) {
-  std::vector<mx::array> results;
-  if (std::any_of(layers.begin(), layers.end(), [](auto* layer) { return layer->rotation_.has_value(); })) {
-    for (size_t i = 0; i < layers.size(); ++i) {
-      results.push_back(mx::reshape((*layers[i])(x), outs[i]));
-    }
-    return results;
-  }
-  if (on_cpu()) {
+  const bool straight =
+      std::none_of(layers.begin(), layers.end(), [](auto* layer) { return layer->rotation_.has_value(); });
+  if (on_cpu() && straight) {
     std::vector<cpu::Operand> operands;
     for (auto* layer : layers) {
       operands.push_back(operand(layer->matrix_, layer->bias_));
     }
     return cpu::matmuls(x, operands, outs);
   }
+  std::vector<mx::array> results;
   std::vector<cuda::Factor> factors;
   for (auto* layer : layers) {
-    auto factor = cuda_factor(x, layer->matrix_);
+    auto factor = straight ? cuda_factor(x, layer->matrix_) : std::nullopt;
     if (factor && layer->matrix_.quantization == layers[0]->matrix_.quantization) {
       factors.push_back(*factor);
     }

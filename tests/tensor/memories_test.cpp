@@ -63,7 +63,7 @@ TEST_CASE("memories: a text is known while it is there, in its namespace alone")
 
   for (bool contiguous : {false, true}) {
     CAPTURE(contiguous);
-    const RecallOptions how{.top_k = contiguous ? 1000 : 16, .contiguous = contiguous};
+    const RecallHow how{.top_k = contiguous ? 1000 : 16, .contiguous = contiguous};
     const auto a = memories.recall("a", {}, how), b = memories.recall("b", {}, how);
     CHECK(says(model, answer(model, a), "7392"));
     CHECK(says(model, answer(model, b), "5108"));

@@ -69,6 +69,10 @@ void check(bool holds, const char* what, const mx::array& got) {
 
 } // namespace
 
+int kv_group_size(int dim) {
+  return static_cast<int>(kv_group(dim));
+}
+
 size_t kv_row_bytes(int dim, int bits) {
   return kv_code_row(dim, bits);
 }

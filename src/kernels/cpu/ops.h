@@ -112,6 +112,8 @@ struct PagedAttentionShape {
  * scale
  *  * code, in groups of 64, or 32 where 64 does not divide dim (affine, as MLX's `quantize`). */
 size_t kv_row_bytes(int dim, int bits);
+/** Those groups' size. */
+int kv_group_size(int dim);
 
 /** RoPE, cache write and attention of one layer for a flat step (kv/cache.h has the words).
  *  q [T,H,D], k [T,G,D], v [T,G,Dv] un-rotated; cos, sin [T, rope_dims/2] float32 (any array where rope_dims is 0);

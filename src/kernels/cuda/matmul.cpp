@@ -4,9 +4,9 @@
 #include "kernels/cuda/kernel.h"
 #include "kernels/cuda/matmul_code.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/pending.h"
 
 #include <fmt/format.h>
-#include <mlx/primitives.h>
 
 #include <algorithm>
 #include <map>
@@ -251,13 +251,6 @@ class Product : public mx::Primitive {
   Factor factor_;
 };
 
-/** What y is, where it is a matmul that nobody has evaluated. */
-const Product* pending(const mx::array& y) {
-  return y.status() == mx::array::Status::unscheduled && y.has_primitive()
-      ? dynamic_cast<const Product*>(&y.primitive())
-      : nullptr;
-}
-
 bool alike(const Factor& a, const Factor& b) {
   return has_codes(a) == has_codes(b) && a.group_size == b.group_size && a.bits == b.bits;
 }
@@ -289,7 +282,7 @@ mx::array matmul(const mx::array& x, const Factor& factor) {
 }
 
 std::optional<mx::array> gated_matmul(const mx::array& gate, const mx::array& up) {
-  auto *a = pending(gate), *b = pending(up);
+  auto *a = pending<Product>(gate), *b = pending<Product>(up);
   if (!a || !b || gate.inputs()[0].id() != up.inputs()[0].id() || gate.shape() != up.shape() ||
       !alike(a->factor(), b->factor())) {
     return {};
@@ -305,7 +298,7 @@ std::optional<mx::array> gated_matmul(const mx::array& gate, const mx::array& up
 }
 
 mx::array add(const mx::array& x, const mx::array& y) {
-  auto* product = pending(y);
+  auto* product = pending<Product>(y);
   if (!product || x.shape() != y.shape() || x.dtype() != y.dtype()) {
     return mx::add(x, y);
   }
