@@ -61,6 +61,21 @@ class Recalled {
   const RecallHow how;
 };
 
+/** What the queries of a step that recall the same give to their memories, on the device. */
+struct MemorySums {
+  std::optional<mx::array> all; // float32 [queries,3,N]: mass summed over heads and layers, greatest cosine, count
+  int heads = 0; // over the recorded layers
+};
+
+/** What one query gives: Span::record, made for one step. Once the layers have run, `sums` says what to evaluate. */
+struct MemoryRecord {
+  std::shared_ptr<MemorySums> sums; // null: it has no memories
+  int place = 0; // of the query among them
+
+  /** Once `sums->all` is evaluated; memories in rising order. */
+  MemoryUse use() const;
+};
+
 /** Why a model of these layers takes no memories; empty: it does. */
 std::string why_no_memories(const std::vector<CacheSpec>& layers);
 

@@ -148,7 +148,8 @@ struct RecallShape {
 /** Adds memories to attention that is done: each query takes the `top_k` most similar keys (of equal ones the first)
  *  into its softmax. q float32 [T,H,D], rotated; keys [G,N,D] and values [G,N,Dv] of one float type; inverse_norms
  *  float32 [G,N] of the keys; local [T,H,Dv] and masses float32 [T,H], as paged_attention gives them. Query head h
- *  reads kv head h / (H/G). -> [T,H,Dv] in local's dtype. */
+ *  reads kv head h / (H/G). -> [T,H,Dv] in local's dtype. `record`, where not null: float32 [T,3,N], becomes itself and
+ *  what each token gives to each memory: softmax weights summed over heads, the greatest cosine, how often chosen. */
 mx::array recall(
     const mx::array& q,
     const mx::array& keys,
@@ -156,7 +157,8 @@ mx::array recall(
     const mx::array& values,
     const mx::array& local,
     const mx::array& masses,
-    const RecallShape& shape);
+    const RecallShape& shape,
+    mx::array* record = nullptr);
 
 /** One token for each row of logits [R,V] float32, in one pass over each row: temperature, min_p, top_k, top_p, then
  *  the token where the running sum of what is left, in vocabulary order, first exceeds draw * total. Arrays [R]:

@@ -4,11 +4,24 @@
 #include "kernels/cpu/ops.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace parallm::cpu {
 namespace {
 
-/** Inputs: q, keys, inverse_norms, values, local, masses. */
+/** `next` with the numbers of `sums`: in their memory, where nobody else reads that. */
+float* added_to(const mx::array& sums, mx::array& next, mx::cpu::CommandEncoder& encoder) {
+  if (sums.is_donatable() && sums.flags().row_contiguous) {
+    next.copy_shared_buffer(sums);
+    return next.data<float>();
+  }
+  const mx::array from = row_contiguous(sums, encoder);
+  float* to = allocate<float>(next);
+  encoder.dispatch([from = from.data<float>(), to, size = from.size()] { std::copy_n(from, size, to); });
+  return to;
+}
+
+/** Inputs: q, keys, inverse_norms, values, local, masses, then maybe the record. */
 class Recall : public CpuPrimitive {
  public:
   explicit Recall(const RecallShape& shape) : shape_(shape) {}
@@ -18,8 +31,8 @@ class Recall : public CpuPrimitive {
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     auto& encoder = mx::cpu::get_command_encoder(stream());
     std::vector<mx::array> in;
-    for (const auto& input : inputs) {
-      in.push_back(row_contiguous(input, encoder));
+    for (size_t i = 0; i < 6; i++) {
+      in.push_back(row_contiguous(inputs[i], encoder));
     }
     RecallJob job{};
     job.tokens = in[0].shape(0);
@@ -42,6 +55,9 @@ class Recall : public CpuPrimitive {
     job.by_dot = shape_.by_dot;
     job.threshold = shape_.threshold;
     job.out = allocate(outputs[0]);
+    if (inputs.size() > 6) {
+      job.record = added_to(inputs[6], outputs[1], encoder);
+    }
     dispatch(encoder, [job] { run_recall(job); });
   }
 
@@ -64,7 +80,8 @@ mx::array recall(
     const mx::array& values,
     const mx::array& local,
     const mx::array& masses,
-    const RecallShape& shape) {
+    const RecallShape& shape,
+    mx::array* record) {
   check(q.ndim() == 3 && q.dtype() == mx::float32, "q must be float32 [T,H,D]", q);
   const int T = q.shape(0), H = q.shape(1), D = q.shape(2);
   check(
@@ -88,7 +105,16 @@ mx::array recall(
     fail_op("recall", "top_k must not be negative; got ", shape.top_k);
   }
   std::vector<mx::array> inputs{q, keys, inverse_norms, values, local, masses};
-  return mx::array(out, local.dtype(), std::make_shared<Recall>(shape), std::move(inputs));
+  auto primitive = std::make_shared<Recall>(shape);
+  if (record == nullptr) {
+    return mx::array(out, local.dtype(), std::move(primitive), std::move(inputs));
+  }
+  const mx::Shape sums{T, 3, N};
+  check(record->shape() == sums && record->dtype() == mx::float32, "record must be float32 [T,3,N]", *record);
+  inputs.push_back(std::exchange(*record, mx::array(0.0f))); // nobody else is to hold it
+  auto outputs = mx::array::make_arrays({out, sums}, {local.dtype(), mx::float32}, primitive, inputs);
+  *record = outputs[1];
+  return outputs[0];
 }
 
 } // namespace parallm::cpu

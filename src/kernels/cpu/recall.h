@@ -23,6 +23,7 @@ struct RecallJob {
   bool by_dot;
   std::optional<float> threshold;
   void* out; // [T,H,Dv]
+  float* record; // [T,3,N], added to; null: none
 };
 
 void run_recall(const RecallJob& job);

@@ -125,8 +125,16 @@ std::vector<uint32_t> choose(const RecallJob& job, const float* products, const 
   return chosen;
 }
 
+/** What a head of a token gives to one memory. */
+struct Given {
+  uint32_t memory;
+  float weight; // negative: left out
+  float cosine;
+};
+
+/** `given`, where not null: [top_k], all written. */
 template <class T, class P>
-void finish(const RecallJob& job, size_t t, size_t h, const float* products) {
+void finish(const RecallJob& job, size_t t, size_t h, const float* products, Given* given) {
   const size_t g = h / (job.heads / job.kv_heads), row = t * job.heads + h;
   const float* norms = job.inverse_norms + g * job.memories;
   const auto chosen = choose(job, products, job.by_dot ? nullptr : norms);
@@ -135,13 +143,16 @@ void finish(const RecallJob& job, size_t t, size_t h, const float* products) {
   float* out = weights + round_up(chosen.size(), 16);
   float* value = out + v_dim;
   const float* q = job.q + row * job.dim;
-  float least_product = minus_infinity; // of cosine 1
-  if (job.threshold) {
+  float length = 0, least_product = minus_infinity; // of cosine 1
+  if (job.threshold || given) {
     double squares = 0;
     for (size_t i = 0; i < job.dim; i++) {
       squares += double{q[i]} * q[i];
     }
-    least_product = *job.threshold * static_cast<float>(std::sqrt(squares));
+    length = static_cast<float>(std::sqrt(squares));
+  }
+  if (job.threshold) {
+    least_product = *job.threshold * length;
   }
   float top = job.masses[row];
   for (size_t i = 0; i < chosen.size(); i++) {
@@ -166,6 +177,10 @@ void finish(const RecallJob& job, size_t t, size_t h, const float* products) {
   for (size_t c = 0; c < chosen.size(); c++) {
     const float weight = std::exp(weights[c] - top);
     total += weight;
+    if (given) {
+      const float cosine = products[chosen[c]] * norms[chosen[c]] / std::max(length, 1e-12f);
+      given[c] = {chosen[c], weights[c] == minus_infinity ? -1 : weight, cosine};
+    }
     widen(values + chosen[c] * job.v_dim, job.v_dim, value, v_dim);
     for (size_t i = 0; i < v_dim; i += lanes) {
       store(hn::MulAdd(hn::Set(F32(), weight), load(value + i), load(out + i)), out + i);
@@ -175,6 +190,22 @@ void finish(const RecallJob& job, size_t t, size_t h, const float* products) {
     store(hn::Div(load(out + i), hn::Set(F32(), total)), out + i);
   }
   narrow(out, job.v_dim, static_cast<T*>(job.out) + row * job.v_dim);
+  for (size_t c = 0; given && c < chosen.size(); c++) {
+    given[c].weight /= total;
+  }
+}
+
+/** Adds what a token's heads give, head after head. */
+void add_record(const RecallJob& job, const Given* given, float* record) {
+  float *masses = record, *cosines = masses + job.memories, *counts = cosines + job.memories;
+  for (size_t i = 0; i < job.heads * job.top_k; i++) {
+    const auto& [n, weight, cosine] = given[i];
+    if (weight >= 0) {
+      masses[n] += weight;
+      cosines[n] = std::max(cosines[n], cosine);
+      counts[n] += 1;
+    }
+  }
 }
 
 template <class T, class P>
@@ -184,6 +215,8 @@ void run(const RecallJob& job) {
   const size_t most = std::max<size_t>(1, most_products / (job.heads * job.memories)); // tokens of a round
   // Kept by this thread: fresh memory of this size would be mapped anew for each layer.
   float* products = thread_scratch(scratch_products, std::min(most, job.tokens) * job.heads * job.memories);
+  const size_t record_size = job.heads * job.top_k; // of a token
+  std::vector<Given> given(job.record ? std::min(most, job.tokens) * record_size : 0);
   for (size_t base = 0; base < job.tokens; base += most) {
     const size_t tokens = std::min(most, job.tokens - base);
     std::vector<Item> items;
@@ -196,8 +229,14 @@ void run(const RecallJob& job) {
     }
     parallel_for(items.size(), [&](size_t i) { multiply_stretch<P>(job, items[i], base, products); });
     parallel_for(tokens * job.heads, [&](size_t i) {
-      finish<T, P>(job, base + i / job.heads, i % job.heads, products + i * job.memories);
+      Given* to = job.record ? given.data() + i * job.top_k : nullptr;
+      finish<T, P>(job, base + i / job.heads, i % job.heads, products + i * job.memories, to);
     });
+    if (job.record) {
+      parallel_for(tokens, [&](size_t t) {
+        add_record(job, given.data() + t * record_size, job.record + (base + t) * 3 * job.memories);
+      });
+    }
   }
 }
 
