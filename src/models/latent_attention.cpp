@@ -105,8 +105,12 @@ void split_kv_b(Weights& weights, const std::string& name, const LatentArgs& arg
   if (!w) {
     return;
   }
+  std::optional<mx::array> factor;
+  if (auto global = weights.pull(from + ".global_scale")) {
+    factor = mx::divide(*global, mx::array(global_scale_unit));
+  }
   // mx::quantize doesn't make a GGUF file's groups of 16.
-  const bool pack = how && quantized_again && (how->mode != "affine" || how->group_size >= 32);
+  const bool pack = how && quantized_again && !factor && (how->mode != "affine" || how->group_size >= 32);
   if (how) {
     auto scales = *weights.pull(from + ".scales");
     auto biases = weights.pull(from + ".biases");
@@ -115,7 +119,7 @@ void split_kv_b(Weights& weights, const std::string& name, const LatentArgs& arg
     }
     // What stays dense keeps all that the codes say; what is packed again goes mlx-lm's way, in the scales' type.
     auto type = !pack ? mx::float32 : biases ? scales.dtype() : mx::bfloat16;
-    w = dequantize(*w, scales, biases, *how, type);
+    w = dequantize(*w, scales, biases, *how, type, factor);
   }
   int heads = args.num_attention_heads, width = args.qk_nope_head_dim + args.v_head_dim;
   if (w->shape() != mx::Shape{heads * width, args.kv_lora_rank}) {

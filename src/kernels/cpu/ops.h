@@ -23,6 +23,7 @@ struct Operand {
   mx::array w;
   std::optional<mx::array> scales = {};
   std::optional<mx::array> biases = {}; // affine codes'
+  std::optional<mx::array> global_scale = {}; // float32, a factor of small floats' scales
   std::optional<mx::array> bias = {}; // [N]
   int group_size = 0;
   int bits = 0;
@@ -63,7 +64,8 @@ mx::array grouped_matmul(
     const mx::array& which,
     const std::optional<mx::array>& bias = {});
 
-/** The same with w as quantized_matmul's, each with a leading axis E. */
+/** The same with w as quantized_matmul's, each with a leading axis E; global_scale float32 [E], factors of small
+ * floats' scales. */
 mx::array grouped_quantized_matmul(
     const mx::array& x,
     const mx::array& w,
@@ -73,7 +75,8 @@ mx::array grouped_quantized_matmul(
     int bits,
     const mx::array& which,
     const std::optional<mx::array>& bias = {},
-    const std::string& mode = "affine");
+    const std::string& mode = "affine",
+    const std::optional<mx::array>& global_scale = {});
 
 /** The places of the k greatest of each row of scores float32 [T,E] -> int32 [T,k], in falling order, of equal ones the
  * first first. */
