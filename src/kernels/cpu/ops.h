@@ -149,7 +149,8 @@ struct RecallShape {
  *  into its softmax. q float32 [T,H,D], rotated; keys [G,N,D] and values [G,N,Dv] of one float type; inverse_norms
  *  float32 [G,N] of the keys; local [T,H,Dv] and masses float32 [T,H], as paged_attention gives them. Query head h
  *  reads kv head h / (H/G). -> [T,H,Dv] in local's dtype. `record`, where not null: float32 [T,3,N], becomes itself and
- *  what each token gives to each memory: softmax weights summed over heads, the greatest cosine, how often chosen. */
+ *  what each token gives to each memory: softmax weights summed over heads, the greatest cosine, how often chosen.
+ *  WRITTEN IN PLACE: what it was must not be read by others. */
 mx::array recall(
     const mx::array& q,
     const mx::array& keys,

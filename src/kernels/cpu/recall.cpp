@@ -4,22 +4,9 @@
 #include "kernels/cpu/ops.h"
 
 #include <algorithm>
-#include <utility>
 
 namespace parallm::cpu {
 namespace {
-
-/** `next` with the numbers of `sums`: in their memory, where nobody else reads that. */
-float* added_to(const mx::array& sums, mx::array& next, mx::cpu::CommandEncoder& encoder) {
-  if (sums.is_donatable() && sums.flags().row_contiguous) {
-    next.copy_shared_buffer(sums);
-    return next.data<float>();
-  }
-  const mx::array from = row_contiguous(sums, encoder);
-  float* to = allocate<float>(next);
-  encoder.dispatch([from = from.data<float>(), to, size = from.size()] { std::copy_n(from, size, to); });
-  return to;
-}
 
 /** Inputs: q, keys, inverse_norms, values, local, masses, then maybe the record. */
 class Recall : public CpuPrimitive {
@@ -56,7 +43,9 @@ class Recall : public CpuPrimitive {
     job.threshold = shape_.threshold;
     job.out = allocate(outputs[0]);
     if (inputs.size() > 6) {
-      job.record = added_to(inputs[6], outputs[1], encoder);
+      const auto sums = row_contiguous(inputs[6], encoder);
+      outputs[1].copy_shared_buffer(sums);
+      job.record = outputs[1].data<float>();
     }
     dispatch(encoder, [job] { run_recall(job); });
   }
@@ -111,7 +100,7 @@ mx::array recall(
   }
   const mx::Shape sums{T, 3, N};
   check(record->shape() == sums && record->dtype() == mx::float32, "record must be float32 [T,3,N]", *record);
-  inputs.push_back(std::exchange(*record, mx::array(0.0f))); // nobody else is to hold it
+  inputs.push_back(*record);
   auto outputs = mx::array::make_arrays({out, sums}, {local.dtype(), mx::float32}, primitive, inputs);
   *record = outputs[1];
   return outputs[0];
