@@ -16,7 +16,7 @@ Each tests/golden/models/<name>.json is a config.json; its key "golden" (optiona
   awq         a group size: as AutoAWQ packs them, and no second model
   quantized   false: no second model
   hf          stored under the names and in the layout of Hugging Face's repository: {"stacked": "separate"}, where
-              "{}" of the separate name counts experts
+              "{}" of the separate name counts experts, and a list of names shares the rows among them
   layout      a list of what else differs in Hugging Face's repository: "conv" ([C,1,K]), "norms" (stored as weight - 1),
               "c_" (GPT-2's matrices with inputs first)
   fused       of that layout: tensors that are one there, a list of rules (see `fuse`)
@@ -328,7 +328,10 @@ def hf_layout(weights, how):
         value = hf_tensor(key, value, how.get("layout", []))
         for stacked, separate in how.get("hf", {}).items():
             if stacked in key:
-                if "{}" in separate:
+                if isinstance(separate, list):
+                    rows = mx.split(value, len(separate))
+                    out.update({key.replace(stacked, name): mx.contiguous(x) for name, x in zip(separate, rows)})
+                elif "{}" in separate:
                     for e in range(value.shape[0]):
                         out[key.replace(stacked, separate.format(e))] = mx.contiguous(value[e])
                 else:
@@ -410,12 +413,7 @@ def save_gguf(folder, weights, config):
     if "rope_scaling" in config:  # "longrope" from the model's own length is a factor for each frequency, and no more
         arrays["rope_freqs.weight"] = mx.array(config["rope_scaling"]["long_factor"])
 
-    def u32(value):
-        return mx.array(value, dtype=mx.uint32)
-
-    def f32(value):
-        return mx.array(value, dtype=mx.float32)
-
+    u32, f32 = (lambda value, dtype=dtype: mx.array(value, dtype=dtype) for dtype in (mx.uint32, mx.float32))
     size = config["vocab_size"]
     metadata = {
         "general.architecture": "llama",

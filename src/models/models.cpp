@@ -59,6 +59,7 @@ Maker make_internlm2;
 Maker make_internlm3;
 Maker make_iquestloopcoder;
 Maker make_jamba;
+Maker make_kimi_k3;
 Maker make_kimi_linear;
 Maker make_kimi_vl;
 Maker make_klear;
@@ -183,6 +184,7 @@ constexpr struct {
     {"joyai_llm_flash", make_deepseek_v3},
     {"kimi_k2", make_deepseek_v3},
     {"kimi_k25", make_kimi_vl},
+    {"kimi_k3", make_kimi_k3},
     {"kimi_linear", make_kimi_linear},
     {"kimi_vl", make_kimi_vl},
     {"laguna", make_laguna},

@@ -56,6 +56,7 @@ constexpr struct {
     {"joyai_llm_flash", "mlp.gate", 0},
     {"kimi_k2", "mlp.gate", 0},
     {"kimi_k25", "mlp.gate", 0},
+    {"kimi_k3", "mlp.gate", 8},
     {"kimi_linear", "mlp.gate", 8},
     {"kimi_vl", "mlp.gate", 0},
     {"laguna", "mlp.gate.proj", 8},
@@ -80,8 +81,23 @@ constexpr struct {
     {"step3p5", "mlp.gate.gate", 8},
 };
 
-// The cast_predicate of the architectures that have one, by the parts of names that it keeps.
-constexpr const char* uncast[] = {"e_score_correction_bias", "expert_bias"};
+// The cast_predicate of the architectures that have one, by the parts of names that it keeps; no model_type: of all.
+constexpr struct {
+  const char* model_type;
+  const char* part;
+} uncast[] = {
+    {"", "e_score_correction_bias"},
+    {"", "expert_bias"},
+    {"kimi_k3", ".A_log"},
+    {"kimi_k3", ".dt_bias"},
+    {"kimi_linear", ".A_log"},
+    {"kimi_linear", ".dt_bias"},
+    {"nemotron_h", ".A_log"},
+    {"prism_hadamard_qwen35", ".A_log"},
+    {"qwen3_5", ".A_log"},
+    {"qwen3_5_moe", ".A_log"},
+    {"step3p5", "router_bias"},
+};
 
 std::vector<std::string_view> parts_of(std::string_view name) {
   std::vector<std::string_view> parts;
@@ -174,8 +190,10 @@ std::optional<Quantization> QuantRules::operator()(const std::string& layer, int
   return base_;
 }
 
-bool may_cast(const std::string& tensor) {
-  return std::none_of(std::begin(uncast), std::end(uncast), [&](auto* part) { return has(tensor, part); });
+bool may_cast(const std::string& model_type, const std::string& tensor) {
+  return std::none_of(std::begin(uncast), std::end(uncast), [&](auto& kept) {
+    return (*kept.model_type == 0 || model_type == kept.model_type) && has(tensor, kept.part);
+  });
 }
 
 } // namespace parallm
