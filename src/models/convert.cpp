@@ -305,7 +305,7 @@ std::string written_name(const Config& config, std::string name) {
     }
   }
   // In multimodal wrappers the text part's layers lie under language_model; make_model takes that away.
-  const bool wrapped = type != "muse_glimmer" &&
+  const bool wrapped = type != "muse_glimmer" && type != "muse_spark" &&
       (config.has("text_config") || type == "kimi_k3" || type == "qwen2_vl" || type == "qwen2_5_vl");
   return wrapped && !name.starts_with("model.language_model.") ? "language_model." + name : name;
 }

@@ -85,6 +85,7 @@ Maker make_mistral3;
 Maker make_mistral4;
 Maker make_mixtral;
 Maker make_muse_glimmer;
+Maker make_muse_spark;
 Maker make_nanbeige;
 Maker make_nanochat;
 Maker make_nemotron;
@@ -214,6 +215,7 @@ constexpr struct {
     {"mistral4", make_mistral4},
     {"mixtral", make_mixtral},
     {"muse_glimmer", make_muse_glimmer},
+    {"muse_spark", make_muse_spark},
     {"nanbeige", make_nanbeige},
     {"nanochat", make_nanochat},
     {"nemotron", make_nemotron},

@@ -92,6 +92,8 @@ constexpr struct {
     {"kimi_k3", ".dt_bias"},
     {"kimi_linear", ".A_log"},
     {"kimi_linear", ".dt_bias"},
+    {"muse_spark", "_alpha"},
+    {"muse_spark", "_beta"},
     {"nemotron_h", ".A_log"},
     {"prism_hadamard_qwen35", ".A_log"},
     {"qwen3_5", ".A_log"},
@@ -119,6 +121,16 @@ bool has(const std::string& name, const char* part) {
   return name.find(part) != std::string::npos;
 }
 
+/** The first number in a name; -1: none. */
+int layer_index(const std::string& name) {
+  for (auto part : parts_of(name)) {
+    if (auto index = number(part)) {
+      return *index;
+    }
+  }
+  return -1;
+}
+
 } // namespace
 
 std::vector<std::string> quant_recipes() {
@@ -135,6 +147,9 @@ QuantRules::QuantRules(
     const std::string& model_type,
     const std::vector<std::string>& layers)
     : base_(std::move(base)), model_type_(model_type) {
+  for (const auto& layer : layers) {
+    layers_ = std::max(layers_, layer_index(layer) + 1);
+  }
   if (recipe.empty()) {
     return;
   }
@@ -154,10 +169,6 @@ QuantRules::QuantRules(
   const auto parts = parts_of(*down);
   index_at_ =
       std::find_if(parts.begin(), parts.end(), [](auto part) { return number(part).has_value(); }) - parts.begin();
-  for (const auto& layer : layers) {
-    const auto own = parts_of(layer);
-    layers_ = std::max(layers_, (index_at_ < own.size() ? number(own[index_at_]).value_or(-1) : -1) + 1);
-  }
 }
 
 std::optional<Quantization> QuantRules::mixed(const std::string& layer) const {
@@ -177,6 +188,11 @@ std::optional<Quantization> QuantRules::operator()(const std::string& layer, int
   }
   if (low_bits_ > 0) {
     return mixed(layer);
+  }
+  if (model_type_ == "muse_spark") { // its experts, but not those of the first and the last layer
+    const int index = layer_index(layer);
+    const bool quantized = has(layer, ".mlp.experts.") && index > 0 && index < layers_ - 1;
+    return quantized ? std::optional(base_) : std::nullopt;
   }
   for (const auto& rule : own_rules) {
     if (model_type_ == rule.model_type && layer.ends_with(rule.ending)) {
