@@ -91,14 +91,9 @@ Citations cite(const MemoryView& view, const AnswerUse& use, bool by_document, i
     std::vector<int> answer_tokens;
   };
   std::vector<Sum> sums(passages.size());
-  for (size_t p = 0; p < passages.size(); ++p) {
-    for (int memory = passages[p].begin; memory < passages[p].end; ++memory) {
-      sums[p].score -= background(memory);
-    }
-  }
   for (const UsedMemory& used : use.whole.memories) {
     Sum& sum = sums[passage_of(used.memory)];
-    sum.score += used.mass / queries;
+    sum.score += cited_mass(used, use.whole.queries, background(used.memory)) / queries;
     sum.similarity = std::max(sum.similarity, used.cosine);
     sum.count += used.count;
   }
@@ -108,7 +103,7 @@ Citations cite(const MemoryView& view, const AnswerUse& use, bool by_document, i
       const size_t p = passage_of(used.memory);
       auto known = std::find_if(given.begin(), given.end(), [&](auto& entry) { return entry.first == p; });
       known = known == given.end() ? given.insert(given.end(), {p, 0.0f}) : known;
-      known->second += used.mass - background(used.memory);
+      known->second += cited_mass(used, 1, background(used.memory));
     }
     const auto best =
         std::max_element(given.begin(), given.end(), [](auto& a, auto& b) { return a.second < b.second; });

@@ -1,7 +1,7 @@
 // Which parts of a request's memories an answer came from. A part's score is
 // the attention that the answer's tokens gave to it, over all heads and layers,
-// less what it gets from prompts that have nothing to do with it (engine/
-// background.h): with the first tokens of a text drawing much of any query,
+// beyond what it gets from prompts that have nothing to do with it
+// (cited_mass): the first tokens of a text draw much of any query, so that
 // attention alone names no source. No tensor, any thread.
 #pragma once
 

@@ -60,7 +60,7 @@ TEST_CASE("citations: sentences by what they got above the background") {
   }
   SUBCASE("a background takes what every prompt gives") {
     std::vector<float> background(view.tokens, 0.0f);
-    background[0] = 0.5f;
+    background[0] = 0.25f;
     view.recall.background = std::make_shared<const std::vector<float>>(background);
     const Citations cited = cite(view, use, false, 10);
     REQUIRE(cited.list.size() == 2); // the first has less than its background
