@@ -217,6 +217,22 @@ class Connection : public std::enable_shared_from_this<Connection> {
     co_return error;
   }
 
+  /** Takes the Later's place. What its work may take is the request's own time, while its client is there. */
+  net::awaitable<std::optional<Error>> reply_later(Reply& reply) {
+    const auto later = std::get<std::unique_ptr<Later>>(std::move(reply));
+    const auto over = std::make_shared<std::atomic<bool>>(false);
+    gone_ = false;
+    stream_.expires_never();
+    watch();
+    timer_.expires_at(arrived_ + shared_.options.request_timeout);
+    timer_.async_wait(
+        [self = shared_from_this(), over](beast::error_code error) { *over = *over || !error || self->gone_; });
+    auto error = co_await reply_on(Route::On::waiting, reply, [&] { return later->work(*over); });
+    timer_.cancel();
+    co_await end_watch();
+    co_return error;
+  }
+
   net::awaitable<void> dispatch(Answer& answer, std::unique_ptr<Live>& live) {
     const Route* route = nullptr;
     std::string allow;
@@ -236,8 +252,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
       Reply reply;
       error = co_await reply_on(route->on, reply, [&] { return route->handle(request_, shared_.service); });
       while (!error && std::holds_alternative<std::unique_ptr<Later>>(reply)) {
-        auto later = std::get<std::unique_ptr<Later>>(std::move(reply));
-        error = co_await reply_on(Route::On::waiting, reply, later->work);
+        error = co_await reply_later(reply);
       }
       if (!error) {
         if (auto made = std::get_if<std::unique_ptr<Live>>(&reply)) {

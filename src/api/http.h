@@ -2,6 +2,7 @@
 // being made. No Beast here, so that only server.cpp compiles its templates.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
@@ -57,10 +58,10 @@ class Live {
 struct Later;
 using Reply = std::variant<Answer, std::unique_ptr<Live>, std::unique_ptr<Later>>;
 
-/** A reply that first has to wait for something outside the process (a database): made on threads that only such
- * replies hold up. */
+/** A reply that first has to wait for something outside the process (a database), or for long work: made on threads
+ * that only such replies hold up. `over` becomes true when nobody waits for it any more. */
 struct Later {
-  std::function<Reply()> work;
+  std::function<Reply(const std::atomic<bool>& over)> work;
 };
 
 } // namespace parallm

@@ -245,7 +245,7 @@ std::string required_space(const HttpRequest& request) {
 
 std::unique_ptr<Later> later(std::function<Reply()> work) {
   auto out = std::make_unique<Later>();
-  out->work = std::move(work);
+  out->work = [work = std::move(work)](const std::atomic<bool>&) { return work(); };
   return out;
 }
 

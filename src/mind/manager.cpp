@@ -202,9 +202,12 @@ Reading MemoryManager::reading(const Planned& planned) const {
   return out;
 }
 
-void MemoryManager::go_on() const {
+void MemoryManager::go_on(const std::atomic<bool>* over) const {
   if (stopping_) {
     fail(Kind::unavailable, "[memory] the server is shutting down");
+  }
+  if (over && *over) {
+    fail(Kind::timeout, "[memory] the request's documents could not be read in time");
   }
 }
 

@@ -60,7 +60,8 @@ struct RecallDocuments {
   std::vector<NewDocument> inlined; // read for this request, after the others, and kept in RAM only
   int most = 0; // documents: the most similar to the prompt; 0: all
   std::vector<int32_t> prompt; // for `most`
-  bool texts = false; // for citations
+  bool cited = false; // the request's answer is to be cited (citations.h)
+  const std::atomic<bool>* over = nullptr; // true: nobody waits for it any more, so that nothing is read on
   std::string spaces_field = "memory.namespaces", ids_field = "memory.ids"; // what errors call them
 };
 
@@ -131,7 +132,7 @@ class MemoryManager {
 
   /** Errors: invalid, naming the field; not_found, naming the id; too_large, where they don't fit into ram_bytes; busy,
    * where they don't fit beside those of running requests; conflict, where a document can't be read again: ids of
-   * another tokenizer; unavailable, of the store. */
+   * another tokenizer; unavailable, of the store; timeout, where it is over before. */
   MemoryView recall(const RecallDocuments& wanted, const RecallHow& how = {});
   /** All of a namespace, or these ids. */
   Recall recall(const std::string& space, const std::vector<std::string>& ids = {}, const RecallHow& how = {});
@@ -181,14 +182,14 @@ class MemoryManager {
   Planned plan_one(const NewDocument& document, const ReadOptions& how, const Header& header, const std::string& field)
       const;
   Reading reading(const Planned& planned) const;
-  void go_on() const;
+  void go_on(const std::atomic<bool>* over = nullptr) const;
   void read_all(std::vector<Planned>& plans, const AddDocuments& add, const Jobs::Progress& progress);
   std::shared_ptr<const Memory> read(const Planned& planned, const std::function<void(int)>& progress);
   AddedDocument keep(const Planned& planned, const AddDocuments& add, std::shared_ptr<const Memory> memory);
 
   Planned again(const Document& document) const;
-  Held held(const Document& version);
-  Held held_inlined(const Planned& planned);
+  Held held(const Document& version, const std::atomic<bool>* over);
+  Held held_inlined(const Planned& planned, const std::atomic<bool>* over);
   static std::string inline_name(const Planned& planned);
   Document with_contents(const Document& version);
   std::optional<Held> on_shelf(const std::string& name);
@@ -197,13 +198,17 @@ class MemoryManager {
   std::vector<Document> select(const RecallDocuments& wanted);
   std::vector<TextSpan> spans_of(const Planned& planned) const;
   void check_how(const RecallHow& how) const;
-  std::vector<float> embedding_of(const std::vector<int32_t>& ids, const std::string& field);
+  std::vector<float>
+  embedding_of(const std::vector<int32_t>& ids, const std::string& field, const std::atomic<bool>* over);
   std::vector<int32_t> kept(const std::vector<int32_t>& ids) const;
   Recall make_recall(
       const std::string& names,
       std::vector<std::shared_ptr<const Memory>> parts,
       size_t bytes,
-      const RecallHow& how);
+      RecallHow how,
+      bool cited);
+  std::shared_ptr<const std::vector<float>>
+  background_of(const std::string& key, std::shared_ptr<const Memories> memories, const RecallHow& how);
   std::shared_ptr<const Memories> find_joined(const std::string& names) REQUIRES(mutex_);
   void make_room(size_t bytes) REQUIRES(mutex_);
   size_t joined_bytes() const REQUIRES(mutex_);
@@ -221,6 +226,7 @@ class MemoryManager {
   Shelf shelf_ GUARDED_BY(mutex_);
   size_t shelf_bytes_ GUARDED_BY(mutex_) = 0;
   std::list<Joined> joined_ GUARDED_BY(mutex_); // last used first
+  std::list<std::pair<std::string, std::shared_ptr<const std::vector<float>>>> backgrounds_ GUARDED_BY(mutex_); // too
   std::set<std::string> turns_ GUARDED_BY(mutex_); // documents that someone makes ready
   std::condition_variable turn_;
   MemoryStats stats_ GUARDED_BY(mutex_);

@@ -8,6 +8,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 
 namespace parallm {
@@ -18,6 +19,7 @@ namespace {
 // units of MemoryOptions::ram_bytes.
 constexpr size_t most_joined = 4, joined_share = 2;
 constexpr int most_tries = 5;
+constexpr size_t most_backgrounds = 64; // 4 bytes a memory
 // The end of a prompt that stands for it when documents are chosen.
 constexpr size_t most_query = 512;
 
@@ -48,10 +50,12 @@ struct Replaced : Error {
 /** Of several requests that need the same document, one makes it ready, and the others wait for it. */
 class MemoryManager::Turn {
  public:
-  Turn(MemoryManager& manager, const std::string& name) : manager_(manager), name_(name) {
+  Turn(MemoryManager& manager, const std::string& name, const std::atomic<bool>* over)
+      : manager_(manager), name_(name) {
     Lock lock(manager_.mutex_);
     while (!manager_.turns_.insert(name_).second) {
-      lock.wait(manager_.turn_);
+      manager_.go_on(over);
+      lock.wait_until(manager_.turn_, std::chrono::steady_clock::now() + std::chrono::milliseconds(200));
     }
   }
   ~Turn() {
@@ -151,15 +155,15 @@ Document MemoryManager::with_contents(const Document& version) {
   return std::move(*found);
 }
 
-MemoryManager::Held MemoryManager::held(const Document& version) {
+MemoryManager::Held MemoryManager::held(const Document& version, const std::atomic<bool>* over) {
   if (auto held = on_shelf(version.uid)) {
     return *held;
   }
-  const Turn turn(*this, version.uid);
+  const Turn turn(*this, version.uid, over);
   if (auto held = on_shelf(version.uid)) {
     return *held;
   }
-  go_on();
+  go_on(over);
   Held out;
   const FoundTensors found = store_->tensors(version.uid, fingerprint_);
   if (found.state == FoundTensors::State::present) {
@@ -168,7 +172,7 @@ MemoryManager::Held MemoryManager::held(const Document& version) {
     ++stats_.loads;
   } else {
     spdlog::info("[memory] {} in {} is read again", version.id, version.space);
-    out.memory = read(again(with_contents(version)), [this](int) { go_on(); });
+    out.memory = read(again(with_contents(version)), [&](int) { go_on(over); });
     try {
       store_->put_tensors(version.uid, fingerprint_, encoder_->bytes(out.memory).pieces);
     } catch (const Error& error) { // it will be read once more, some day
@@ -190,17 +194,17 @@ std::string MemoryManager::inline_name(const Planned& planned) {
   return "inline:" + hash.hex();
 }
 
-MemoryManager::Held MemoryManager::held_inlined(const Planned& planned) {
+MemoryManager::Held MemoryManager::held_inlined(const Planned& planned, const std::atomic<bool>* over) {
   const std::string name = inline_name(planned);
   if (auto held = on_shelf(name)) {
     return *held;
   }
-  const Turn turn(*this, name);
+  const Turn turn(*this, name, over);
   if (auto held = on_shelf(name)) {
     return *held;
   }
   Held out;
-  out.memory = read(planned, [this](int) { go_on(); });
+  out.memory = read(planned, [&](int) { go_on(over); });
   out.bytes = planned.document.tokens * encoder_->token_bytes();
   shelve(name, out);
   return out;
@@ -230,7 +234,8 @@ std::vector<TextSpan> MemoryManager::spans_of(const Planned& planned) const {
   return out;
 }
 
-std::vector<float> MemoryManager::embedding_of(const std::vector<int32_t>& ids, const std::string& field) {
+std::vector<float>
+MemoryManager::embedding_of(const std::vector<int32_t>& ids, const std::string& field, const std::atomic<bool>* over) {
   Planned prompt;
   prompt.document.token_ids = ids.size() > most_query ? std::vector(ids.end() - most_query, ids.end()) : ids;
   if (kept(prompt.document.token_ids).empty()) {
@@ -238,7 +243,7 @@ std::vector<float> MemoryManager::embedding_of(const std::vector<int32_t>& ids, 
   }
   prompt.how = completed({});
   prompt.how.bos = prompt.document.token_ids.front() != bos_;
-  return encoder_->embedding(encoder_->read(reading(prompt), [this](int) { go_on(); }));
+  return encoder_->embedding(encoder_->read(reading(prompt), [&](int) { go_on(over); }));
 }
 
 std::vector<Document> MemoryManager::select(const RecallDocuments& wanted) {
@@ -253,7 +258,7 @@ std::vector<Document> MemoryManager::select(const RecallDocuments& wanted) {
       .top = 0,
       .contents = false};
   if (wanted.most > 0) {
-    selector.embedding = embedding_of(wanted.prompt, "prompt");
+    selector.embedding = embedding_of(wanted.prompt, "prompt", wanted.over);
     selector.top = static_cast<size_t>(wanted.most);
   }
   Store::check_spaces(wanted.spaces, wanted.spaces_field);
@@ -278,11 +283,32 @@ std::vector<Document> MemoryManager::select(const RecallDocuments& wanted) {
   return out;
 }
 
+std::shared_ptr<const std::vector<float>>
+MemoryManager::background_of(const std::string& key, std::shared_ptr<const Memories> memories, const RecallHow& how) {
+  {
+    Lock lock(mutex_);
+    auto known =
+        std::find_if(backgrounds_.begin(), backgrounds_.end(), [&](auto& entry) { return entry.first == key; });
+    if (known != backgrounds_.end()) {
+      backgrounds_.splice(backgrounds_.begin(), backgrounds_, known);
+      return known->second;
+    }
+  }
+  auto made = std::make_shared<const std::vector<float>>(encoder_->background(std::move(memories), how));
+  Lock lock(mutex_);
+  backgrounds_.emplace_front(key, made);
+  if (backgrounds_.size() > most_backgrounds) {
+    backgrounds_.pop_back();
+  }
+  return made;
+}
+
 Recall MemoryManager::make_recall(
     const std::string& names,
     std::vector<std::shared_ptr<const Memory>> parts,
     size_t bytes,
-    const RecallHow& how) {
+    RecallHow how,
+    bool cited) {
   std::shared_ptr<const Memories> joined;
   {
     Lock lock(mutex_);
@@ -310,7 +336,11 @@ Recall MemoryManager::make_recall(
   for (const bool used : how.layers) {
     key += used ? '1' : '0';
   }
-  return encoder_->recall(std::move(joined), how, std::move(key));
+  how.record = cited;
+  auto background = cited ? background_of(key, joined, how) : nullptr;
+  Recall out = encoder_->recall(std::move(joined), std::move(how), std::move(key));
+  out.background = std::move(background);
+  return out;
 }
 
 std::shared_ptr<const Memories> MemoryManager::find_joined(const std::string& names) {
@@ -389,7 +419,7 @@ MemoryView MemoryManager::recall_once(const RecallDocuments& wanted, const Recal
   const auto add = [&](const Document& document, Held held, const std::string& name, const auto& planned) {
     RecalledDocument out{.space = document.space, .id = document.id, .begin = view.tokens};
     out.tokens = encoder_->tokens(*held.memory);
-    if (wanted.texts) {
+    if (wanted.cited) {
       if (!held.words) {
         const Planned whole = planned();
         held.words = std::make_shared<Words>(Words{whole.document.text, spans_of(whole)});
@@ -403,15 +433,16 @@ MemoryView MemoryManager::recall_once(const RecallDocuments& wanted, const Recal
     names.add(name + ",");
   };
   for (const Document& document : documents) {
-    add(document, held(document), document.uid, [&] { return again(with_contents(document)); });
+    add(document, held(document, wanted.over), document.uid, [&] { return again(with_contents(document)); });
   }
   for (const Planned& planned : inlined) {
-    add(planned.document, held_inlined(planned), inline_name(planned), [&] { return planned; });
+    add(planned.document, held_inlined(planned, wanted.over), inline_name(planned), [&] { return planned; });
   }
   if (parts.empty()) {
     return view;
   }
-  view.recall = make_recall(names.hex(), std::move(parts), view.tokens * encoder_->token_bytes(), how);
+  const size_t bytes = view.tokens * encoder_->token_bytes();
+  view.recall = make_recall(names.hex(), std::move(parts), bytes, how, wanted.cited);
   Lock lock(mutex_);
   ++stats_.views;
   stats_.view_tokens += view.tokens;
@@ -435,7 +466,7 @@ std::vector<FoundDocument> MemoryManager::query(
       .spaces = spaces,
       .ids = {},
       .filter = filter,
-      .embedding = embedding_of(ids, "input"),
+      .embedding = embedding_of(ids, "input", nullptr),
       .top = static_cast<size_t>(top),
       .contents = true};
   Selection selection = store_->select(selector);

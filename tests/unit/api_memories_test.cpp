@@ -337,3 +337,39 @@ TEST_CASE("memories over HTTP: readings that never end hold up neither other req
     thread.join();
   }
 }
+
+TEST_CASE("memories over HTTP: reading for a request takes no longer than the request may") {
+  MemoryServer server({.port = 0, .request_timeout = std::chrono::milliseconds(300)});
+  server.model->hold();
+  const std::string mine = R"("memory":{"inline":[{"text":"xyz"}]})";
+  const Response late = server.complete(mine);
+  CHECK(late.status == 504);
+  server.model->wait_reading(0);
+  server.model->let_go();
+  CHECK(server.complete(mine).status == 200);
+}
+
+TEST_CASE("memories over HTTP: a client that leaves ends the reading for it, and for it alone") {
+  MemoryServer server;
+  server.model->hold();
+  const std::string body = R"({"model":"alias","prompt":"ab","memory":{"inline":[{"text":"xyz"}]}})";
+  auto reads = std::make_unique<Client>(server.server->server.port());
+  reads->ask("POST", "/v1/completions", body);
+  server.model->wait_reading(1);
+  auto waits = std::make_unique<Client>(server.server->server.port());
+  waits->ask("POST", "/v1/completions", body);
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  reads.reset();
+  CHECK(soon([&] { return server.model->count() == 2; })); // it goes on by itself
+  server.model->let_go();
+  CHECK(waits->read().status == 200);
+  // What is sent in the meantime is the next request.
+  server.model->hold();
+  Client client(server.server->server.port());
+  client.ask("POST", "/v1/completions", R"({"model":"alias","prompt":"ab","memory":{"inline":[{"text":"uvw"}]}})");
+  client.ask("GET", "/health");
+  server.model->wait_reading(1);
+  server.model->let_go();
+  CHECK(client.read().status == 200);
+  CHECK(client.read().body.find("ok") != std::string::npos);
+}
