@@ -167,10 +167,15 @@ MemoryManager::Held MemoryManager::held(const Document& version, const std::atom
   Held out;
   const FoundTensors found = store_->tensors(version.uid, fingerprint_);
   if (found.state == FoundTensors::State::present) {
-    out.memory = encoder_->open(found.file->path());
-    Lock lock(mutex_);
-    ++stats_.loads;
-  } else {
+    try {
+      out.memory = encoder_->open(found.file->path());
+      Lock lock(mutex_);
+      ++stats_.loads;
+    } catch (const std::exception& error) { // its document was erased meanwhile, or it is of no use
+      spdlog::warn("{}", error.what());
+    }
+  }
+  if (!out.memory) {
     spdlog::info("[memory] {} in {} is read again", version.id, version.space);
     out.memory = read(again(with_contents(version)), [&](int) { go_on(over); });
     try {

@@ -93,9 +93,9 @@ def wrong_memory(rng, made):
     """Damages what a body says of memories, at some depth."""
     documents = made.get("documents")
     if documents is None and "input" not in made:
-        made["memory"] = {"namespaces": ["fuzz"], "inline": [{"text": "ab"}]}
-    place = rng.choice((made.get("memory"), (documents or [made])[0], made))
-    (place or made)[rng.choice(MEMORY_FIELDS)] = anything(rng)
+        made.setdefault("memory", {"namespaces": ["fuzz"], "inline": [{"text": "ab"}]})
+    places = [made, made.get("memory"), *(documents if isinstance(documents, list) else [])]
+    rng.choice([place for place in places if isinstance(place, dict)])[rng.choice(MEMORY_FIELDS)] = anything(rng)
 
 
 def body(rng, paths):

@@ -40,6 +40,7 @@ struct FakeModel {
   std::vector<Reading> readings; // in order
   int opened = 0;
   std::function<void(const Reading&)> on_read; // before the first step; may throw
+  std::function<void()> on_open; // likewise
 
   void hold() {
     std::lock_guard lock(mutex);
@@ -141,6 +142,9 @@ class FakeEncoder : public MemoryEncoder {
   }
 
   std::shared_ptr<const Memory> open(const std::string& path) override {
+    if (model_->on_open) {
+      model_->on_open();
+    }
     auto out = std::make_shared<Memory>();
     out->tokens.resize(std::filesystem::file_size(path) / sizeof(int32_t));
     std::ifstream(path).read(reinterpret_cast<char*>(out->tokens.data()), out->tokens.size() * sizeof(int32_t));

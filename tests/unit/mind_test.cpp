@@ -263,6 +263,26 @@ TEST_CASE("mind: a document that is replaced while a request reads it is found i
   CHECK(ids_of(mind.manager->recall("s")) == bytes_of("new"));
 }
 
+TEST_CASE("mind: a file that can't be opened is read again, or its document is found in its new version") {
+  Mind mind;
+  mind.add("a", "old");
+  mind.reopen();
+  int opened = 0;
+  mind.model->on_open = [&] {
+    if (opened++ == 0) {
+      fail(Kind::invalid, "[test] no such file");
+    }
+  };
+  CHECK(ids_of(mind.manager->recall("s")) == bytes_of("old"));
+  CHECK(mind.model->count() == 1);
+  mind.reopen();
+  mind.model->on_open = [&] {
+    mind.add("a", "new");
+    fail(Kind::invalid, "[test] no such file");
+  };
+  CHECK(ids_of(mind.manager->recall("s")) == bytes_of("new"));
+}
+
 TEST_CASE("mind: the shelf is bounded, and what was used last stays") {
   Mind mind(10 * FakeEncoder::bytes_of_token);
   for (const char* id : {"a", "b", "c"}) {
