@@ -104,6 +104,11 @@ class KernelLayer : public States {
          .rope_traditional = rope && rope->traditional});
   }
 
+  mx::array attend_selected(const mx::array&, const mx::array&, const mx::array&, const Attention&, const Selector&)
+      override {
+    fail(Kind::internal, "[kv] a layer that selects keys has index keys in its spec");
+  }
+
  private:
   int block_size_;
   mx::array k_pool_; // [blocks, G, block_size, D]
@@ -146,6 +151,46 @@ mx::array causal_mask(int queries, int keys) {
   return mx::reshape(mx::greater_equal(rows, columns), {1, 1, queries, keys});
 }
 
+/** One sequence's choice: the chosen blocks' ids, int32 [A,L,choices] in order of
+ * position; A is 1 or I. q [I,L,D] and k [S,D] rotated, weights [L,I]. The last
+ * query is at position S-1. */
+mx::array
+choose_blocks(const mx::array& q, const mx::array& k, const std::optional<mx::array>& weights, const Selector& how) {
+  int queries = q.shape(1), keys = k.shape(0);
+  auto scores = mx::matmul(mx::astype(q, mx::float32), mx::transpose(mx::astype(k, mx::float32))); // [I,L,S]
+  if (weights) {
+    auto share = mx::expand_dims(mx::transpose(mx::astype(*weights, mx::float32)), 2); // [I,L,1]
+    scores = mx::sum(mx::maximum(scores, mx::array(0.0f)) * share, 0, true);
+  }
+  float infinity = std::numeric_limits<float>::infinity();
+  scores = mx::where(mx::squeeze(causal_mask(queries, keys), 0), scores, mx::array(-infinity));
+  int blocks = (keys + how.block - 1) / how.block;
+  if (how.block > 1) {
+    scores = mx::pad(scores, {{0, 0}, {0, 0}, {0, blocks * how.block - keys}}, mx::array(-infinity));
+    scores = mx::max(mx::reshape(scores, {scores.shape(0), queries, blocks, how.block}), 3);
+  }
+  if (how.local_blocks > 0) {
+    auto own = mx::expand_dims(mx::floor_divide(mx::arange(keys - queries, keys), mx::array(how.block)), 1); // [L,1]
+    auto ids = mx::expand_dims(mx::arange(blocks), 0);
+    auto local = mx::logical_and(mx::less_equal(ids, own), mx::greater(ids, own - how.local_blocks));
+    scores = mx::where(local, mx::array(infinity), scores);
+  }
+  // A stable order: a partition's choice among equal scores would depend on their number.
+  auto best = mx::slice(mx::argsort(-scores, -1), {0, 0, 0}, {scores.shape(0), queries, how.choices});
+  return mx::astype(mx::sort(best, -1), mx::int32);
+}
+
+/** bool [1,A,L,S]: what the chosen blocks [A,L,choices] hold up to each query. */
+mx::array chosen_mask(const mx::array& blocks, int block, int keys) {
+  int choosers = blocks.shape(0), queries = blocks.shape(1);
+  auto mask = mx::zeros({choosers, queries, (keys + block - 1) / block}, mx::bool_);
+  mask = mx::put_along_axis(mask, blocks, mx::array(true), -1);
+  if (block > 1) {
+    mask = mx::slice(mx::repeat(mask, block, -1), {0, 0, 0}, {choosers, queries, keys});
+  }
+  return mx::logical_and(mx::expand_dims(mask, 0), causal_mask(queries, keys));
+}
+
 class OpsLayer : public States {
  public:
   OpsLayer(const CacheSpec& spec, const KVOptions& options, Step*& step, bool mlx_ops)
@@ -153,22 +198,18 @@ class OpsLayer : public States {
         options_(options),
         k_pool_(mx::zeros({0, spec.kv_heads, spec.head_dim}, options.dtype)),
         v_pool_(mx::zeros({0, spec.kv_heads, spec.v_head_dim}, options.dtype)),
-        kernels_(cuda_kernels() && !mlx_ops && cuda::attends(options.dtype, spec.head_dim, spec.v_head_dim)) {}
+        index_pool_(mx::zeros({0, 1, spec.index_dim}, options.dtype)),
+        kernels_(
+            cuda_kernels() && !mlx_ops && spec.index_dim == 0 &&
+            cuda::attends(options.dtype, spec.head_dim, spec.v_head_dim)) {}
 
   mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
     if (kernels_ && q.dtype() == options_.dtype && k.dtype() == options_.dtype && v.dtype() == options_.dtype) {
       return attend_in_place(q, k, v, how);
     }
-    auto rotate = [&](const mx::array& x) {
-      if (!how.rope) {
-        return x;
-      }
-      auto& [cos, sin] = step_->rotation(*how.rope);
-      return how.rope->rotate(x, cos, sin);
-    };
-    write(k_pool_, rotate(k));
+    write(k_pool_, rotate(k, how.rope));
     write(v_pool_, v);
-    auto rotated = rotate(q);
+    auto rotated = rotate(q, how.rope);
     std::vector<mx::array> parts;
     for (auto& reading : step_->readings({how.window, how.chunk})) {
       parts.push_back(attend(rotated, read(k_pool_, reading), read(v_pool_, reading), reading, how));
@@ -176,7 +217,67 @@ class OpsLayer : public States {
     return mx::astype(in_order(parts), q.dtype());
   }
 
+  mx::array attend_selected(
+      const mx::array& q,
+      const mx::array& k,
+      const mx::array& v,
+      const Attention& how,
+      const Selector& selector) override {
+    check(index_pool_.shape(2) > 0, "kv: a layer that selects keys has index keys");
+    check(how.window == 0 && how.chunk == 0 && how.softcap == 0, "kv: a selection is of all positions");
+    write(k_pool_, rotate(k, how.rope));
+    write(v_pool_, v);
+    write(index_pool_, rotate(mx::expand_dims(selector.k, 1), selector.rope));
+    auto rotated = rotate(q, how.rope);
+    auto index_q = rotate(selector.q, selector.rope);
+    std::vector<mx::array> parts;
+    for (auto& reading : step_->sequences()) {
+      parts.push_back(attend(rotated, select(reading, index_q, selector, q.shape(1)), how));
+    }
+    return mx::astype(parts.size() == 1 ? parts[0] : mx::concatenate(parts, 0), q.dtype());
+  }
+
  private:
+  mx::array rotate(const mx::array& x, const Rope* rope) {
+    if (!rope) {
+      return x;
+    }
+    auto& [cos, sin] = step_->rotation(*rope);
+    return rope->rotate(x, cos, sin);
+  }
+
+  mx::array attend(const mx::array& q, const Reading& reading, const Attention& how) {
+    return attend(q, read(k_pool_, reading), read(v_pool_, reading), reading, how);
+  }
+
+  /** One sequence's reading, of what is selected only. A single query whose heads
+   * choose together reads just that; others read all through a mask. */
+  Reading select(Reading reading, const mx::array& index_q, const Selector& selector, int heads) {
+    if ((reading.keys + selector.block - 1) / selector.block <= selector.choices) {
+      return reading;
+    }
+    int first = reading.tokens[0], last = first + reading.queries;
+    auto rows = [&](const mx::array& x) {
+      mx::Shape start(x.ndim(), 0);
+      auto stop = x.shape();
+      start[0] = first;
+      stop[0] = last;
+      return mx::slice(x, start, stop);
+    };
+    auto keys = mx::squeeze(mx::take(index_pool_, reading.slots, 0), 1);
+    auto weights = selector.weights ? std::optional(rows(*selector.weights)) : std::nullopt;
+    auto chosen = choose_blocks(mx::swapaxes(rows(index_q), 0, 1), keys, weights, selector);
+    reading.causal = false;
+    if (reading.queries == 1 && selector.block == 1 && chosen.shape(0) == 1) {
+      reading.slots = mx::take(reading.slots, mx::flatten(chosen), 0);
+      reading.keys = selector.choices;
+    } else {
+      auto mask = chosen_mask(chosen, selector.block, reading.keys);
+      reading.mask = chosen.shape(0) == 1 ? mask : mx::repeat(mask, heads / chosen.shape(0), 1);
+    }
+    return reading;
+  }
+
   /** By kernels/cuda, but for a prefill's sums. */
   mx::array attend_in_place(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) {
     grow(k_pool_);
@@ -278,6 +379,7 @@ class OpsLayer : public States {
   KVOptions options_;
   mx::array k_pool_; // [blocks*block_size, G, D]
   mx::array v_pool_;
+  mx::array index_pool_; // [blocks*block_size, 1, index_dim]
   bool kernels_;
 };
 
@@ -285,7 +387,7 @@ class PagedCaches : public Caches {
  public:
   PagedCaches(const std::vector<CacheSpec>& specs, const KVOptions& options, bool mlx_ops) : options_(options) {
     for (auto& spec : specs) {
-      if (on_cpu() && !mlx_ops) {
+      if (on_cpu() && !mlx_ops && spec.index_dim == 0) {
         layers_.push_back(std::make_unique<KernelLayer>(spec, options, now_));
       } else {
         layers_.push_back(std::make_unique<OpsLayer>(spec, options, now_, mlx_ops));
@@ -320,7 +422,8 @@ class PagedCaches : public Caches {
 size_t kv_block_bytes(const std::vector<CacheSpec>& layers, const KVOptions& options) {
   size_t bytes = 0;
   for (const CacheSpec& spec : layers) {
-    bytes += size_t(options.block_size) * spec.kv_heads * (spec.head_dim + spec.v_head_dim) * options.dtype.size();
+    int position = spec.kv_heads * (spec.head_dim + spec.v_head_dim) + spec.index_dim;
+    bytes += size_t(options.block_size) * position * options.dtype.size();
   }
   return bytes;
 }

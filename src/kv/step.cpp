@@ -239,6 +239,15 @@ const std::vector<Reading>& Step::readings(View view, bool with_decoding) {
   return found->second;
 }
 
+const std::vector<Reading>& Step::sequences() {
+  if (sequences_.empty()) {
+    for (auto& span : spans_) {
+      sequences_.push_back(prefilling(span, {}));
+    }
+  }
+  return sequences_;
+}
+
 const std::optional<mx::array>& Step::order() {
   if (!order_) {
     std::vector<int> order(tokens_);

@@ -82,6 +82,8 @@ class Step {
   const mx::array& write_slots(); // int32 [T]
   /** `decoding`: of the decoding sequences too, else of the prefills alone. */
   const std::vector<Reading>& readings(View view, bool decoding = true);
+  /** Each sequence by itself, in the step's order: what is computed of one doesn't depend on the others. */
+  const std::vector<Reading>& sequences();
   /** The place of each of the step's tokens in the readings' (or runs') outputs
    * laid one after another; nothing where they are in the step's own order. */
   const std::optional<mx::array>& order();
@@ -102,6 +104,7 @@ class Step {
   int blocks_used_ = 0;
   std::map<const Rope*, std::pair<mx::array, mx::array>> rotations_;
   std::map<std::pair<View, bool>, std::vector<Reading>> readings_;
+  std::vector<Reading> sequences_;
   std::vector<Run> runs_;
   std::optional<std::optional<mx::array>> order_;
   std::optional<mx::array> positions_;
