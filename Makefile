@@ -1,6 +1,6 @@
 # Every command a developer needs; CMakePresets.json holds the builds. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup build model serve test asan tsan lint fmt golden record models bench examples clean
+.PHONY: help setup build model serve test test-stores asan tsan lint fmt golden record models bench examples clean
 MAKEFLAGS += --no-print-directory
 SHELL := bash
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
@@ -14,10 +14,11 @@ ARGS ?=
 folder = build$(if $(filter-out release,$(1)),-$(1))
 cmake = @test -f $(call folder,$(1))/build.ninja || cmake --preset $(1); cmake --build --preset $(1) $(2)
 golden_venv = @. tools/versions.sh && tools/venv.sh .venv-golden mlx-lm==$$MLX_LM_VERSION mlx==$$MLX_VERSION $$(uname | sed -n s/Linux/mlx-cpu==$$MLX_VERSION/p)
+store_servers = @servers=$$(tools/stores.sh) || exit 1; eval "$$servers"
 cpp_files = $$(git ls-files '*.h' '*.cpp')
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo '  Variables of serve: HOST=127.0.0.1 PORT=8000 MODEL=<file or folder> ARGS="<more flags>"'
 
 setup: ## Install what is missing: system packages, Rust, MLX in .venv
@@ -32,18 +33,24 @@ model: setup ## Fetch the default model if needed; the last line is its path
 serve: build ## Run the server on the default model, or on MODEL=
 	@model='$(MODEL)'; [ -n "$$model" ] || model=$$(tools/model.sh); exec tools/serve.sh "$$model" $(HOST) $(PORT) $(ARGS)
 
-test: golden ## Build and pass every test: unit, tensor, tree, then real clients over HTTP
+test: golden ## Build and pass every test: unit, tensor, stores, tree, then real clients over HTTP
 	$(call cmake,release)
-	PARALLM_TEST_MODEL="$$(tools/model.sh)" PARALLM_TEST_GEMMA3="$$(tools/model.sh gemma3)" ctest --preset release
+	@echo 'stores: fetching their servers'; tools/stores.sh >build/stores.env || { : >build/stores.env; \
+	  echo 'stores: WITHOUT Redis, PostgreSQL and Neo4j, which could not be fetched: `make test-stores` fails for it' >&2; }
+	. build/stores.env; PARALLM_TEST_MODEL="$$(tools/model.sh)" PARALLM_TEST_GEMMA3="$$(tools/model.sh gemma3)" ctest --preset release
 	@tools/venv.sh .venv-test -r tests/requirements.txt
 	PARALLM_SERVER=build/bin/mlx_parallm_serve PARALLM_TEST_MODEL="$$(tools/model.sh)" .venv-test/bin/pytest tests/blackbox
+
+test-stores: setup ## The tests of the memory stores alone, against real servers of each kind
+	$(call cmake,release,--target store_tests)
+	$(store_servers); build/bin/store_tests $(ARGS)
 
 asan: golden ## Unit and tensor tests under AddressSanitizer and UBSan (build-asan)
 	$(call cmake,asan)
 	ctest --preset asan
 
-tsan: setup ## Unit tests under ThreadSanitizer (build-tsan)
-	$(call cmake,tsan,--target unit_tests)
+tsan: setup ## Unit and store tests under ThreadSanitizer (build-tsan)
+	$(call cmake,tsan,--target unit_tests store_tests)
 	ctest --preset tsan
 
 lint: setup ## clang-tidy over the whole build (build-tidy), and the tree's own rules

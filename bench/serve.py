@@ -1,4 +1,5 @@
-"""Serving speed beside other servers, as a client sees it. `make bench` runs it and writes bench/results/serve.md.
+"""Serving speed beside other servers, as a client sees it. `make bench` runs it and writes bench/results/serve.md and, with
+bench/plot.py, docs/serve.svg.
 
     python bench/serve.py --model model.gguf [--servers ours,mlx_lm,llama,llama_q4_0] [--concurrency 1,8,32] [--prompt 128]
                           [--output 64] [--rounds 3] [--flags "..."] [--result FILE|-]
@@ -309,6 +310,7 @@ def arguments():
     parser.add_argument("--same-prompt", type=int, default=256, help="side by side: prompt tokens of all requests at once")
     parser.add_argument("--same-output", type=int, default=8, help="side by side: tokens of a request")
     parser.add_argument("--flags", default="", help="more flags of our server, as one argument")
+    parser.add_argument("--plot", default=str(ROOT / "docs" / "serve.svg"), help="the picture, with --result a file")
     parser.add_argument("--result", default=str(ROOT / "bench" / "results" / "serve.md"), help="a file, or - for the screen")
     args = parser.parse_args()
     if unknown := set(args.servers) - set(NAMES):
@@ -325,4 +327,7 @@ if __name__ == "__main__":
     if args.result != "-":
         Path(args.result).parent.mkdir(parents=True, exist_ok=True)
         Path(args.result).write_text(text)
+        from plot import draw
+
+        draw(bench, [s for s in args.servers if s != MLX_LM], NAMES, OURS, args.plot)
     print("\n" + text)

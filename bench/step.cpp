@@ -1,7 +1,8 @@
 // Speed of the model's own steps, without scheduler and HTTP: prefill of one prompt, then greedy decoding of equal
-// rows. `bench_step MODEL [PROMPT=128] [OUTPUT=64] [ROWS=1,8,32]`: a line for each count of rows; best and median of
-// its rounds.
+// rows. `bench_step MODEL [PROMPT=128] [OUTPUT=64] [ROWS=1,8,32] [MEMORIES=0] [TOP_K=16]`: a line for each count of
+// rows; best and median of its rounds. MEMORIES: of random numbers, which all rows recall.
 #include "engine/runner.h"
+#include "kv/recall.h"
 #include "models/checkpoint.h"
 #include "models/model.h"
 #include "nn/device.h"
@@ -44,13 +45,27 @@ RowStep row_step(const Sizes& sizes, int row, int start, int count) {
   return step;
 }
 
+std::shared_ptr<const Recalled> random_memories(const Model& model, mx::Dtype dtype, int count, int top_k) {
+  auto memory = std::make_shared<Memory>();
+  memory->tokens.resize(count);
+  for (const auto& spec : model.cache_specs()) {
+    const auto random = [&](int width) { return mx::random::normal({spec.kv_heads, count, width}, dtype); };
+    memory->layers.emplace_back(MemoryLayer{random(spec.head_dim), random(spec.v_head_dim)});
+    mx::eval(memory->layers.back()->keys, memory->layers.back()->values);
+  }
+  auto memories = std::make_shared<Memories>(std::vector<std::shared_ptr<const Memory>>{std::move(memory)});
+  return std::make_shared<Recalled>(std::move(memories), RecallHow{.top_k = top_k});
+}
+
 /** Seconds of the prefill of all rows, a prompt a step, and of one decoding step. */
-std::pair<double, double> round(ModelRunner& runner, const Sizes& sizes, int vocabulary) {
+std::pair<double, double>
+round(ModelRunner& runner, const Sizes& sizes, int vocabulary, const std::shared_ptr<const Recalled>& recalled) {
   auto start = Clock::now();
   for (int r = 0; r < sizes.rows; ++r) {
     Plan plan;
     plan.joins.push_back({.slot = r, .sampling = {}, .end_ids = {}, .prompt = {}, .generated = {}});
     plan.joins.back().sampling.temperature = 0;
+    plan.joins.back().recall.memories = recalled;
     auto step = row_step(sizes, r, 0, sizes.prompt);
     for (int i = 0; i < sizes.prompt; ++i) {
       step.ids.push_back((1009 * i + 31 * r + 17) % vocabulary);
@@ -83,12 +98,14 @@ std::pair<double, double> round(ModelRunner& runner, const Sizes& sizes, int voc
 
 int main(int argc, char** argv) {
   if (argc < 2) {
-    fmt::print(stderr, "bench_step MODEL [PROMPT] [OUTPUT] [ROWS,...]\n");
+    fmt::print(stderr, "bench_step MODEL [PROMPT] [OUTPUT] [ROWS,...] [MEMORIES] [TOP_K]\n");
     return 2;
   }
   prepare_device();
   const int prompt = argc > 2 ? std::atoi(argv[2]) : 128;
   const int output = argc > 3 ? std::atoi(argv[3]) : 64;
+  const int memories = argc > 5 ? std::atoi(argv[5]) : 0;
+  const int top_k = argc > 6 ? std::atoi(argv[6]) : 16;
   std::istringstream counts(argc > 4 ? argv[4] : "1,8,32");
   for (std::string count; std::getline(counts, count, ',');) {
     const Sizes sizes{prompt, output, std::atoi(count.c_str())};
@@ -101,11 +118,16 @@ int main(int argc, char** argv) {
          .blocks = sizes.rows * sizes.blocks(),
          .slots = sizes.rows,
          .dtype = checkpoint.kv_dtype});
+    std::shared_ptr<const Recalled> recalled;
+    if (memories > 0) {
+      recalled = random_memories(*model, checkpoint.kv_dtype, memories, top_k);
+      caches = make_recall_caches(std::move(caches), static_cast<int>(model->cache_specs().size()));
+    }
     ModelRunner runner(std::move(model), std::move(caches), sizes.rows);
-    round(runner, sizes, vocabulary); // pages, kernels and buffers warm up
+    round(runner, sizes, vocabulary, recalled); // pages, kernels and buffers warm up
     std::vector<double> prefills, steps;
     for (int i = 0; i < 5; ++i) {
-      auto [prefill, step] = round(runner, sizes, vocabulary);
+      auto [prefill, step] = round(runner, sizes, vocabulary, recalled);
       prefills.push_back(prefill);
       steps.push_back(step);
     }

@@ -35,7 +35,7 @@ class SayingRunner : public Runner {
       }
       if (row.sample) {
         int32_t id = row.allowed.empty() ? said(row.draw_index) : first_allowed(row.allowed);
-        result.sampled = {{id, -0.5f}, top(row.slot, id)};
+        result.sampled = {{{id, -0.5f}, top(row.slot, id)}};
       }
       results.push_back(std::move(result));
     }

@@ -33,7 +33,8 @@ inline uint64_t hash_of(std::span<const int32_t> tokens) {
   return hash;
 }
 
-/** The token after `tokens`: one of the allowed, never poison. */
+/** The token after `tokens`: one of the allowed, never poison; at temperature
+ * 0 mostly the one three before, so that there is something to guess. */
 inline int32_t next_token(
     std::span<const int32_t> tokens,
     const Sampling& sampling,
@@ -47,6 +48,10 @@ inline int32_t next_token(
         (allowed.empty() || (allowed[id / 32] >> (id % 32) & 1))) {
       can.push_back(id);
     }
+  }
+  const bool repeats = sampling.temperature == 0 && tokens.size() >= 3 && hash_of(tokens) % 8 != 0;
+  if (repeats && std::find(can.begin(), can.end(), tokens[tokens.size() - 3]) != can.end()) {
+    return tokens[tokens.size() - 3];
   }
   return can.at(mix(mix(hash_of(tokens), sampling.seed), draw_index) % can.size());
 }
@@ -82,7 +87,8 @@ class FakeMask : public TokenMask {
 
 class FakeRunner : public Runner {
  public:
-  FakeRunner(int blocks, int block_size) : size_(block_size), pool_(blocks * block_size, -1) {}
+  FakeRunner(int blocks, int block_size)
+      : size_(block_size), pool_(blocks * block_size, -1), draft_pool_(blocks * block_size, -1) {}
 
   std::set<uint64_t> fail_launch, fail_collect; // plan numbers, once each
   std::atomic<int> launches = 0;
@@ -98,11 +104,13 @@ class FakeRunner : public Runner {
       auto& history = slots_[join.slot].history;
       history.insert(history.end(), join.generated.begin(), join.generated.end());
     }
-    for (const RowStep& row : plan.rows) {
+    auto rows = plan.rows;
+    for (RowStep& row : rows) {
+      draft(row);
       write(row);
     }
     Step step{plan.number, {}, false};
-    for (const RowStep& row : plan.rows) {
+    for (const RowStep& row : rows) {
       step.results.push_back(read(row, step.poisoned));
     }
     under_way_.push_back(std::move(step));
@@ -122,6 +130,7 @@ class FakeRunner : public Runner {
     under_way_.clear();
     slots_.clear();
     std::fill(pool_.begin(), pool_.end(), -1);
+    std::fill(draft_pool_.begin(), draft_pool_.end(), -1);
   }
 
  private:
@@ -142,7 +151,40 @@ class FakeRunner : public Runner {
   }
 
   int32_t& place(const RowStep& row, int position) {
-    return pool_.at(row.blocks.at(position / size_) * size_ + position % size_);
+    return pool_.at(index(row, position));
+  }
+  size_t index(const RowStep& row, int position) const {
+    return row.blocks.at(position / size_) * size_ + position % size_;
+  }
+
+  /** A draft model that is right three times of four, and reads back its own
+   * KV pool. */
+  void draft(RowStep& row) {
+    for (size_t i = 0; i < row.draft_ids.size(); ++i) {
+      draft_pool_.at(index(row, row.draft_start + i)) = row.draft_ids[i];
+    }
+    if (row.draft_ids.empty() || row.guesses == 0) {
+      return;
+    }
+    require(row.ids.size() == 1, "a draft model's guesses have no ids");
+    require(row.draft_start + row.draft_ids.size() == size_t(row.start) + 1, "the draft model has read the last token");
+    const Slot& slot = slots_.at(row.slot);
+    std::vector<int32_t> tokens;
+    for (int p = 0; p <= row.start; ++p) {
+      tokens.push_back(draft_pool_.at(index(row, p)));
+    }
+    require(tokens == slot.history, "the draft model has read the row's tokens");
+    for (int i = 0; i < row.guesses; ++i) {
+      int32_t id = next_token(tokens, slot.join.sampling, row.draw_index + i, slot.join.end_ids, {});
+      if (hash_of(tokens) % 4 == 0) {
+        id = first_plain_id;
+      }
+      row.ids.push_back(id);
+      tokens.push_back(id);
+      if (i + 1 < row.guesses) {
+        draft_pool_.at(index(row, row.start + 1 + i)) = id;
+      }
+    }
   }
 
   void write(const RowStep& row) {
@@ -166,19 +208,26 @@ class FakeRunner : public Runner {
       result.prompt.push_back({{row.score_ids[i], score_of(seen)}, {}});
     }
     if (row.sample) {
-      require(tokens == slot.history, "KV and history are one sequence");
-      require(
-          row.draw_index == static_cast<int>(tokens.size() - slot.join.prompt.size()), "draw_index counts the output");
+      auto guesses = tokens.end() - row.guesses;
+      require(std::equal(tokens.begin(), guesses, slot.history.begin(), slot.history.end()), "KV and history are one");
+      const int made = static_cast<int>(slot.history.size() - slot.join.prompt.size());
+      require(row.draw_index == made, "draw_index counts the output");
       require(row.rope_length == static_cast<int>(slot.join.prompt.size()), "rope_length is the prompt's");
-      const int32_t id = next_token(tokens, slot.join.sampling, row.draw_index, slot.join.end_ids, row.allowed);
-      slot.history.push_back(id);
-      result.sampled.token = {id, 0};
+      for (int i = 0;; ++i) {
+        const int32_t id =
+            next_token(slot.history, slot.join.sampling, row.draw_index + i, slot.join.end_ids, row.allowed);
+        slot.history.push_back(id);
+        result.sampled.push_back({{id, 0}, {}});
+        if (i == row.guesses || guesses[i] != id) {
+          break;
+        }
+      }
     }
     return result;
   }
 
   int size_;
-  std::vector<int32_t> pool_;
+  std::vector<int32_t> pool_, draft_pool_;
   std::map<int, Slot> slots_;
   std::deque<Step> under_way_;
 };

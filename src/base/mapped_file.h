@@ -14,6 +14,8 @@ class MappedFile {
  public:
   /** Errors: invalid, naming the path and the system's reason; a folder or an empty file is one too. */
   explicit MappedFile(const std::string& path);
+  /** Null where there is no such file, or it is empty. Errors: invalid, where what is there can't be mapped. */
+  static std::shared_ptr<const MappedFile> find(const std::string& path);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
@@ -38,6 +40,9 @@ class MappedFile {
   void drop(size_t offset, size_t length) const;
 
  private:
+  MappedFile() = default;
+  bool map();
+
   std::string path_;
   const std::byte* data_ = nullptr;
   size_t size_ = 0;

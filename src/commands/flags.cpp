@@ -51,6 +51,11 @@ void add_load_flags(CLI::App& app, LoadOptions& options) {
       [&](const std::string& text) { options.kv_cache_bytes = parse_size("--kv-cache-memory", text); },
       "the KV cache's capacity, such as 2GB; default: half of the free "
       "memory, and no more than max-batch-size contexts take");
+  app.add_option(
+         "--kv-bits",
+         options.kv_bits,
+         "8 or 4: keep keys and values in codes of so many bits, in groups of 64 along a head; default: 16 or 32 bits")
+      ->check(CLI::IsMember({4, 8}));
   app.add_option("--max-batch-size", options.max_rows, "sequences that are computed at once")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
@@ -64,10 +69,24 @@ void add_load_flags(CLI::App& app, LoadOptions& options) {
   app.add_option(
          "--mixed-prefill-tokens",
          options.mixed_tokens,
-         "prompt tokens in a step beside decoding sequences: what a long prompt may cost them; default: 32 on a CPU, 512 on a GPU")
+         "prompt tokens in a step beside decoding sequences: what a long prompt may cost them; default: 128 on a CPU, 512 on a GPU")
       ->check(CLI::Range(1, 1 << 20));
   app.add_option("--prefix-cache", options.prefix_cache, "true|false: reuse the KV of equal beginnings")
       ->capture_default_str();
+  app.add_option(
+         "--speculative",
+         options.speculative,
+         "ngram: guess tokens that followed the same words before, and check several in one step; no text changes by it")
+      ->check(CLI::IsMember({"ngram"}));
+  app.add_option(
+      "--draft-model",
+      options.draft_model,
+      "a small model with the same vocabulary, which guesses instead: a folder, a .gguf file or a name on the hub");
+  app.add_option(
+         "--num-draft-tokens",
+         options.draft_tokens,
+         "most guesses of a sequence in a step; default: 8, of a draft model 4")
+      ->check(CLI::Range(1, 64));
   app.add_option(
       "--chat-template",
       options.chat_template,

@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include "base/channel.h"
+#include "base/trace.h"
 #include "engine/scheduler.h"
 
 #include <algorithm>
@@ -67,6 +68,10 @@ void check_request(const Request& request, const EngineOptions& options) {
   if (sampling.logprobs < -1) {
     fail_field("logprobs", "[generate] logprobs must be at least -1; got {}", sampling.logprobs);
   }
+  if (request.recall.memories && !options.memories) {
+    fail_field("memory", "[generate] memories need a model loaded with extended_mind; got some");
+  }
+  check(!request.recall.memories || !request.recall.key.empty(), "memories have a key");
   Scheduler::check_fits(request, options);
 }
 
@@ -225,6 +230,7 @@ void Engine::Parts::work(const MakeRunner& make_runner) {
     check(runner != nullptr, "make_runner gives a runner");
     check_options(options);
     scheduler.emplace(options, guard);
+    publish(); // the figures of an idle engine
     made.set_value();
   } catch (...) {
     runner.reset();
@@ -244,6 +250,7 @@ void Engine::Parts::work(const MakeRunner& make_runner) {
 }
 
 void Engine::Parts::loop() {
+  trace::name_thread("engine");
   while (!inbox.closed()) {
     take_inbox();
     try {
@@ -286,8 +293,15 @@ void Engine::Parts::receive(Message message) {
 /** Launches a step, then reads the one before, so that the device is never
  * without work. */
 void Engine::Parts::step() {
-  const Plan plan = scheduler->plan();
+  Plan plan;
+  {
+    trace::Span span("plan");
+    plan = scheduler->plan();
+  }
   if (!plan.empty()) {
+    trace::Span span("launch");
+    span.note("step", static_cast<int64_t>(plan.number));
+    span.note("rows", static_cast<int64_t>(plan.rows.size()));
     launched.push_back(Clock::now());
     runner->launch(plan);
   }
@@ -297,10 +311,15 @@ void Engine::Parts::step() {
 }
 
 void Engine::Parts::collect() {
-  auto results = runner->collect();
+  std::vector<RowResult> results;
+  {
+    trace::Span span("collect");
+    results = runner->collect();
+  }
   const auto begun = std::max(launched.front(), collected);
   launched.pop_front();
   collected = Clock::now();
+  trace::Span span("commit");
   scheduler->commit(std::move(results), std::chrono::duration<double>(collected - begun).count());
 }
 
@@ -322,6 +341,7 @@ void Engine::Parts::recover(const std::exception_ptr& thrown) {
 }
 
 void Engine::Parts::publish() {
+  trace::Span span("publish");
   auto events = scheduler->take_events();
   {
     Lock lock(mutex);

@@ -25,6 +25,7 @@ struct Request {
   Sampling sampling;
   std::shared_ptr<TokenMask> mask; // null: no grammar
   std::string cache_salt; // rows share KV only under the same salt
+  Recall recall = {};
 };
 
 struct Event {
@@ -67,6 +68,9 @@ struct EngineOptions {
   int prefill_tokens = 512; // a step's token budget while no row decodes
   int mixed_tokens = 64; // and while some do: what a long prompt may add to their step
   bool prefix_cache = true;
+  int guesses = 0; // most guessed tokens of a row in a step (speculation.h), where they pay; 0: none
+  bool draft_model = false; // the runner has one, which guesses; else a row's own tokens do
+  bool memories = false; // the runner's caches take Request::recall
   int own_kv_past = 0; // longer prompts share KV only with prompts of their length ("dynamic" RoPE); 0: all share
   std::vector<int32_t> end_ids;
   int vocabulary = 0; // the logits' width
@@ -79,6 +83,7 @@ struct EngineStats {
   uint64_t steps = 0, prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0;
   uint64_t prefix_queries = 0, prefix_hits = 0; // in tokens
   uint64_t preemptions = 0, cancelled = 0, failed = 0, finished_stop = 0, finished_length = 0;
+  uint64_t guess_steps = 0, guessed_tokens = 0, right_guesses = 0; // rows' steps with guesses
   uint64_t decode_rows = 0; // summed over steps: decode_rows / decode_steps = mean batch
   uint64_t decode_steps = 0, prefill_steps = 0;
   std::array<uint64_t, 10> batch_fill{}; // steps by tenths of max_rows that were filled

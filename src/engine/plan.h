@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 namespace parallm {
@@ -21,6 +22,15 @@ class TokenMask {
   virtual void accept(int32_t token) = 0;
 };
 
+class Recalled; // kv/recall.h
+
+/** The memories of a row, as they were when it was asked for: it keeps them, whatever is removed meanwhile. */
+struct Recall {
+  std::shared_ptr<const Recalled> memories; // null: none
+  std::string key; // stands for them and how they are used: rows share KV only under the same
+  int before = 0; // tokens that they put before the row's own: part of its context
+};
+
 /** A row enters a slot (also after preemption): what the runner must know about it from then on. */
 struct Join {
   int slot;
@@ -28,6 +38,7 @@ struct Join {
   std::vector<int32_t> end_ids; // banned while under min_tokens: the model's end ids and stop_token_ids
   std::vector<int32_t> prompt; // the request's own prompt (for repetition penalties)
   std::vector<int32_t> generated; // tokens it made before a preemption
+  Recall recall = {};
 };
 
 /** One row's part of a step. Its tokens take positions [start, start + count). */
@@ -40,6 +51,11 @@ struct RowStep {
   int draw_index = 0; // how many tokens the row has generated before this one
   int score = 0; // first of its `count` tokens whose next-token logprob is wanted, -1: none (prompt_logprobs)
   std::vector<int32_t> score_ids; // the tokens that follow each scored position
+  int guesses = 0; // its last tokens, behind the one that `sample` is for, are guesses at what follows: one more draw
+                   // each, kept while the ones before were right. `ids` has them, or else the draft model makes them.
+  std::vector<int32_t>
+      draft_ids; // what the draft model has yet to read: positions [draft_start, ...), at most to `start`
+  int draft_start = 0;
   std::vector<int32_t> blocks; // block table: position p lives in blocks[p / block_size] at p % block_size
   std::vector<uint32_t> allowed; // grammar mask, empty: every token
   int rope_length = 0; // the prompt's length, for RoPE kinds whose base grows with it ("dynamic")
@@ -68,7 +84,7 @@ struct Scored {
 
 struct RowResult {
   int slot = 0;
-  Scored sampled; // where the plan said `sample`
+  std::vector<Scored> sampled; // where the plan said `sample`: a token, and one more for each right guess
   std::vector<Scored> prompt; // where the plan said `score`
 };
 

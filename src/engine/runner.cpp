@@ -1,6 +1,8 @@
 #include "engine/runner.h"
 
 #include "base/error.h"
+#include "base/trace.h"
+#include "engine/host_array.h"
 
 #include <algorithm>
 
@@ -10,10 +12,6 @@ namespace {
 
 // Scored positions whose logits are alive at once: 64 x 262k float32 is 67 MB.
 constexpr int score_chunk = 64;
-
-mx::array int_array(const std::vector<int32_t>& values) {
-  return mx::array(values.data(), {static_cast<int>(values.size())});
-}
 
 Scored scored(const Scores* scores, int row, int32_t id, int top) {
   Scored s{{id, 0}, {}};
@@ -32,41 +30,69 @@ Scored scored(const Scores* scores, int row, int32_t id, int top) {
 
 } // namespace
 
-ModelRunner::ModelRunner(std::unique_ptr<Model> model, std::unique_ptr<Caches> caches, int slots)
+ModelRunner::ModelRunner(
+    std::unique_ptr<Model> model,
+    std::unique_ptr<Caches> caches,
+    int slots,
+    std::unique_ptr<Drafter> drafter)
     : model_(std::move(model)),
       caches_(std::move(caches)),
+      drafter_(std::move(drafter)),
       sampler_(slots, model_->vocabulary()),
-      last_tokens_(mx::zeros({slots}, mx::int32)) {}
+      last_tokens_(mx::zeros({slots}, mx::int32)),
+      recalled_(slots) {}
 
 Model& ModelRunner::model() {
   return *model_;
 }
 
-mx::array ModelRunner::ids(const Plan& plan) const {
-  // Into the slots' last tokens, followed by the ids that the host knows.
+mx::array ModelRunner::ids(const Plan& plan, Step& step) {
+  // Into the slots' last tokens, followed by the ids that the host knows and
+  // the draft model's guesses.
   const int slots = last_tokens_.shape(0);
-  std::vector<int32_t> known, index;
+  std::vector<int32_t> known;
+  bool drafts = false;
+  for (const RowStep& row : plan.rows) {
+    known.insert(known.end(), row.ids.begin(), row.ids.end());
+    drafts = drafts || !row.draft_ids.empty();
+  }
+  std::vector<int32_t> index;
+  int next = slots, next_guess = slots + static_cast<int>(known.size());
   for (const RowStep& row : plan.rows) {
     if (row.ids.empty()) {
       index.push_back(row.slot);
     }
-    for (int32_t id : row.ids) {
-      index.push_back(slots + static_cast<int>(known.size()));
-      known.push_back(id);
+    for (size_t i = 0; i < row.ids.size(); ++i) {
+      index.push_back(next++);
+    }
+    if (!row.draft_ids.empty()) {
+      for (int i = 0; i < row.guesses; ++i) {
+        index.push_back(next_guess++);
+      }
     }
   }
-  if (known.size() == index.size()) {
-    return int_array(known);
+  if (known.size() == index.size() && !drafts) {
+    return host_array(known);
   }
-  if (known.empty()) {
-    return mx::take(last_tokens_, int_array(index), 0);
+  std::vector<mx::array> sources{last_tokens_};
+  if (!known.empty()) {
+    sources.push_back(host_array(known));
   }
-  return mx::take(mx::concatenate({last_tokens_, int_array(known)}, 0), int_array(index), 0);
+  if (drafts) {
+    check(drafter_ != nullptr, "guesses without ids need a draft model");
+    auto guesses = drafter_->guess(plan, sampler_, model_->vocabulary());
+    step.outputs.push_back(guesses.read);
+    if (guesses.ids) {
+      sources.push_back(*guesses.ids);
+    }
+  }
+  return mx::take(sources.size() == 1 ? sources[0] : mx::concatenate(sources, 0), host_array(index), 0);
 }
 
 void ModelRunner::launch(const Plan& plan) {
   for (const Join& join : plan.joins) {
     sampler_.join(join);
+    recalled_[join.slot] = join.recall.memories;
   }
   Step step;
   step.rows = plan.rows;
@@ -74,8 +100,13 @@ void ModelRunner::launch(const Plan& plan) {
   int first = 0;
   for (size_t r = 0; r < plan.rows.size(); ++r) {
     const RowStep& row = plan.rows[r];
-    spans.push_back({first, row.count, row.start, row.blocks, row.rope_length, row.slot});
-    first += row.count;
+    // A guess is a row of its own, so that it is computed as a decoding one is.
+    const int alone = row.guesses > 0 ? row.count : 1;
+    for (int i = 0; i < alone; ++i) {
+      spans.push_back(
+          {first, row.count / alone, row.start + i, row.blocks, row.rope_length, row.slot, recalled_[row.slot].lock()});
+      first += row.count / alone;
+    }
     step.tops.push_back(sampler_.sampling(row.slot).logprobs);
     if (row.sample) {
       step.sampled.push_back(static_cast<int>(r));
@@ -84,12 +115,16 @@ void ModelRunner::launch(const Plan& plan) {
       step.scored.push_back(static_cast<int>(r));
     }
   }
+  std::optional<trace::Span> span(std::in_place, "graph");
+  auto tokens = ids(plan, step);
   caches_->begin(std::move(spans));
-  auto hidden = model_->hidden(ids(plan), *caches_);
+  auto hidden = model_->hidden(tokens, *caches_);
   // The KV of every layer hangs on it: a chunk that samples nothing runs too.
   step.outputs.push_back(hidden);
   score_prompt(step, hidden);
-  sample(step, hidden);
+  span.emplace("sampling");
+  sample(step, tokens, hidden);
+  span.emplace("start");
   mx::async_eval(step.outputs);
   under_way_.push_back(std::move(step));
 }
@@ -109,7 +144,7 @@ void ModelRunner::score_prompt(Step& step, const mx::array& hidden) {
         const int from = first + row.score;
         auto part = mx::slice(hidden, {from + at, 0}, {from + end, hidden.shape(1)});
         std::vector<int32_t> targets(row.score_ids.begin() + at, row.score_ids.begin() + end);
-        auto s = score(model_->logits(part), int_array(targets), std::min(top, model_->vocabulary()));
+        auto s = score(model_->logits(part), host_array(targets), std::min(top, model_->vocabulary()));
         chosen.push_back(s.chosen);
         if (s.ids) {
           ids.push_back(*s.ids);
@@ -130,24 +165,34 @@ void ModelRunner::score_prompt(Step& step, const mx::array& hidden) {
   }
 }
 
-void ModelRunner::sample(Step& step, const mx::array& hidden) {
+void ModelRunner::sample(Step& step, const mx::array& ids, const mx::array& hidden) {
   if (step.sampled.empty()) {
     return;
   }
-  std::vector<const RowStep*> rows;
-  std::vector<int32_t> slots, last;
-  int first = 0;
+  std::vector<Draw> draws;
+  std::vector<int32_t> slots, places, last; // last: a row's last draw, which stands where it has no guesses
+  int end = 0;
   for (const RowStep& row : step.rows) {
-    first += row.count;
+    end += row.count;
     if (row.sample) {
-      rows.push_back(&row);
+      for (int ahead = 0; ahead <= row.guesses; ++ahead) {
+        draws.push_back({&row, ahead});
+        places.push_back(end - 1 - row.guesses + ahead);
+      }
       slots.push_back(row.slot);
-      last.push_back(first - 1);
+      last.push_back(static_cast<int32_t>(draws.size()) - 1);
     }
   }
-  auto heads = static_cast<int>(last.size()) == hidden.shape(0) ? hidden : mx::take(hidden, int_array(last), 0);
-  step.tokens = sampler_.sample(model_->logits(heads), rows);
-  last_tokens_ = mx::put_along_axis(last_tokens_, int_array(slots), step.tokens->tokens, 0);
+  auto heads = static_cast<int>(places.size()) == hidden.shape(0) ? hidden : mx::take(hidden, host_array(places), 0);
+  const bool guesses = draws.size() > slots.size();
+  if (guesses) {
+    step.read = mx::take(ids, host_array(places), 0);
+    step.outputs.push_back(*step.read);
+  }
+  step.tokens = sampler_.sample(model_->logits(heads), draws, step.read);
+  auto& tokens = step.tokens->tokens;
+  last_tokens_ =
+      mx::put_along_axis(last_tokens_, host_array(slots), guesses ? mx::take(tokens, host_array(last), 0) : tokens, 0);
   step.outputs.push_back(step.tokens->tokens);
   step.outputs.push_back(last_tokens_);
   if (step.tokens->scores) {
@@ -163,18 +208,28 @@ std::vector<RowResult> ModelRunner::collect() {
   check(!under_way_.empty(), "collect needs a launched step");
   Step step = std::move(under_way_.front());
   under_way_.pop_front();
-  mx::eval(step.outputs);
+  {
+    trace::Span span("wait");
+    mx::eval(step.outputs);
+  }
 
   std::vector<RowResult> results(step.rows.size());
   for (size_t r = 0; r < step.rows.size(); ++r) {
     results[r].slot = step.rows[r].slot;
   }
-  for (size_t i = 0; i < step.sampled.size(); ++i) {
-    const int r = step.sampled[i];
+  int draw = 0;
+  for (int r : step.sampled) {
+    const int guesses = step.rows[r].guesses;
     const int top = step.tops[r];
     const Scores* scores = top >= 0 ? &step.tokens->scores.value() : nullptr;
-    const int32_t id = step.tokens->tokens.data<int32_t>()[i];
-    results[r].sampled = scored(scores, static_cast<int>(i), id, top);
+    const auto* ids = step.tokens->tokens.data<int32_t>() + draw;
+    for (int i = 0; i <= guesses; ++i) {
+      results[r].sampled.push_back(scored(scores, draw + i, ids[i], top));
+      if (i < guesses && step.read->data<int32_t>()[draw + i + 1] != ids[i]) {
+        break;
+      }
+    }
+    draw += 1 + guesses;
   }
   for (size_t i = 0; i < step.scored.size(); ++i) {
     const RowStep& row = step.rows[step.scored[i]];

@@ -4,6 +4,7 @@
 // slot sampled last. One device-to-host sync a step. Engine thread only.
 #pragma once
 
+#include "engine/drafter.h"
 #include "engine/plan.h"
 #include "engine/sampler.h"
 #include "models/model.h"
@@ -15,7 +16,12 @@ namespace parallm {
 
 class ModelRunner : public Runner {
  public:
-  ModelRunner(std::unique_ptr<Model> model, std::unique_ptr<Caches> caches, int slots);
+  /** `drafter`: for plans whose guesses have no ids. */
+  ModelRunner(
+      std::unique_ptr<Model> model,
+      std::unique_ptr<Caches> caches,
+      int slots,
+      std::unique_ptr<Drafter> drafter = nullptr);
 
   void launch(const Plan& plan) override;
   std::vector<RowResult> collect() override;
@@ -28,6 +34,7 @@ class ModelRunner : public Runner {
   struct Step {
     std::vector<RowStep> rows;
     std::vector<int> sampled; // which of rows
+    std::optional<mx::array> read; // int32, where there are guesses: the token that each draw follows
     std::vector<int> scored;
     std::vector<int> tops; // each row's `logprobs`: by the time of reading
                            // its slot may belong to another row
@@ -36,14 +43,16 @@ class ModelRunner : public Runner {
     std::vector<mx::array> outputs;
   };
 
-  mx::array ids(const Plan& plan) const;
+  mx::array ids(const Plan& plan, Step& step);
   void score_prompt(Step& step, const mx::array& hidden);
-  void sample(Step& step, const mx::array& hidden);
+  void sample(Step& step, const mx::array& ids, const mx::array& hidden);
 
   std::unique_ptr<Model> model_;
   std::unique_ptr<Caches> caches_;
+  std::unique_ptr<Drafter> drafter_;
   Sampler sampler_;
   mx::array last_tokens_; // [slots] int32
+  std::vector<std::weak_ptr<const Recalled>> recalled_; // by slot; the scheduler's row holds it
   std::deque<Step> under_way_;
 };
 

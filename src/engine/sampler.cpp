@@ -1,19 +1,16 @@
 #include "engine/sampler.h"
 
 #include "base/error.h"
+#include "engine/host_array.h"
 #include "nn/pick.h"
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 
 namespace parallm {
 
 namespace {
-
-template <typename T>
-mx::array column(const std::vector<T>& values) {
-  return mx::array(values.data(), {static_cast<int>(values.size())});
-}
 
 bool has_penalty(const Sampling& s) {
   return s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f || s.frequency_penalty != 0.0f;
@@ -29,22 +26,22 @@ mx::array bias(
   if (rows.empty()) {
     return logits;
   }
-  auto updates = mx::reshape(column(values), {static_cast<int>(values.size()), 1, 1});
-  return mx::scatter_add(logits, {column(rows), column(ids)}, updates, {0, 1});
+  auto updates = mx::reshape(host_array(values), {static_cast<int>(values.size()), 1, 1});
+  return mx::scatter_add(logits, {host_array(rows), host_array(ids)}, updates, {0, 1});
 }
 
 /** Keeps the tokens whose bit is set. Rows without a grammar come with every
  * bit set. */
-mx::array mask(const mx::array& logits, const std::vector<const RowStep*>& rows) {
-  if (std::all_of(rows.begin(), rows.end(), [](const RowStep* r) { return r->allowed.empty(); })) {
+mx::array mask(const mx::array& logits, const std::vector<Draw>& draws) {
+  if (std::all_of(draws.begin(), draws.end(), [](const Draw& draw) { return draw.row->allowed.empty(); })) {
     return logits;
   }
   const int V = logits.shape(1);
   const int words = (V + 31) / 32;
-  const int R = static_cast<int>(rows.size());
+  const int R = static_cast<int>(draws.size());
   std::vector<uint32_t> bits;
   bits.reserve(static_cast<size_t>(R) * words);
-  for (const RowStep* row : rows) {
+  for (const auto& [row, ahead] : draws) {
     if (row->allowed.empty()) {
       bits.insert(bits.end(), words, ~uint32_t{0});
     } else {
@@ -58,6 +55,30 @@ mx::array mask(const mx::array& logits, const std::vector<const RowStep*>& rows)
       mx::reshape(mx::bitwise_and(mx::right_shift(packed, shifts), mx::array(1, mx::uint32)), {R, words * 32});
   allowed = mx::slice(allowed, {0, 0}, {R, V});
   return mx::where(mx::astype(allowed, mx::bool_), logits, mx::array(-std::numeric_limits<float>::infinity()));
+}
+
+/** float32 [R]: 1 where all guesses ahead of a draw were what was drawn, else
+ * 0. */
+mx::array come_true(const std::vector<Draw>& draws, const mx::array& tokens, const mx::array& read) {
+  const int R = static_cast<int>(draws.size());
+  int most = 0;
+  std::vector<int32_t> before(R);
+  std::unique_ptr<bool[]> first(new bool[R]);
+  for (int r = 0; r < R; ++r) {
+    first[r] = draws[r].ahead == 0;
+    before[r] = first[r] ? r : r - 1;
+    most = std::max(most, draws[r].ahead);
+  }
+  auto right =
+      mx::logical_or(mx::array(first.get(), {R}, mx::bool_), mx::equal(mx::take(tokens, host_array(before), 0), read));
+  auto all = right;
+  for (int back = 1; back < most; ++back) {
+    for (int r = 0; r < R; ++r) {
+      before[r] = r - std::min(back, draws[r].ahead);
+    }
+    all = mx::logical_and(all, mx::take(right, host_array(before), 0));
+  }
+  return mx::astype(all, mx::float32);
 }
 
 } // namespace
@@ -108,25 +129,52 @@ void Sampler::join(const Join& join) {
   made_ = put(*made_, made);
 }
 
-mx::array
-Sampler::penalize(const mx::array& logits, const std::vector<const RowStep*>& rows, const std::vector<int>& penalized) {
+PickValues Sampler::pick_values(const std::vector<Draw>& draws) const {
+  std::vector<int32_t> top_k;
+  std::vector<float> temperature, top_p, min_p, numbers;
+  for (const auto& [row, ahead] : draws) {
+    const Sampling& s = sampling(row->slot);
+    temperature.push_back(s.temperature);
+    top_k.push_back(s.top_k);
+    top_p.push_back(s.top_p);
+    min_p.push_back(s.min_p);
+    numbers.push_back(draw(s.seed, row->draw_index + ahead));
+  }
+  return {host_array(temperature), host_array(top_k), host_array(top_p), host_array(min_p), host_array(numbers)};
+}
+
+mx::array Sampler::penalize(
+    const mx::array& logits,
+    const std::vector<Draw>& draws,
+    const std::vector<int>& penalized,
+    const std::optional<mx::array>& read) {
   std::vector<int32_t> slots;
   std::vector<float> repetition, presence, frequency;
+  std::vector<int32_t> guess_rows, guesses; // which of `penalized`, which of `read`
   for (int r : penalized) {
-    const Sampling& s = sampling(rows[r]->slot);
-    slots.push_back(rows[r]->slot);
+    const Sampling& s = sampling(draws[r].row->slot);
+    for (int back = 0; back < draws[r].ahead; ++back) {
+      guess_rows.push_back(static_cast<int32_t>(slots.size()));
+      guesses.push_back(r - back);
+    }
+    slots.push_back(draws[r].row->slot);
     repetition.push_back(s.repetition_penalty);
     presence.push_back(s.presence_penalty);
     frequency.push_back(s.frequency_penalty);
   }
-  const auto values = [](const std::vector<float>& v) { return mx::expand_dims(column(v), 1); };
-  auto index = column(slots);
+  const auto values = [](const std::vector<float>& v) { return mx::expand_dims(host_array(v), 1); };
+  auto index = host_array(slots);
   auto made = mx::take(*made_, index, 0);
+  if (!guesses.empty()) {
+    auto ones = mx::ones({static_cast<int>(guesses.size()), 1, 1}, mx::float32);
+    made =
+        mx::scatter_add(made, {host_array(guess_rows), mx::take(read.value(), host_array(guesses), 0)}, ones, {0, 1});
+  }
   auto prompt = mx::take(*in_prompt_, index, 0);
   auto was_made = mx::greater(made, mx::array(0.0f));
   auto seen = mx::logical_or(was_made, mx::greater(prompt, mx::array(0.0f)));
 
-  auto l = mx::take(logits, column(penalized), 0);
+  auto l = mx::take(logits, host_array(penalized), 0);
   auto divided = mx::where(
       mx::greater(l, mx::array(0.0f)), mx::divide(l, values(repetition)), mx::multiply(l, values(repetition)));
   l = mx::where(seen, divided, l);
@@ -134,36 +182,40 @@ Sampler::penalize(const mx::array& logits, const std::vector<const RowStep*>& ro
   l = mx::subtract(l, mx::multiply(mx::astype(was_made, mx::float32), values(presence)));
 
   // Row r of the result is its penalized self, or itself.
-  std::vector<int32_t> order(rows.size());
-  for (size_t r = 0; r < rows.size(); ++r) {
+  std::vector<int32_t> order(draws.size());
+  for (size_t r = 0; r < draws.size(); ++r) {
     order[r] = static_cast<int32_t>(r);
   }
   for (size_t i = 0; i < penalized.size(); ++i) {
-    order[penalized[i]] = static_cast<int32_t>(rows.size() + i);
+    order[penalized[i]] = static_cast<int32_t>(draws.size() + i);
   }
-  return mx::take(mx::concatenate({logits, l}, 0), column(order), 0);
+  return mx::take(mx::concatenate({logits, l}, 0), host_array(order), 0);
 }
 
 void Sampler::count(
-    const std::vector<const RowStep*>& rows,
+    const std::vector<Draw>& draws,
     const std::vector<int>& penalized,
-    const mx::array& tokens) {
+    const mx::array& tokens,
+    const std::optional<mx::array>& read) {
   std::vector<int32_t> slots;
   for (int r : penalized) {
-    slots.push_back(rows[r]->slot);
+    slots.push_back(draws[r].row->slot);
   }
-  auto ones = mx::ones({static_cast<int>(slots.size()), 1, 1}, mx::float32);
-  made_ = mx::scatter_add(*made_, {column(slots), mx::take(tokens, column(penalized), 0)}, ones, {0, 1});
+  auto index = host_array(penalized);
+  auto taken = read ? mx::take(come_true(draws, tokens, *read), index, 0)
+                    : mx::ones({static_cast<int>(slots.size())}, mx::float32);
+  made_ = mx::scatter_add(
+      *made_, {host_array(slots), mx::take(tokens, index, 0)}, mx::reshape(taken, {taken.shape(0), 1, 1}), {0, 1});
 }
 
-Sampled Sampler::sample(mx::array logits, const std::vector<const RowStep*>& rows) {
+Sampled Sampler::sample(mx::array logits, const std::vector<Draw>& draws, const std::optional<mx::array>& read) {
   const auto raw = mx::astype(logits, mx::float32);
   std::vector<int> penalized;
-  std::vector<int32_t> bias_rows, bias_ids, top_k;
-  std::vector<float> bias_values, temperature, top_p, min_p, draws;
+  std::vector<int32_t> bias_rows, bias_ids;
+  std::vector<float> bias_values;
   int top = -1;
-  for (size_t r = 0; r < rows.size(); ++r) {
-    const RowStep& row = *rows[r];
+  for (size_t r = 0; r < draws.size(); ++r) {
+    const RowStep& row = *draws[r].row;
     const Slot& slot = slots_.at(row.slot);
     const Sampling& s = slot.sampling;
     const auto add = [&](int32_t id, float value) {
@@ -177,24 +229,19 @@ Sampled Sampler::sample(mx::array logits, const std::vector<const RowStep*>& row
     for (auto [id, value] : s.logit_bias) {
       add(id, value);
     }
-    if (row.draw_index < s.min_tokens) {
+    if (row.draw_index + draws[r].ahead < s.min_tokens) {
       for (int32_t id : slot.end_ids) {
         add(id, -std::numeric_limits<float>::infinity());
       }
     }
-    temperature.push_back(s.temperature);
-    top_k.push_back(s.top_k);
-    top_p.push_back(s.top_p);
-    min_p.push_back(s.min_p);
-    draws.push_back(draw(s.seed, row.draw_index));
     top = std::max(top, s.logprobs);
   }
 
-  auto l = penalized.empty() ? raw : penalize(raw, rows, penalized);
-  l = mask(bias(l, bias_rows, bias_ids, bias_values), rows);
-  Sampled sampled{pick(l, {column(temperature), column(top_k), column(top_p), column(min_p), column(draws)})};
+  auto l = penalized.empty() ? raw : penalize(raw, draws, penalized, read);
+  l = mask(bias(l, bias_rows, bias_ids, bias_values), draws);
+  Sampled sampled{pick(l, pick_values(draws))};
   if (!penalized.empty()) {
-    count(rows, penalized, sampled.tokens);
+    count(draws, penalized, sampled.tokens, read);
   }
   if (top >= 0) {
     sampled.scores = score(raw, sampled.tokens, std::min(top, vocabulary_));

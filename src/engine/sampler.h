@@ -6,6 +6,7 @@
 #pragma once
 
 #include "engine/plan.h"
+#include "nn/pick.h"
 
 #include <mlx/mlx.h>
 
@@ -31,15 +32,25 @@ struct Sampled {
  * `top` most likely tokens. */
 Scores score(const mx::array& logits, const mx::array& tokens, int top);
 
+/** One row of logits. A row of the plan with guesses has a draw for each of
+ * them, too, in order: `ahead` counts the guesses before it. */
+struct Draw {
+  const RowStep* row;
+  int ahead = 0;
+};
+
 class Sampler {
  public:
   Sampler(int slots, int vocabulary);
 
   void join(const Join& join);
-  /** logits [R,V] in any float type; rows[r] is the plan's row for logits row
-   * r, with `sample` set. */
-  Sampled sample(mx::array logits, const std::vector<const RowStep*>& rows);
+  /** logits [R,V] in any float type; draws[r] says of which row of the plan,
+   * with `sample` set, they are. `read`, int32 [R], where there are guesses: the
+   * last token that each draw's logits have seen. */
+  Sampled sample(mx::array logits, const std::vector<Draw>& draws, const std::optional<mx::array>& read = {});
   const Sampling& sampling(int slot) const;
+  /** Each draw's temperature, filters and random number. */
+  PickValues pick_values(const std::vector<Draw>& draws) const;
 
  private:
   struct Slot {
@@ -47,9 +58,16 @@ class Sampler {
     std::vector<int32_t> end_ids;
   };
 
-  mx::array
-  penalize(const mx::array& logits, const std::vector<const RowStep*>& rows, const std::vector<int>& penalized);
-  void count(const std::vector<const RowStep*>& rows, const std::vector<int>& penalized, const mx::array& tokens);
+  mx::array penalize(
+      const mx::array& logits,
+      const std::vector<Draw>& draws,
+      const std::vector<int>& penalized,
+      const std::optional<mx::array>& read);
+  void count(
+      const std::vector<Draw>& draws,
+      const std::vector<int>& penalized,
+      const mx::array& tokens,
+      const std::optional<mx::array>& read);
 
   int vocabulary_;
   std::vector<Slot> slots_;

@@ -10,12 +10,33 @@ Scheduler::Scheduler(EngineOptions options, Guard guard)
     : options_(std::move(options)),
       guard_(std::move(guard)),
       blocks_(options_.blocks),
-      slots_(options_.max_rows, false) {}
+      slots_(options_.max_rows, false),
+      drafted_(options_.draft_model ? options_.blocks : 0, false) {}
 
 void Scheduler::check_fits(const Request& request, const EngineOptions& options) {
   const int64_t prompt = request.prompt.size();
   const int64_t room = int64_t{options.blocks} * options.block_size;
   const int64_t limit = options.max_context > 0 ? std::min<int64_t>(options.max_context, room) : room;
+  const int before = request.recall.before;
+  if (options.max_context > 0 && before > 0 && prompt + request.max_tokens + before > options.max_context) {
+    fail_field(
+        "memory",
+        "[generate] memories at contiguous positions are part of the context of {} tokens; got {} beside a prompt of {} "
+        "and max_tokens {}",
+        options.max_context,
+        before,
+        prompt,
+        request.max_tokens);
+  }
+  if (before > 0 && options.own_kv_past > 0 && before + prompt > options.own_kv_past) {
+    fail_field(
+        "memory",
+        "[generate] memories at contiguous positions and the prompt hold at most {} tokens with this model, whose RoPE "
+        "base changes beyond; got {} and {}",
+        options.own_kv_past,
+        before,
+        prompt);
+  }
   if (prompt + request.max_tokens <= limit) {
     return;
   }
@@ -39,8 +60,16 @@ uint64_t Scheduler::add(Request request) {
   }
   row.end_ids.insert(row.end_ids.end(), sampling.stop_token_ids.begin(), sampling.stop_token_ids.end());
   row.request = std::move(request);
+  std::string own; // what else its KV depends on
   if (options_.own_kv_past > 0 && row.prompt > options_.own_kv_past) {
-    row.request.cache_salt += fmt::format("/{}", row.prompt);
+    own += fmt::format("/{}", row.prompt);
+  }
+  if (row.request.recall.memories) { // keys of all layers but the first depend on them
+    own += fmt::format("/recall/{}", row.request.recall.key);
+  }
+  std::string& salt = row.request.cache_salt;
+  if (!salt.empty() || !own.empty()) { // the length, so that no salt reads as another one and more
+    salt = fmt::format("{}:{}{}", salt.size(), salt, own);
   }
   const uint64_t number = row.number;
   rows_.emplace(number, std::move(row));
@@ -63,6 +92,8 @@ Plan Scheduler::plan() {
     if (flights_.empty()) {
       prefill(suspect->second, plan, flight, budget);
     }
+  } else if (!flights_.empty() && (flights_.back().guesses > 0 || choose_guesses(false) > 0)) {
+    return plan; // where rows stand, and what to guess, is known once all tokens are read
   } else {
     plan_decoding(plan, flight);
     const bool decoding = std::any_of(
@@ -83,6 +114,9 @@ Plan Scheduler::plan() {
 }
 
 void Scheduler::plan_decoding(Plan& plan, Flight& flight) {
+  flight.waited = flights_.empty();
+  int backlog = options_.mixed_tokens; // of tokens that the draft model has yet to read
+  const int guesses = flight.waited ? choose_guesses(true) : 0;
   // Oldest first: what `reserve` preempts is younger than all that is in the
   // plan.
   for (auto next = rows_.begin(); next != rows_.end();) {
@@ -94,8 +128,16 @@ void Scheduler::plan_decoding(Plan& plan, Flight& flight) {
     if (!fill_mask(row, allowed)) {
       continue;
     }
+    const int most = std::min(guesses, most_guesses(row));
     plan.rows.push_back(make_step(row, 1, flight, plan));
-    plan.rows.back().allowed = std::move(allowed);
+    RowStep& step = plan.rows.back();
+    step.allowed = std::move(allowed);
+    if (most > 0 && (!options_.draft_model || read_draft(row, step, backlog))) {
+      guess(row, most, step, flight.parts.back());
+    }
+    flight.tokens += step.count;
+    flight.guesses = std::max(flight.guesses, step.guesses);
+    flight.backlog = flight.backlog || step.draft_ids.size() > 2; // two are what steps with guesses leave
   }
 }
 
@@ -120,7 +162,7 @@ bool Scheduler::prefill(Row& row, Plan& plan, Flight& flight, int& budget) {
   int count = std::min(budget, row.length() - row.placed);
   const int size = options_.block_size;
   while (static_cast<int>(row.blocks.size()) * size < row.placed + count) {
-    auto block = blocks_.take();
+    auto block = take_block();
     if (!block) { // older rows hold the rest: it goes on when they end
       count = static_cast<int>(row.blocks.size()) * size - row.placed;
       break;
@@ -175,7 +217,12 @@ RowStep Scheduler::make_step(Row& row, int count, Flight& flight, Plan& plan) {
   if (!row.joined) {
     auto output = row.tokens.begin() + row.prompt;
     plan.joins.push_back(
-        {row.slot, row.request.sampling, row.end_ids, {row.tokens.begin(), output}, {output, row.tokens.end()}});
+        {row.slot,
+         row.request.sampling,
+         row.end_ids,
+         {row.tokens.begin(), output},
+         {output, row.tokens.end()},
+         row.request.recall});
     row.joined = true;
   }
   RowStep step;
@@ -239,7 +286,7 @@ bool Scheduler::reserve(Row& row) {
     return true;
   }
   for (;;) {
-    if (auto block = blocks_.take()) {
+    if (auto block = take_block()) {
       row.blocks.push_back(*block);
       return true;
     }
@@ -250,6 +297,14 @@ bool Scheduler::reserve(Row& row) {
       return false;
     }
   }
+}
+
+std::optional<int32_t> Scheduler::take_block() {
+  auto block = blocks_.take();
+  if (block && options_.draft_model) {
+    drafted_[*block] = false;
+  }
+  return block;
 }
 
 void Scheduler::adopt(Row& row) {
@@ -265,6 +320,9 @@ void Scheduler::adopt(Row& row) {
       return;
     }
     row.blocks.push_back(*block);
+    if (options_.draft_model && drafted_[*block] && row.drafted == row.placed) {
+      row.drafted += size;
+    }
     row.placed += size;
     ++row.keyed;
   }
@@ -290,6 +348,7 @@ void Scheduler::release(Row& row) {
   row.slot = -1;
   row.joined = false;
   row.placed = 0;
+  row.drafted = 0;
   row.keyed = 0;
   row.key = PrefixKey::start;
 }
@@ -300,14 +359,26 @@ void Scheduler::commit(std::vector<RowResult> results, double seconds) {
   check(results.size() == front.parts.size(), "each row of a step has a result");
   for (size_t i = 0; i < results.size(); ++i) {
     const Part& part = front.parts[i];
-    const int32_t id = results[i].sampled.token.id;
+    const auto& sampled = results[i].sampled;
     check(results[i].slot == part.slot, "results are in the plan's order");
-    check(!part.sample || (id >= 0 && id < options_.vocabulary), "a sampled id is in the vocabulary");
+    const size_t most = part.sample ? 1 + part.guesses : 0;
+    check(
+        sampled.size() <= most && sampled.empty() == !part.sample,
+        "each draw up to the first wrong guess gives a token");
+    check(
+        std::all_of(
+            sampled.begin(),
+            sampled.end(),
+            [&](const Scored& s) { return s.token.id >= 0 && s.token.id < options_.vocabulary; }),
+        "a sampled id is in the vocabulary");
     check(static_cast<int>(results[i].prompt.size()) == part.scores, "each position to score has its score");
   }
   const Flight flight = std::move(flights_.front());
   flights_.pop_front();
   (flight.prefill ? stats_.prefill_seconds : stats_.decode_seconds) += seconds;
+  if (!flight.prefill && !flight.backlog) {
+    cost_.learn({flight.tokens, options_.draft_model ? flight.guesses : 0, flight.waited}, seconds);
+  }
   for (size_t i = 0; i < results.size(); ++i) {
     // A row that ended meanwhile leaves a wasted token behind.
     if (auto row = rows_.find(flight.parts[i].row); row != rows_.end()) {
@@ -321,13 +392,21 @@ void Scheduler::take(Row& row, const Part& part, RowResult& result) {
   row.scores_taken += part.scores;
   std::move(result.prompt.begin(), result.prompt.end(), std::back_inserter(row.scores));
   if (part.sample) {
-    take_token(row, std::move(result.sampled));
+    judge(row, part, result.sampled);
+    for (Scored& sampled : result.sampled) {
+      if (!take_token(row, std::move(sampled))) {
+        return;
+      }
+    }
+    if (options_.guesses > 0 && !options_.draft_model) {
+      row.lookup = look_up(row.tokens, most_guesses(row));
+    }
   } else if (part.last) {
     end(row, Finish::length);
   }
 }
 
-void Scheduler::take_token(Row& row, Scored sampled) {
+bool Scheduler::take_token(Row& row, Scored sampled) {
   const int32_t id = sampled.token.id;
   row.tokens.push_back(id);
   ++stats_.generated_tokens;
@@ -345,18 +424,19 @@ void Scheduler::take_token(Row& row, Scored sampled) {
   emit(row, std::move(event));
   if (finish != Finish::none) {
     erase(row, finish);
-    return;
+    return false;
   }
   if (row.request.mask) {
     if (auto error = guard_([&] { row.request.mask->accept(id); })) {
       end(row, Finish::error, std::move(error));
-      return;
+      return false;
     }
   }
   if (row.suspect) { // it passed: it waits for the other suspects' turn
     row.suspect = false;
     release(row);
   }
+  return true;
 }
 
 void Scheduler::failed(const Error& error) {

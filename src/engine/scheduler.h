@@ -10,6 +10,7 @@
 
 #include "engine/blocks.h"
 #include "engine/engine.h"
+#include "engine/speculation.h"
 
 #include <cstdint>
 #include <deque>
@@ -91,6 +92,9 @@ class Scheduler {
     int scored = 0; // prompt tokens that planned steps score
     int scores_taken = 0; // and committed ones
     std::vector<Scored> scores;
+    Lookup lookup; // what may follow `tokens`
+    double luck = 0.5; // how often lately the first guess was right, or would have been
+    int drafted = 0; // positions whose KV the draft model has written
 
     int length() const {
       return prompt + sampled;
@@ -116,12 +120,22 @@ class Scheduler {
     bool sample;
     bool last; // of the prompt's tokens, where none is sampled
     int scores;
+    int guesses = 0;
+    int reason = 0; // see Confidence
   };
   struct Flight {
     std::vector<Part> parts;
     bool prefill = false;
+    int tokens = 0;
+    int guesses = 0; // the most of a row
+    bool waited = false; // see StepShape
+    bool backlog = false; // of the draft model's
   };
 
+  int most_guesses(const Row& row) const;
+  int choose_guesses(bool waited) const;
+  void guess(Row& row, int count, RowStep& step, Part& part);
+  bool read_draft(Row& row, RowStep& step, int& budget);
   void plan_decoding(Plan& plan, Flight& flight);
   void plan_prefill(Plan& plan, Flight& flight, int budget);
   /** False: no younger row may come before this one. */
@@ -132,11 +146,14 @@ class Scheduler {
   void add_scores(Row& row, RowStep& step);
 
   bool reserve(Row& row);
+  std::optional<int32_t> take_block();
   void adopt(Row& row);
   void register_blocks(Row& row);
   void release(Row& row);
   void take(Row& row, const Part& part, RowResult& result);
-  void take_token(Row& row, Scored sampled);
+  void judge(Row& row, const Part& part, const std::vector<Scored>& sampled);
+  /** False: it was the row's last. */
+  bool take_token(Row& row, Scored sampled);
   void emit(Row& row, Event event);
   void end(Row& row, Finish finish, std::optional<Error> error = {});
   void erase(Row& row, Finish finish);
@@ -148,6 +165,9 @@ class Scheduler {
   std::vector<bool> slots_; // taken
   std::deque<Flight> flights_; // oldest first
   std::vector<RowEvent> events_;
+  Confidence confidence_;
+  StepCost cost_;
+  std::vector<bool> drafted_; // blocks that the draft model, too, has filled
   uint64_t last_row_ = 0;
   uint64_t last_plan_ = 0;
   EngineStats stats_;

@@ -15,7 +15,8 @@ void run(Runner& runner, const Plan& plan) {
  * Each has blocks of its own. */
 void generate(Runner& runner, const EngineOptions& options, int rows, int prompt, const Sampling& sampling) {
   constexpr int tokens = 3;
-  const int each = (prompt + tokens + options.block_size - 1) / options.block_size;
+  const int guesses = options.guesses;
+  const int each = (prompt + tokens + guesses + options.block_size - 1) / options.block_size;
   rows = std::min({rows, options.max_rows, options.blocks / each});
   Plan plan;
   for (int slot = 0; slot < rows; ++slot) {
@@ -43,6 +44,15 @@ void generate(Runner& runner, const EngineOptions& options, int rows, int prompt
       row.ids.clear();
       row.score_ids.clear();
       row.draw_index = i + 1;
+      row.draft_ids.clear();
+      row.guesses = 0;
+      if (i > 0 && guesses > 0) { // any tokens: nobody reads what comes of them
+        row.guesses = guesses;
+        row.count = 1 + guesses;
+        row.ids.assign(options.draft_model ? 1 : row.count, 0);
+        row.draft_start = i == 1 ? 0 : row.start;
+        row.draft_ids.assign(options.draft_model ? row.start + 1 - row.draft_start : 0, 0);
+      }
     }
     run(runner, plan);
   }

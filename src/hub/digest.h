@@ -1,9 +1,11 @@
-// The hash that a blob's name on the hub is (OpenSSL's EVP): SHA-256 of the content for LFS files, for others git's
+// The hash that a blob's name on the hub is : SHA-256 of the content for LFS files, for others git's
 // SHA-1 of "blob <size>\0" and the content. One thread.
 #pragma once
 
+#include "base/hash.h"
+
 #include <cstdint>
-#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -16,9 +18,6 @@ class Digest {
  public:
   /** Of a content of `size` bytes that must have `etag`. Where etag is no hash, matches() is always true. */
   Digest(std::string etag, uint64_t size);
-  ~Digest();
-  Digest(Digest&&) noexcept;
-  Digest& operator=(Digest&&) noexcept;
 
   void add(std::string_view bytes);
   /** The end; adds no more. */
@@ -27,12 +26,9 @@ class Digest {
   const std::string& found() const;
 
  private:
-  struct Free {
-    void operator()(void* context) const;
-  };
   std::string etag_;
   std::string found_;
-  std::unique_ptr<void, Free> context_; // EVP_MD_CTX; null: nothing to check
+  std::optional<Hash> hash_; // nothing: nothing to check
 };
 
 } // namespace parallm

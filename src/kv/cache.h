@@ -40,6 +40,8 @@ struct Selector {
                                     // heads; nothing: each index head chooses for H/I heads
 };
 
+class Recalled; // recall.h
+
 /** One sequence's part of a flat step: tokens [first, first + count) of the
  * step take positions [offset, offset + count); position p lives in block
  * blocks[p / block_size], place p % block_size. */
@@ -50,12 +52,21 @@ struct Span {
   std::vector<int32_t> blocks;
   int rope_length = 0; // see RowStep::rope_length
   int slot = 0; // RowStep::slot: where the sequence's states lie
+  std::shared_ptr<const Recalled> recalled = nullptr; // memories, null: none; read by recall.h's caches alone
+  int shift = 0; // what RoPE adds to its positions: tokens that came before and lie elsewhere
 };
 
 /** A recurrence over the tokens of sequences of one length: inputs, each
  * [B,L,...], and the B sequences' states before them, each [B,...]; gives the
  * outputs [B,L,...] and leaves the states after the last token in `states`. */
 using Recurrence = std::function<mx::array(const std::vector<mx::array>& inputs, std::vector<mx::array>& states)>;
+
+/** Attention that more keys can be added to. */
+struct Attended {
+  mx::array out; // [T,H,Dv]
+  mx::array masses; // float32 [T,H]: the log of the sum of exp(score), sinks included
+  mx::array q; // float32 [T,H,D], rotated
+};
 
 class Cache {
  public:
@@ -65,20 +76,22 @@ class Cache {
    * sees its own sequence's positions up to its own. */
   virtual mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) = 0;
 
-  /** The same of the positions that `selector` chooses, in a layer whose spec
-   * has an index_dim. Among equal scores the earlier position is chosen. No
-   * window, chunk or softcap. */
+  /** For layers that remember a state instead of keys: runs `f` over the step's
+   * sequences, some together, with inputs [T,...] cut into theirs; a sequence
+   * at its start has states of zeros. -> f's outputs as [T,...]. */
+  virtual mx::array recur(const std::vector<mx::array>& inputs, const Recurrence& f) = 0;
+
+  /** As attend, and what it takes to go on with it. Slower, on GPUs by much. Not every cache can. */
+  virtual Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how);
+
+  /** As attend, of the positions that `selector` chooses, in a layer whose spec has an index_dim. Among equal scores the
+   * earlier position is chosen. No window, chunk or softcap. Not every cache can. */
   virtual mx::array attend_selected(
       const mx::array& q,
       const mx::array& k,
       const mx::array& v,
       const Attention& how,
-      const Selector& selector) = 0;
-
-  /** For layers that remember a state instead of keys: runs `f` over the step's
-   * sequences, some together, with inputs [T,...] cut into theirs; a sequence
-   * at its start has states of zeros. -> f's outputs as [T,...]. */
-  virtual mx::array recur(const std::vector<mx::array>& inputs, const Recurrence& f) = 0;
+      const Selector& selector);
 };
 
 /** An array that a layer keeps of each sequence, whatever its length. */
@@ -112,7 +125,11 @@ struct KVOptions {
   int blocks = 0;
   int slots = 1; // sequences that may have states at once
   mx::Dtype dtype = mx::float16;
+  int bits = 0; // 8 or 4: keys and values are kept in codes of so many (affine, in groups); 0: in dtype
 };
+
+/** Whether the layers' keys can be kept in codes: heads of a multiple of 32. */
+bool kv_codes_fit(const std::vector<CacheSpec>& layers);
 
 /** Bytes that one block takes over all layers. */
 size_t kv_block_bytes(const std::vector<CacheSpec>& layers, const KVOptions& options);

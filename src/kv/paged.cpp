@@ -78,10 +78,23 @@ class KernelLayer : public States {
   KernelLayer(const CacheSpec& spec, const KVOptions& options, Step*& step)
       : States(spec, options, step),
         block_size_(options.block_size),
-        k_pool_(uninitialised({options.blocks, spec.kv_heads, block_size_, spec.head_dim}, options.dtype)),
-        v_pool_(uninitialised({options.blocks, spec.kv_heads, block_size_, spec.v_head_dim}, options.dtype)) {}
+        bits_(options.bits),
+        k_pool_(pool(spec.kv_heads, spec.head_dim, options)),
+        v_pool_(pool(spec.kv_heads, spec.v_head_dim, options)) {}
 
   mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
+    return attend(q, k, v, how, nullptr);
+  }
+
+  Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
+    mx::array masses(0.0f);
+    auto out = attend(q, k, v, how, &masses);
+    return {out, masses, step_->rotated(q, how)};
+  }
+
+ private:
+  mx::array
+  attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how, mx::array* masses) {
     auto* rope = how.rope;
     auto rotation = rope ? step_->rotation(*rope) : std::pair(mx::array(0.0f), mx::array(0.0f));
     return cpu::paged_attention(
@@ -101,17 +114,19 @@ class KernelLayer : public States {
          .chunk = how.chunk,
          .softcap = how.softcap,
          .rope_dims = rope ? rope->dims : 0,
-         .rope_traditional = rope && rope->traditional});
+         .rope_traditional = rope && rope->traditional,
+         .kv_bits = bits_},
+        masses);
   }
 
-  mx::array attend_selected(const mx::array&, const mx::array&, const mx::array&, const Attention&, const Selector&)
-      override {
-    fail(Kind::internal, "[kv] a layer that selects keys has index keys in its spec");
+  static mx::array pool(int heads, int dim, const KVOptions& options) {
+    const int width = options.bits ? static_cast<int>(cpu::kv_row_bytes(dim, options.bits)) : dim;
+    return uninitialised({options.blocks, heads, options.block_size, width}, options.bits ? mx::uint8 : options.dtype);
   }
 
- private:
   int block_size_;
-  mx::array k_pool_; // [blocks, G, block_size, D]
+  int bits_;
+  mx::array k_pool_; // [blocks, G, block_size, D or a row of codes]
   mx::array v_pool_;
 };
 
@@ -196,11 +211,11 @@ class OpsLayer : public States {
   OpsLayer(const CacheSpec& spec, const KVOptions& options, Step*& step, bool mlx_ops)
       : States(spec, options, step),
         options_(options),
-        k_pool_(mx::zeros({0, spec.kv_heads, spec.head_dim}, options.dtype)),
-        v_pool_(mx::zeros({0, spec.kv_heads, spec.v_head_dim}, options.dtype)),
+        k_pool_(kept(mx::zeros({0, spec.kv_heads, spec.head_dim}, options.dtype))),
+        v_pool_(kept(mx::zeros({0, spec.kv_heads, spec.v_head_dim}, options.dtype))),
         index_pool_(mx::zeros({0, 1, spec.index_dim}, options.dtype)),
         kernels_(
-            cuda_kernels() && !mlx_ops && spec.index_dim == 0 &&
+            cuda_kernels() && !mlx_ops && options.bits == 0 && spec.index_dim == 0 &&
             cuda::attends(options.dtype, spec.head_dim, spec.v_head_dim)) {}
 
   mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
@@ -215,6 +230,18 @@ class OpsLayer : public States {
       parts.push_back(attend(rotated, read(k_pool_, reading), read(v_pool_, reading), reading, how));
     }
     return mx::astype(in_order(parts), q.dtype());
+  }
+
+  Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
+    auto out = attend(q, k, v, how);
+    auto rotated = step_->rotated(q, how);
+    std::vector<mx::array> parts;
+    for (auto& reading : step_->readings({how.window, how.chunk})) {
+      auto keys =
+          kernels_ ? heads_first(cuda::read_pool(k_pool_[0], reading.slots, out), reading) : read(k_pool_, reading);
+      parts.push_back(masses(rotated, keys, reading, how));
+    }
+    return {out, in_order(parts), rotated};
   }
 
   mx::array attend_selected(
@@ -278,10 +305,32 @@ class OpsLayer : public States {
     return reading;
   }
 
+  /** [tokens,H] of a reading. */
+  static mx::array masses(const mx::array& all, const mx::array& k, const Reading& reading, const Attention& how) {
+    int heads = all.shape(1), groups = k.shape(1), tokens = reading.rows * reading.queries;
+    auto q = mx::take(all, mx::array(reading.tokens.data(), {tokens}, mx::int32), 0);
+    q = mx::swapaxes(mx::reshape(q, {reading.rows, reading.queries, heads, all.shape(2)}), 1, 2);
+    q = mx::reshape(q, {reading.rows, groups, heads / groups, reading.queries, all.shape(2)});
+    auto keys = mx::expand_dims(mx::swapaxes(mx::astype(k, mx::float32), 2, 3), 2);
+    auto scores = mx::matmul(q * mx::array(how.scale), keys);
+    if (how.softcap > 0) {
+      scores = mx::tanh(scores / how.softcap) * how.softcap;
+    }
+    if (reading.mask || reading.causal) {
+      auto mask = reading.mask ? *reading.mask : causal_mask(reading.queries, reading.keys);
+      scores = mx::where(mx::expand_dims(mask, 2), scores, mx::array(-std::numeric_limits<float>::infinity()));
+    }
+    auto sums = mx::reshape(mx::logsumexp(scores, -1), {reading.rows, heads, reading.queries});
+    if (how.sinks) {
+      sums = mx::logaddexp(sums, mx::reshape(mx::astype(*how.sinks, mx::float32), {1, heads, 1}));
+    }
+    return mx::reshape(mx::swapaxes(sums, 1, 2), {tokens, heads});
+  }
+
   /** By kernels/cuda, but for a prefill's sums. */
   mx::array attend_in_place(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) {
-    grow(k_pool_);
-    grow(v_pool_);
+    grow(k_pool_[0]);
+    grow(v_pool_[0]);
     auto* rope = how.rope;
     auto rotation = rope ? step_->rotation(*rope) : std::pair(mx::array(0.0f), mx::array(0.0f));
     auto rotated = cuda::rotate_and_write(
@@ -290,8 +339,8 @@ class OpsLayer : public States {
         v,
         rotation.first,
         rotation.second,
-        k_pool_,
-        v_pool_,
+        k_pool_[0],
+        v_pool_[0],
         step_->write_slots(),
         rope ? rope->dims : 0,
         rope && rope->traditional);
@@ -300,8 +349,8 @@ class OpsLayer : public States {
     if (auto& rows = step_->decoding_rows()) {
       parts.push_back(cuda::paged_decode(
           rotated,
-          k_pool_,
-          v_pool_,
+          k_pool_[0],
+          v_pool_[0],
           rows->tokens,
           rows->positions,
           rows->table,
@@ -310,8 +359,8 @@ class OpsLayer : public States {
           {options_.block_size, how.scale, how.window, how.chunk, how.softcap}));
     }
     for (auto& reading : step_->readings(view, false)) {
-      auto keys = cuda::read_pool(k_pool_, reading.slots, rotated);
-      auto values = cuda::read_pool(v_pool_, reading.slots, rotated);
+      auto keys = cuda::read_pool(k_pool_[0], reading.slots, rotated);
+      auto values = cuda::read_pool(v_pool_[0], reading.slots, rotated);
       parts.push_back(attend(rotated, heads_first(keys, reading), heads_first(values, reading), reading, how));
     }
     return in_order(parts);
@@ -340,15 +389,41 @@ class OpsLayer : public States {
     pool = mx::concatenate({pool, mx::zeros(shape, pool.dtype())}, 0);
   }
 
-  /** x [T,G,D] to the step's slots. */
-  void write(mx::array& pool, const mx::array& x) {
-    grow(pool);
-    auto updates = mx::expand_dims(mx::astype(x, pool.dtype()), 1);
-    pool = mx::scatter(pool, step_->write_slots(), updates, 0);
+  /** x [.., D] as the pools hold it: itself, or its codes, scales and biases. */
+  std::vector<mx::array> kept(const mx::array& x) const {
+    if (options_.bits == 0) {
+      return {mx::astype(x, options_.dtype)};
+    }
+    const int group = cpu::kv_group_size(x.shape(-1));
+    if (x.size() == 0) { // MLX quantizes nothing
+      auto shape = x.shape();
+      const int dim = shape.back();
+      shape.back() = dim * options_.bits / 32;
+      auto codes = mx::zeros(shape, mx::uint32);
+      shape.back() = dim / group;
+      return {codes, mx::zeros(shape, mx::float32), mx::zeros(shape, mx::float32)};
+    }
+    return mx::quantize(mx::astype(x, mx::float32), group, options_.bits);
   }
 
-  mx::array read(const mx::array& pool, const Reading& reading) {
-    return heads_first(mx::take(pool, reading.slots, 0), reading);
+  /** x [T,G,D] to the step's slots. */
+  void write(std::vector<mx::array>& pool, const mx::array& x) {
+    auto parts = kept(x);
+    for (size_t i = 0; i < pool.size(); ++i) {
+      grow(pool[i]);
+      pool[i] = mx::scatter(pool[i], step_->write_slots(), mx::expand_dims(parts[i], 1), 0);
+    }
+  }
+
+  mx::array read(const std::vector<mx::array>& pool, const Reading& reading) {
+    auto part = [&](int i) { return mx::take(pool[i], reading.slots, 0); };
+    if (options_.bits == 0) {
+      return heads_first(part(0), reading);
+    }
+    auto codes = part(0);
+    const int dim = codes.shape(-1) * 32 / options_.bits;
+    auto x = mx::dequantize(codes, part(1), part(2), cpu::kv_group_size(dim), options_.bits);
+    return heads_first(mx::astype(x, options_.dtype), reading);
   }
 
   /** x [B*S,G,D] -> [B,G,S,D]. */
@@ -377,8 +452,8 @@ class OpsLayer : public States {
   }
 
   KVOptions options_;
-  mx::array k_pool_; // [blocks*block_size, G, D]
-  mx::array v_pool_;
+  std::vector<mx::array> k_pool_; // [blocks*block_size, G, D], or its codes, scales and biases
+  std::vector<mx::array> v_pool_;
   mx::array index_pool_; // [blocks*block_size, 1, index_dim]
   bool kernels_;
 };
@@ -419,11 +494,29 @@ class PagedCaches : public Caches {
 
 } // namespace
 
+Attended Cache::attend_openly(const mx::array&, const mx::array&, const mx::array&, const Attention&) {
+  fail(Kind::internal, "[kv] this cache's attention takes no further keys");
+}
+
+mx::array
+Cache::attend_selected(const mx::array&, const mx::array&, const mx::array&, const Attention&, const Selector&) {
+  fail(Kind::internal, "[kv] this cache's attention is of all positions");
+}
+
+bool kv_codes_fit(const std::vector<CacheSpec>& layers) {
+  return std::all_of(layers.begin(), layers.end(), [](const CacheSpec& spec) {
+    return spec.kv_heads == 0 || (spec.head_dim % 32 == 0 && spec.v_head_dim % 32 == 0);
+  });
+}
+
 size_t kv_block_bytes(const std::vector<CacheSpec>& layers, const KVOptions& options) {
   size_t bytes = 0;
   for (const CacheSpec& spec : layers) {
-    int position = spec.kv_heads * (spec.head_dim + spec.v_head_dim) + spec.index_dim;
-    bytes += size_t(options.block_size) * position * options.dtype.size();
+    const auto row = [&](int dim) {
+      return options.bits && dim ? cpu::kv_row_bytes(dim, options.bits) : dim * options.dtype.size();
+    };
+    bytes += size_t(options.block_size) * spec.kv_heads * (row(spec.head_dim) + row(spec.v_head_dim));
+    bytes += size_t(options.block_size) * spec.index_dim * options.dtype.size();
   }
   return bytes;
 }

@@ -57,7 +57,7 @@ const std::pair<mx::array, mx::array>& Step::rotation(const Rope& rope) {
     std::vector<int> lengths;
     for (auto& span : spans_) {
       for (int i = 0; i < span.count; ++i) {
-        positions.push_back(span.offset + i);
+        positions.push_back(span.offset + span.shift + i);
         lengths.push_back(span.rope_length);
       }
     }
@@ -66,12 +66,21 @@ const std::pair<mx::array, mx::array>& Step::rotation(const Rope& rope) {
   return found->second;
 }
 
+mx::array Step::rotated(const mx::array& q, const Attention& how) {
+  auto wide = mx::astype(q, mx::float32);
+  if (!how.rope) {
+    return wide;
+  }
+  auto& [cos, sin] = rotation(*how.rope);
+  return how.rope->rotate(wide, cos, sin);
+}
+
 const mx::array& Step::positions() {
   if (!positions_) {
     std::vector<int> positions;
     for (auto& span : spans_) {
       for (int i = 0; i < span.count; ++i) {
-        positions.push_back(span.offset + i);
+        positions.push_back(span.offset + span.shift + i);
       }
     }
     positions_ = int_array(positions, {tokens_});

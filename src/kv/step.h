@@ -68,6 +68,8 @@ class Step {
   const mx::array& positions();
   /** cos and sin [T, dims/2] of the step's tokens. */
   const std::pair<mx::array, mx::array>& rotation(const Rope& rope);
+  /** q [T,H,D] in float32, rotated. */
+  mx::array rotated(const mx::array& q, const Attention& how);
 
   // For kernels/cpu's paged attention.
   const mx::array& spans(); // int32 [R,3]: first, count, offset

@@ -1,8 +1,10 @@
 #include "library/mlx_parallm.h"
 
 #include "base/error.h"
+#include "engine/drafter.h"
 #include "engine/runner.h"
 #include "engine/warm_up.h"
+#include "kv/recall.h"
 #include "library/memory.h"
 #include "library/model_files.h"
 #include "library/text_files.h"
@@ -126,10 +128,45 @@ std::vector<int32_t> united(std::vector<int32_t> ids, const std::vector<int32_t>
   return ids;
 }
 
+/** What guesses the next tokens of `target`. */
+struct Draft {
+  Checkpoint checkpoint;
+  std::unique_ptr<Model> model;
+};
+
+Draft open_draft(const std::string& files, const LoadOptions& options, const Tokenizer& target) {
+  Draft draft{open_checkpoint(files, {.dtype = wanted_dtype(options.dtype)}), nullptr};
+  draft.model = make_model(draft.checkpoint.config, draft.checkpoint.weights);
+  const Tokenizer own(text_files(files).tokenizer);
+  const int ids = std::min(own.size(), target.size());
+  for (int32_t id = 0; id < ids; ++id) {
+    if (own.bytes(id) != target.bytes(id)) {
+      fail_field(
+          "draft_model",
+          "[load] a draft model has the model's own vocabulary; token {} is {} there and {} here",
+          id,
+          boost::json::serialize(boost::json::string(own.bytes(id))),
+          boost::json::serialize(boost::json::string(target.bytes(id))));
+    }
+  }
+  return draft;
+}
+
+void check_guesses(const char* field, const std::vector<CacheSpec>& specs) {
+  if (state_bytes(specs) > 0) {
+    fail_field(field, "[load] a recurrent layer's state can't take a wrong guess back; got a model that has some");
+  }
+}
+
 /** On the engine's thread: files to a runner, and what they say to `info` and
  * `engine`. */
-std::unique_ptr<Runner>
-load(const std::string& files, const LoadOptions& options, ModelInfo& info, EngineOptions& engine, TextParts& text) {
+std::unique_ptr<Runner> load(
+    const std::string& files,
+    const std::string& draft_files,
+    const LoadOptions& options,
+    ModelInfo& info,
+    EngineOptions& engine,
+    TextParts& text) {
   const auto start = std::chrono::steady_clock::now();
   prepare_device();
   // A large vocabulary takes half a second, as weights may.
@@ -159,9 +196,33 @@ load(const std::string& files, const LoadOptions& options, ModelInfo& info, Engi
   info.top_k = checkpoint.generation.top_k;
   info.repetition_penalty = checkpoint.generation.repetition_penalty;
 
-  KVOptions kv{.block_size = engine.block_size, .slots = options.max_rows, .dtype = checkpoint.kv_dtype};
+  KVOptions kv{
+      .block_size = engine.block_size,
+      .slots = options.max_rows,
+      .dtype = checkpoint.kv_dtype,
+      .bits = options.kv_bits};
   const auto specs = model->cache_specs();
-  const size_t block_bytes = kv_block_bytes(specs, kv);
+  if (kv.bits != 0 && !kv_codes_fit(specs)) {
+    fail_field("kv_bits", "[load] kv_bits needs heads of a multiple of 32 numbers; got a model with others");
+  }
+  if (kv.bits != 0) {
+    info.kv_dtype = fmt::format("{}-bit", kv.bits);
+  }
+  size_t block_bytes = kv_block_bytes(specs, kv);
+  std::optional<Draft> draft;
+  KVOptions draft_kv = kv;
+  engine.draft_model = !options.draft_model.empty();
+  if (engine.draft_model || !options.speculative.empty()) {
+    check_guesses(engine.draft_model ? "draft_model" : "speculative", specs);
+    engine.guesses = options.draft_tokens > 0 ? options.draft_tokens : engine.draft_model ? 4 : 8;
+  }
+  if (engine.draft_model) {
+    draft = open_draft(draft_files, options, *text.tokenizer);
+    check_guesses("draft_model", draft->model->cache_specs());
+    draft_kv.dtype = draft->checkpoint.kv_dtype;
+    draft_kv.bits = 0; // it has few keys
+    block_bytes += kv_block_bytes(draft->model->cache_specs(), draft_kv);
+  }
   const int own = own_context(checkpoint.config, block_bytes > 0);
   engine.max_context = options.max_context > 0 ? options.max_context : own;
   engine.vocabulary = info.vocabulary;
@@ -170,7 +231,7 @@ load(const std::string& files, const LoadOptions& options, ModelInfo& info, Engi
   engine.max_rows = options.max_rows;
   // A step should be over before a reader notices: CPUs read prompts slowly.
   engine.prefill_tokens = options.prefill_tokens > 0 ? options.prefill_tokens : cpu ? 256 : 2048;
-  engine.mixed_tokens = options.mixed_tokens > 0 ? options.mixed_tokens : cpu ? 32 : 512;
+  engine.mixed_tokens = options.mixed_tokens > 0 ? options.mixed_tokens : cpu ? 128 : 512;
 
   const size_t states = state_bytes(specs) > 0 ? state_bytes(specs) * (engine.max_rows + 1) : 0; // and one of zeros
   engine.blocks = kv.blocks = capacity(options, engine, block_bytes, states);
@@ -188,7 +249,21 @@ load(const std::string& files, const LoadOptions& options, ModelInfo& info, Engi
   }
   // What can't be held can't be asked for; the log and /v1/models show it.
   info.max_context = engine.max_context = std::min(engine.max_context, info.kv_tokens);
-  auto runner = std::make_unique<ModelRunner>(std::move(model), make_paged_caches(specs, kv), engine.max_rows);
+  auto caches = make_paged_caches(specs, kv);
+  if (options.extended_mind) {
+    if (const std::string why = why_no_memories(specs); !why.empty()) {
+      fail(Kind::invalid, "[load] this model takes no memories: {}", why);
+    }
+    engine.memories = true;
+    caches = make_recall_caches(std::move(caches), static_cast<int>(specs.size()));
+  }
+  std::unique_ptr<Drafter> drafter;
+  if (draft) {
+    draft_kv.blocks = kv.blocks;
+    auto own = make_paged_caches(draft->model->cache_specs(), draft_kv);
+    drafter = std::make_unique<Drafter>(std::move(draft->model), std::move(own));
+  }
+  auto runner = std::make_unique<ModelRunner>(std::move(model), std::move(caches), engine.max_rows, std::move(drafter));
   if (!cpu) {
     spdlog::info("warming up: compiling kernels, which can take minutes where MLX has not run this kind of model yet");
     warm_up(*runner, engine);
@@ -201,12 +276,26 @@ load(const std::string& files, const LoadOptions& options, ModelInfo& info, Engi
 
 LanguageModel::LanguageModel(const std::string& path, const LoadOptions& options) : parts_(std::make_unique<Parts>()) {
   parts_->info.path = path;
+  if (options.kv_bits != 0 && options.kv_bits != 4 && options.kv_bits != 8) {
+    fail_field("kv_bits", "[load] kv_bits must be 4 or 8; got {}", options.kv_bits);
+  }
+  if (options.draft_tokens != 0 && options.speculative.empty() && options.draft_model.empty()) {
+    fail_field("draft_tokens", "[load] guesses need speculative ngram or a draft model; got neither");
+  }
+  if (!options.speculative.empty() && options.speculative != "ngram") {
+    fail_field("speculative", "[load] speculative must be ngram; got {}", options.speculative);
+  }
+  if (!options.speculative.empty() && !options.draft_model.empty()) {
+    fail_field("speculative", "[load] either a draft model guesses or the text itself; got both");
+  }
   const std::string files = model_files(path, options.on_fetch);
+  const std::string draft_files = options.draft_model.empty() ? "" : model_files(options.draft_model, options.on_fetch);
   EngineOptions engine;
   engine.max_waiting = options.max_waiting;
   engine.prefix_cache = options.prefix_cache;
-  parts_->engine = std::make_unique<Engine>(
-      engine, [&](EngineOptions& completed) { return load(files, options, parts_->info, completed, parts_->text); });
+  parts_->engine = std::make_unique<Engine>(engine, [&](EngineOptions& completed) {
+    return load(files, draft_files, options, parts_->info, completed, parts_->text);
+  });
 
   const int ids = parts_->text.tokenizer->size();
   if (ids > parts_->info.vocabulary) {

@@ -29,6 +29,7 @@ struct LoadOptions {
   std::string dtype; // "float32", "float16", "bfloat16"; empty: what suits
                      // checkpoint and device
   size_t kv_cache_bytes = 0; // 0: half of the free memory, and no more than max_rows contexts take
+  int kv_bits = 0; // 8 or 4: keys and values in codes of so many; 0: in 16 or 32 bits
   int max_rows = 32; // sequences in one step
   int max_waiting = 256; // more requests than these are refused
   int max_context = 0; // 0: the model's own
@@ -36,6 +37,12 @@ struct LoadOptions {
                           // what suits the device
   int mixed_tokens = 0; // and while something does; 0: likewise
   bool prefix_cache = true;
+  // Speculative decoding: guesses that the model checks, some in one step. It
+  // changes no text, and is off by itself where a full batch leaves no time.
+  std::string speculative; // "ngram": a row's own earlier tokens say what may follow; empty: none
+  std::string draft_model; // a small model with the same vocabulary, which guesses instead
+  int draft_tokens = 0; // most guesses of a row in a step; 0: 8, of a draft model 4
+  bool extended_mind = false; // rows may have memories: library/memories.h
   OnFetch on_fetch; // where files come from the hub; without it its warnings go to the log
   std::string chat_template; // a file, a Jinja source, or the name of one of the model's; empty: its default
 };

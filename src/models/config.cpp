@@ -181,6 +181,17 @@ Config Config::object(std::string_view name) const {
   return {value.get_object(), where + ": " + std::string(name)};
 }
 
+std::vector<Config> Config::objects(std::string_view name) const {
+  std::vector<Config> out;
+  for (auto& item : to_array(where, name, at(name))) {
+    if (!item.is_object()) {
+      wrong_type(where, name, "a list of objects", item);
+    }
+    out.push_back({item.get_object(), where + ": " + std::string(name)});
+  }
+  return out;
+}
+
 Config with_defaults(Config config, const json::object& defaults) {
   for (auto& [name, value] : defaults) {
     if (!config.has(name)) {

@@ -32,6 +32,7 @@ struct Config {
   /** One integer or a list of them; empty where absent. */
   std::vector<int> integers(std::string_view name) const;
   Config object(std::string_view name) const;
+  std::vector<Config> objects(std::string_view name) const;
 
  private:
   const boost::json::value& at(std::string_view name) const;

@@ -286,6 +286,7 @@ constexpr struct {
     {"llama4_text", "lm_head.", "output."},
     {"bailing_hybrid", "attention.f_proj", nullptr}, // bailing_moe_v3, which has rules of its own
     {"dbrx", "ffn.experts", nullptr}, // an expert's own layers
+    {"bitnet", "_proj", nullptr}, // ternary ones
 };
 
 std::string written_name(const Config& config, std::string name) {

@@ -49,15 +49,6 @@ class GrowingCache : public Cache {
   mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
     return cache_.attend(q * by_, k, v, how);
   }
-  mx::array attend_selected(
-      const mx::array& q,
-      const mx::array& k,
-      const mx::array& v,
-      const Attention& how,
-      const Selector& selector) override {
-    return cache_.attend_selected(q * by_, k, v, how, selector);
-  }
-
   mx::array recur(const std::vector<mx::array>& inputs, const Recurrence& f) override {
     return cache_.recur(inputs, f);
   }

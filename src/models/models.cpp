@@ -11,12 +11,14 @@ namespace parallm {
 
 // Each is defined in the file of its name.
 using Maker = std::unique_ptr<Model>(const Config&, Weights&);
+Maker make_afm7;
 Maker make_afmoe;
 Maker make_apertus;
 Maker make_baichuan_m1;
 Maker make_bailing_hybrid;
 Maker make_bailing_moe;
 Maker make_bailing_moe_linear;
+Maker make_bitnet;
 Maker make_cohere;
 Maker make_cohere2;
 Maker make_dbrx;
@@ -70,6 +72,7 @@ Maker make_llama;
 Maker make_llama4;
 Maker make_llama4_text;
 Maker make_longcat_flash;
+Maker make_longcat_flash_ngram;
 Maker make_mamba;
 Maker make_mamba2;
 Maker make_mellum;
@@ -88,6 +91,7 @@ Maker make_nanochat;
 Maker make_nemotron;
 Maker make_nemotron_h;
 Maker make_nemotron_nas;
+Maker make_olmo;
 Maker make_olmo2;
 Maker make_olmo3;
 Maker make_olmo_hybrid;
@@ -96,8 +100,11 @@ Maker make_openelm;
 Maker make_phi;
 Maker make_phi3;
 Maker make_phimoe;
+Maker make_phixtral;
 Maker make_plamo;
 Maker make_plamo2;
+Maker make_plamo3;
+Maker make_prism_hadamard_qwen35;
 Maker make_qwen;
 Maker make_qwen2;
 Maker make_qwen2_moe;
@@ -114,6 +121,7 @@ Maker make_spark2_5;
 Maker make_stablelm;
 Maker make_starcoder2;
 Maker make_step3p5;
+Maker make_talkie;
 Maker make_youtu_llm;
 
 namespace {
@@ -123,12 +131,14 @@ constexpr struct {
   Maker* make;
 } architectures[] = {
     {"Klear", make_klear},
+    {"afm7", make_afm7},
     {"afmoe", make_afmoe},
     {"apertus", make_apertus},
     {"baichuan_m1", make_baichuan_m1},
     {"bailing_hybrid", make_bailing_hybrid},
     {"bailing_moe", make_bailing_moe},
     {"bailing_moe_linear", make_bailing_moe_linear},
+    {"bitnet", make_bitnet},
     {"cohere", make_cohere},
     {"cohere2", make_cohere2},
     {"dbrx", make_dbrx},
@@ -190,6 +200,7 @@ constexpr struct {
     {"llama4_text", make_llama4_text},
     {"llava", make_mistral3},
     {"longcat_flash", make_longcat_flash},
+    {"longcat_flash_ngram", make_longcat_flash_ngram},
     {"mamba", make_mamba},
     {"mamba2", make_mamba2},
     {"mellum", make_mellum},
@@ -210,17 +221,22 @@ constexpr struct {
     {"nemotron", make_nemotron},
     {"nemotron-nas", make_nemotron_nas},
     {"nemotron_h", make_nemotron_h},
+    {"olmo", make_olmo},
     {"olmo2", make_olmo2},
     {"olmo3", make_olmo3},
     {"olmo_hybrid", make_olmo_hybrid},
     {"olmoe", make_olmoe},
     {"openelm", make_openelm},
     {"phi", make_phi},
+    {"phi-msft", make_phixtral},
     {"phi3", make_phi3},
     {"phimoe", make_phimoe},
+    {"phixtral", make_phixtral},
     {"pixtral", make_mistral3},
     {"plamo", make_plamo},
     {"plamo2", make_plamo2},
+    {"plamo3", make_plamo3},
+    {"prism_hadamard_qwen35", make_prism_hadamard_qwen35},
     {"qwen", make_qwen},
     {"qwen2", make_qwen2},
     {"qwen2_5_vl", make_qwen2_vl},
@@ -242,6 +258,7 @@ constexpr struct {
     {"stablelm", make_stablelm},
     {"starcoder2", make_starcoder2},
     {"step3p5", make_step3p5},
+    {"talkie", make_talkie},
     {"telechat3", make_llama},
     {"xverse", make_llama},
     {"youtu_llm", make_youtu_llm},

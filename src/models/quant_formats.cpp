@@ -70,11 +70,12 @@ mx::array unpack_awq(const mx::array& words) {
   return mx::reshape(codes, {words.shape(0), words.shape(1) * 8});
 }
 
-/** [N,K] numbers below 16 -> [N,K/8] words, the first in the lowest bits. */
-mx::array pack_nibbles(const mx::array& codes) {
-  auto eights = mx::reshape(codes, {codes.shape(0), codes.shape(1) / 8, 8});
-  auto shifts = mx::multiply(mx::arange(0, 8, mx::uint32), mx::array(4, mx::uint32));
-  return mx::astype(mx::sum(mx::left_shift(eights, shifts), 2), mx::uint32);
+/** [N,K] numbers of `bits` bits -> words [N,K*bits/32], the first in the lowest bits. */
+mx::array pack(const mx::array& codes, int bits) {
+  const int each = 32 / bits;
+  auto words = mx::reshape(codes, {codes.shape(0), codes.shape(1) / each, each});
+  auto shifts = mx::multiply(mx::arange(0, each, mx::uint32), mx::array(bits, mx::uint32));
+  return mx::astype(mx::sum(mx::left_shift(words, shifts), 2), mx::uint32);
 }
 
 /** qweight [K,N/8], scales [groups,N], qzeros [groups,N/8]: weight = (code - zero) * scale. Without qzeros the zero is
@@ -111,7 +112,7 @@ Quantizations from_awq(const Config& options, Arrays& arrays) {
       auto codes = unpack_awq(pop(arrays, layer + ".qzeros", 2, layer));
       zeros = mx::negative(mx::astype(mx::transpose(codes), mx::float32));
     }
-    arrays.insert_or_assign(layer + ".weight", pack_nibbles(mx::transpose(unpack_awq(qweight))));
+    arrays.insert_or_assign(layer + ".weight", pack(mx::transpose(unpack_awq(qweight)), 4));
     arrays.insert_or_assign(layer + ".biases", mx::astype(mx::multiply(zeros, scales), scales.dtype()));
     arrays.insert_or_assign(layer + ".scales", mx::contiguous(scales));
     dtype = scales.dtype();
@@ -225,6 +226,45 @@ Quantizations from_fp8(const Config& options, Arrays& arrays) {
   return {};
 }
 
+/** weight uint8 [N/4,K] holds in its bits 2i and 2i+1 row i*N/4 + r's number + 1, each -1, 0 or 1; weight_scale [1] is
+ * a factor (transformers' AutoBitLinear) or a divisor (its BitLinear, and where nothing is said). */
+Quantizations from_bitnet(const Config& options, Arrays& arrays) {
+  bool divides = options.text("linear_class", "") != "autobitlinear";
+  auto names = names_ending(arrays, ".weight_scale");
+  const auto layer_of = [](const std::string& name) { return name.substr(0, name.size() - 13); };
+  int group = 128; // the most that divides all layers' inputs
+  for (auto& name : names) {
+    auto weight = arrays.find(layer_of(name) + ".weight");
+    while (group > 32 && weight != arrays.end() && weight->second.shape(-1) % group != 0) {
+      group /= 2;
+    }
+  }
+  for (auto& name : names) {
+    auto layer = layer_of(name);
+    auto scale = pop(arrays, name, 1, layer), bytes = pop(arrays, layer + ".weight", 2, layer);
+    if (bytes.dtype() != mx::uint8 || scale.size() != 1 || bytes.shape(1) % group != 0) {
+      fail(
+          Kind::invalid,
+          "{} {} must be one scale of uint8 weights [outputs/4, inputs], a multiple of {} inputs",
+          where,
+          name,
+          group);
+    }
+    std::vector<mx::array> quarters;
+    for (int i : {0, 2, 4, 6}) {
+      auto shifted = mx::right_shift(mx::astype(bytes, mx::uint32), mx::array(i, mx::uint32));
+      quarters.push_back(mx::bitwise_and(shifted, mx::array(3, mx::uint32)));
+    }
+    auto codes = mx::concatenate(quarters, 0);
+    auto factor = divides ? mx::reciprocal(mx::astype(scale, mx::float32)) : scale; // not rounded to 16 bits
+    auto scales = mx::contiguous(mx::broadcast_to(factor, {codes.shape(0), codes.shape(1) / group}));
+    arrays.insert_or_assign(layer + ".weight", pack(codes, 2));
+    arrays.insert_or_assign(layer + ".biases", mx::negative(scales));
+    arrays.insert_or_assign(layer + ".scales", scales);
+  }
+  return {Quantization{group, 2, "affine"}, {}};
+}
+
 template <int group_size, int bits>
 Quantizations as_stored(const Config& options, Arrays&) {
   return {Quantization{group_size, bits, options.text("quant_method")}, {}};
@@ -235,6 +275,7 @@ constexpr struct {
   Quantizations (*read)(const Config&, Arrays&);
 } methods[] = {
     {"awq", from_awq},
+    {"bitnet", from_bitnet},
     {"gptq", from_awq},
     {"compressed-tensors", from_compressed_tensors},
     {"fp8", from_fp8},

@@ -61,6 +61,7 @@ constexpr struct {
     {"laguna", "mlp.gate.proj", 8},
     {"lfm2_moe", "feed_forward.gate", 8},
     {"longcat_flash", "classifier", 8},
+    {"longcat_flash_ngram", "classifier", 8},
     {"mellum", "mlp.gate", 8},
     {"mimo_v2_flash", "mlp.gate", 0},
     {"minimax", "block_sparse_moe.gate", 8},

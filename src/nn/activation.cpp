@@ -44,7 +44,8 @@ mx::array swiglu(const mx::array& gate, const mx::array& up) {
     return cpu::swiglu(gate, up);
   }
   if (cuda_kernels() && gate.ndim() == 2 && gate.dtype() == up.dtype()) {
-    return cuda::swiglu(gate, up);
+    auto fused = cuda::gated_matmul(gate, up);
+    return fused ? *fused : cuda::swiglu(gate, up);
   }
   return mx::multiply(mx::multiply(gate, mx::sigmoid(gate)), up);
 }

@@ -3,7 +3,7 @@
 namespace parallm {
 
 Embedding::Embedding(Weights& weights, const std::string& name, int count, int dims)
-    : matrix_(weights, name, count, dims), dtype_(weights.dtype()) {}
+    : matrix_(weights, name, count, dims), rotation_(take_rotation(weights, name, dims)), dtype_(weights.dtype()) {}
 
 mx::array Embedding::operator()(const mx::array& ids) const {
   auto rows = mx::take(matrix_.weight, ids, 0);
@@ -16,11 +16,15 @@ mx::array Embedding::operator()(const mx::array& ids) const {
   if (matrix_.biases) {
     biases = mx::take(*matrix_.biases, ids, 0);
   }
-  return dequantize(rows, scales, biases, how, dtype_);
+  auto x = dequantize(rows, scales, biases, how, dtype_);
+  if (!rotation_) {
+    return x;
+  }
+  return mx::astype(rotation_->back(mx::astype(x, mx::float16)), dtype_); // rounded as they were when they were packed
 }
 
 mx::array Embedding::as_linear(const mx::array& x) const {
-  return matrix_.multiply(x, {});
+  return matrix_.multiply(rotation_ ? (*rotation_)(x) : x, {});
 }
 
 } // namespace parallm

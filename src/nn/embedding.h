@@ -17,6 +17,7 @@ class Embedding {
 
  private:
   Matrix matrix_;
+  std::optional<Rotation> rotation_;
   mx::Dtype dtype_;
 };
 

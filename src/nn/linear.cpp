@@ -56,6 +56,22 @@ cpu::Operand operand(const Matrix& matrix, const std::optional<mx::array>& bias)
   return out;
 }
 
+/** For kernels/cuda, where they run and have one for x by this. */
+std::optional<cuda::Factor> cuda_factor(const mx::array& x, const Matrix& matrix) {
+  if (!cuda_kernels() || matrix.weight.ndim() != 2) {
+    return {};
+  }
+  cuda::Factor factor{matrix.weight, matrix.scales, matrix.biases};
+  if (auto& how = matrix.quantization) {
+    if (how->mode != "affine") {
+      return {};
+    }
+    factor.group_size = how->group_size;
+    factor.bits = how->bits;
+  }
+  return cuda::multiplies(x, factor) ? std::optional(factor) : std::nullopt;
+}
+
 /** MLX's gather_mm, which on a CPU (in tests) takes float32 only, and on CUDA (0.32.4) gives wrong sums where it is
  * told that `which` rises. */
 mx::array gather_matmul(const mx::array& rows, const mx::array& weight, const mx::array& which) {
@@ -90,6 +106,22 @@ mx::array dequantize(
                              : mx::dequantize(codes, s, b, how.group_size, how.bits);
 }
 
+std::optional<Rotation> take_rotation(Weights& weights, const std::string& layer, int inputs) {
+  int block = weights.rotation_block(layer);
+  if (block == 0) {
+    return {};
+  }
+  if (inputs % block != 0) {
+    fail(
+        Kind::invalid,
+        "[linear] {} has {} inputs, which its rotation's blocks of {} don't divide",
+        layer,
+        inputs,
+        block);
+  }
+  return Rotation(weights.take(layer + ".signs", {inputs}, mx::float32), block);
+}
+
 Matrix::Matrix(Weights& weights, const std::string& name, int outputs, int inputs, int count)
     : weight(mx::array(0)), quantization(weights.quantization(name, inputs)) {
   const auto shape = [&](int columns) {
@@ -117,21 +149,17 @@ mx::array Matrix::multiply(const mx::array& rows, const std::optional<mx::array>
     return cpu::matmul(rows, operand(*this, bias));
   }
   auto x = rows.ndim() > 2 ? mx::flatten(rows, 1, -1) : rows;
-  auto y = quantization ? multiply_quantized(x) : mx::matmul(x, mx::transpose(weight));
+  auto factor = cuda_factor(x, *this);
+  auto y = factor    ? cuda::matmul(x, *factor)
+      : quantization ? multiply_quantized(x)
+                     : mx::matmul(x, mx::transpose(weight));
   return bias ? mx::add(y, *bias) : y;
-}
-
-bool Matrix::has_cuda_kernel(const mx::array& x) const {
-  return cuda_kernels() && quantization && quantization->mode == "affine" && scales->dtype() == x.dtype() &&
-      cuda::multiplies(x.dtype(), quantization->group_size, quantization->bits);
 }
 
 mx::array Matrix::multiply_quantized(const mx::array& x) const {
   auto& how = *quantization;
-  if (has_cuda_kernel(x)) {
-    if (x.shape(0) <= cuda::most_rows) {
-      return cuda::quantized_matmul(x, weight, *scales, *biases, how.group_size, how.bits);
-    }
+  if (cuda_kernels() && how.mode == "affine" && scales->dtype() == x.dtype() &&
+      cuda::multiplies(x.dtype(), how.group_size, how.bits)) {
     return mx::matmul(x, mx::transpose(cuda::dequantize(weight, *scales, *biases, how.group_size, how.bits)));
   }
   if (on_cuda() && !mlx_multiplies_on_cuda(x, weight, how)) {
@@ -173,15 +201,18 @@ Linear::Linear(Weights& weights, const std::string& name, int outputs, int input
   if (bias || weights.has(name + ".bias")) {
     bias_ = weights.take(name + ".bias", {outputs}, weights.dtype());
   }
+  rotation_ = take_rotation(weights, name, inputs);
 }
 
 mx::array Linear::operator()(const mx::array& x) const {
-  return matrix_.multiply(x, bias_);
+  return matrix_.multiply(rotation_ ? (*rotation_)(x) : x, bias_);
 }
 
 std::vector<mx::array>
 apply_each(const std::vector<const Linear*>& layers, const mx::array& x, const std::vector<mx::Shape>& outs) {
-  if (on_cpu()) {
+  const bool straight =
+      std::none_of(layers.begin(), layers.end(), [](auto* layer) { return layer->rotation_.has_value(); });
+  if (on_cpu() && straight) {
     std::vector<cpu::Operand> operands;
     for (auto* layer : layers) {
       operands.push_back(operand(layer->matrix_, layer->bias_));
@@ -189,19 +220,15 @@ apply_each(const std::vector<const Linear*>& layers, const mx::array& x, const s
     return cpu::matmuls(x, operands, outs);
   }
   std::vector<mx::array> results;
-  auto& first = layers[0]->matrix_;
-  bool at_once = x.ndim() == 2 && x.shape(0) <= cuda::most_rows && int(layers.size()) <= cuda::most_matrices &&
-      std::all_of(layers.begin(), layers.end(), [&](auto* layer) {
-                   return layer->matrix_.has_cuda_kernel(x) && layer->matrix_.quantization == first.quantization;
-                 });
-  if (at_once) {
-    std::vector<cuda::Codes> codes;
-    for (auto* layer : layers) {
-      auto& matrix = layer->matrix_;
-      codes.push_back({matrix.weight, *matrix.scales, *matrix.biases});
+  std::vector<cuda::Factor> factors;
+  for (auto* layer : layers) {
+    auto factor = straight ? cuda_factor(x, layer->matrix_) : std::nullopt;
+    if (factor && layer->matrix_.quantization == layers[0]->matrix_.quantization) {
+      factors.push_back(*factor);
     }
-    auto& how = *first.quantization;
-    results = cuda::quantized_matmuls(x, codes, how.group_size, how.bits);
+  }
+  if (factors.size() == layers.size() && int(layers.size()) <= cuda::most_matrices) {
+    results = cuda::matmuls(x, factors);
     for (size_t i = 0; i < layers.size(); ++i) {
       auto& bias = layers[i]->bias_;
       results[i] = mx::reshape(bias ? results[i] + *bias : results[i], outs[i]);
@@ -215,7 +242,10 @@ apply_each(const std::vector<const Linear*>& layers, const mx::array& x, const s
 }
 
 mx::array add_residual(const mx::array& x, const mx::array& y) {
-  return on_cpu() ? cpu::add(x, y) : x + y;
+  if (on_cpu()) {
+    return cpu::add(x, y);
+  }
+  return cuda_kernels() ? cuda::add(x, y) : x + y;
 }
 
 } // namespace parallm

@@ -2,6 +2,7 @@
 // the checkpoint's tensors say. Engine thread only.
 #pragma once
 
+#include "nn/rotation.h"
 #include "nn/weights.h"
 
 namespace parallm {
@@ -14,6 +15,9 @@ mx::array dequantize(
     const std::optional<mx::array>& biases,
     const Quantization& how,
     mx::Dtype dtype);
+
+/** That of the layer's inputs, where it has one. */
+std::optional<Rotation> take_rotation(Weights& weights, const std::string& layer, int inputs);
 
 /** A [outputs, inputs] matrix as the checkpoint holds it, under
  * `<name>.weight`, or `count` of them stacked, [count, outputs, inputs].
@@ -31,8 +35,6 @@ struct Matrix {
   /** Row t of x [T,inputs] by matrix which[t] (int32, rising) -> [T,outputs];
    * bias [count,outputs]. */
   mx::array multiply_by_group(const mx::array& x, const mx::array& which, const std::optional<mx::array>& bias) const;
-  /** kernels/cuda multiplies x [T,inputs] by this. */
-  bool has_cuda_kernel(const mx::array& x) const;
 
  private:
   mx::array multiply_quantized(const mx::array& x) const; // elsewhere than on a CPU
@@ -52,6 +54,7 @@ class Linear {
 
   Matrix matrix_;
   std::optional<mx::array> bias_; // [outputs]
+  std::optional<Rotation> rotation_;
 };
 
 /** Several layers of one x [T,inputs], each result in its shape of `outs`: [T,...]. */

@@ -87,6 +87,15 @@ void Weights::ignore(std::string prefix) {
   ignored_.push_back(std::move(prefix));
 }
 
+void Weights::rotate(const std::string& layer, int block) {
+  rotation_blocks_[layer] = block;
+}
+
+int Weights::rotation_block(const std::string& layer) const {
+  auto found = rotation_blocks_.find(layer);
+  return found == rotation_blocks_.end() ? 0 : found->second;
+}
+
 void Weights::record(Recording& to) {
   recording_ = &to;
 }

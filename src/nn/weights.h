@@ -65,6 +65,11 @@ class Weights {
   void put_quantized(const std::string& layer, const mx::array& weight, const Quantization& how);
   /** The names that end so, in order. */
   std::vector<std::string> names_ending(std::string_view suffix) const;
+  /** `layer`'s inputs are rotated in blocks, by `<layer>.signs`, before its weights
+   * meet them (nn/rotation.h). */
+  void rotate(const std::string& layer, int block);
+  /** 0: none. */
+  int rotation_block(const std::string& layer) const;
   /** From now on `to` is told what is taken, and `finish` reads nothing into
    * memory. */
   void record(Recording& to);
@@ -86,6 +91,7 @@ class Weights {
   std::unordered_map<std::string, mx::array> arrays_;
   Quantizations quantizations_;
   mx::Dtype dtype_;
+  std::map<std::string, int> rotation_blocks_;
   std::vector<mx::array> taken_;
   Recording* recording_ = nullptr;
   std::set<std::string> recorded_; // parts of layers that were recorded whole

@@ -8,6 +8,7 @@ after a few tokens for each of "logits", and how far each of "named" is from wha
 """
 import json
 import sys
+import types
 from pathlib import Path
 
 import mlx.core as mx
@@ -44,6 +45,7 @@ def distance(folder, file):
 
 
 mx.set_default_device(mx.cpu)
+sys.modules["hf_olmo"] = types.ModuleType("hf_olmo")  # mlx-lm's OLMo asks for it, and uses nothing of it
 with open(sys.argv[1]) as file:
     jobs = json.load(file)
 load_tokenizer = utils.load_tokenizer

@@ -127,11 +127,16 @@ CASES = {
     "mistral": ("mistral", {"quantize": True, "q_group_size": 32}),
 }
 # Their layers here are not those of mlx-lm's files.
-REFUSED = ("bailing_moe_v3", "bailing_moe_v3_hf", "dbrx", "dbrx_hf")
+REFUSED = ("bailing_moe_v3", "bailing_moe_v3_hf", "bitnet", "dbrx", "dbrx_hf")
+# Llama's ternary layers become codes of 2 bits, mlx-lm leaves them packed as they are.
+OTHER_CODES = ("llama_bitnet",)
+# mlx-lm fails to quantize them.
+FLOATS = ("afm7",)
 # Every other architecture converts, under the names and rules that mlx-lm has for it.
 FOLDERS = sorted(path.parent.name for path in GOLDEN.glob("*/config.json") if not path.parent.name.endswith("-4bit"))
-STORED = [name for name in FOLDERS if name not in REFUSED]
-CASES |= {f"all: {name}": (name, {"quantize": True, "q_group_size": 32}) for name in STORED}
+STORED = [name for name in FOLDERS if name not in REFUSED + OTHER_CODES]
+QUANTIZE = {"quantize": True, "q_group_size": 32}
+CASES |= {f"all: {name}": (name, {} if name in FLOATS else QUANTIZE) for name in STORED}
 CASES |= {f"{b} bits": ("llama", {"quantize": True, "q_group_size": 32, "q_bits": b}) for b in (2, 3, 4, 5, 6, 8)}
 CASES |= {mode: ("llama", {"quantize": True, "q_mode": mode}) for mode in ("mxfp4", "mxfp8", "nvfp4")}
 CASES |= {recipe: ("llama", {"quantize": True, "quant_predicate": recipe, "q_group_size": 32}) for recipe in RECIPES}

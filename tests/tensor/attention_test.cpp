@@ -36,6 +36,19 @@ std::vector<float> floats(const mx::array& a) {
   return {f.data<float>(), f.data<float>() + f.size()};
 }
 
+/** What codes keep of rows of `dim` numbers, by the rule of ops.h. */
+template <class T>
+void round_to_codes(std::vector<T>& rows, int dim, int bits) {
+  const int group = dim % 64 == 0 ? 64 : 32;
+  for (size_t g = 0; g < rows.size(); g += group) {
+    const auto [low, high] = std::minmax_element(&rows[g], &rows[g] + group);
+    const float least = *low, scale = (float(*high) - least) / ((1 << bits) - 1);
+    for (int i = 0; i < group; ++i) {
+      rows[g + i] = least + double(scale) * std::nearbyint((float(rows[g + i]) - least) * (1 / scale));
+    }
+  }
+}
+
 /** Sequences of random q, k and v [length, heads, dim], and pools whose blocks
  * they take in a random order. */
 class World {
@@ -58,8 +71,17 @@ class World {
     }
     // NaN where nothing was written: reading there shows.
     const auto nan = mx::array(std::numeric_limits<float>::quiet_NaN());
-    k_pool_ = mx::full({blocks + 3, c.kv_heads, c.shape.block_size, c.dim}, nan, c.pool_type);
-    v_pool_ = mx::full({blocks + 3, c.kv_heads, c.shape.block_size, c.v_dim}, nan, c.pool_type);
+    const auto pool = [&](int dim) {
+      const mx::Shape shape{blocks + 3, c.kv_heads, c.shape.block_size, dim};
+      if (c.shape.kv_bits == 0) {
+        return mx::full(shape, nan, c.pool_type);
+      }
+      auto coded = shape;
+      coded.back() = static_cast<int>(cpu::kv_row_bytes(dim, c.shape.kv_bits));
+      return mx::full(coded, mx::array(255, mx::uint8)); // a scale of NaN
+    };
+    k_pool_ = pool(c.dim);
+    v_pool_ = pool(c.v_dim);
     sinks_ = mx::random::normal({c.heads}, mx::float32, mx::random::key(99));
     mx::eval(k_pool_, v_pool_, sinks_);
   }
@@ -114,8 +136,14 @@ class World {
   /** What sequence s's outputs are, in float64. */
   std::vector<double> expected(int s) const {
     const int n = lengths_[s], H = c_.heads, G = c_.kv_heads;
-    const auto q = rotated(q_[s]), k = rotated(k_[s]);
-    const auto v = floats(v_[s]), sinks = floats(sinks_);
+    const auto q = rotated(q_[s]);
+    auto k = rotated(k_[s]);
+    const auto sinks = floats(sinks_);
+    auto v = floats(v_[s]);
+    if (c_.shape.kv_bits) {
+      round_to_codes(k, c_.dim, c_.shape.kv_bits);
+      round_to_codes(v, c_.v_dim, c_.shape.kv_bits);
+    }
     std::vector<double> out(n * H * c_.v_dim);
     for (int t = 0; t < n; t++) {
       for (int h = 0; h < H; h++) {
@@ -213,10 +241,22 @@ std::vector<Case> cases() {
     c.shape.window = 33;
     all.push_back(c);
   }
+  for (int bits : {8, 4}) {
+    Case c;
+    c.shape.kv_bits = bits;
+    all.push_back(c);
+    c.type = mx::float16;
+    c.v_dim = 96; // groups of 32
+    c.shape.window = 33;
+    all.push_back(c);
+  }
   return all;
 }
 
 double tolerance(const Case& c) {
+  if (c.shape.kv_bits) { // a rotated key between two codes may be rounded to the other one
+    return c.shape.kv_bits == 8 ? 2e-3 : 2e-2;
+  }
   return c.pool_type == mx::float32 ? 1e-5 : c.pool_type == mx::float16 ? 4e-3 : 4e-2;
 }
 

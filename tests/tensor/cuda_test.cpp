@@ -202,12 +202,13 @@ TEST_CASE("cuda: quantized matmul equals a float32 sum of MLX's dequantized weig
     CAPTURE(bits);
     CAPTURE(group);
     CAPTURE(m);
-    REQUIRE(cuda::multiplies(type, group, bits));
     auto x = normal({m, k}, type, 1);
     auto q = mx::quantize(normal({n, k}, type, 2), group, bits, "affine");
     auto wide = [](const mx::array& a) { return mx::astype(a, mx::float32); };
     auto w = mx::dequantize(q[0], wide(q[1]), wide(q[2]), group, bits);
-    auto y = cuda::quantized_matmul(x, q[0], q[1], q[2], group, bits);
+    cuda::Factor factor{q[0], q[1], q[2], group, bits};
+    REQUIRE(cuda::multiplies(x, factor));
+    auto y = cuda::matmul(x, factor);
     CHECK(y.dtype() == type);
     CHECK(error(y, product(x, w)) < rounding(type));
   }
@@ -229,21 +230,96 @@ TEST_CASE("cuda: dequantize equals MLX's, rounded once") {
   }
 }
 
+TEST_CASE("cuda: dense matmul equals a float32 sum") {
+  if (skipped()) {
+    return;
+  }
+  struct Case {
+    mx::Dtype type;
+    int rows, outputs, inputs;
+  };
+  const auto bf16 = mx::bfloat16, f16 = mx::float16;
+  // Columns that the eight warps share out unevenly, outputs that fill no block, rows that fill no eight.
+  const Case cases[] = {
+      {bf16, 2, 40, 1024},
+      {bf16, 7, 100, 64},
+      {f16, 8, 33, 576},
+      {bf16, 9, 31, 4096 + 192},
+      {f16, 16, 7, 128},
+      {bf16, 15, 70, 2048},
+      {f16, 3, 129, 640},
+      {bf16, 16, 130, 1088},
+      {f16, 5, 1, 512}};
+  for (auto& [type, m, n, k] : cases) {
+    CAPTURE(m);
+    CAPTURE(n);
+    CAPTURE(k);
+    auto x = normal({m, k}, type, 1), w = normal({n, k}, type, 2);
+    REQUIRE(cuda::multiplies(x, {w}));
+    auto y = cuda::matmul(x, {w});
+    CHECK(y.dtype() == type);
+    CHECK(error(y, product(x, mx::astype(w, mx::float32))) < rounding(type));
+  }
+}
+
+/** Dense, or by codes of so many bits. */
+cuda::Factor make_factor(int outputs, int inputs, int bits, int group, int seed) {
+  auto w = normal({outputs, inputs}, mx::bfloat16, seed);
+  if (bits == 16) {
+    return {w};
+  }
+  auto q = mx::quantize(w, group, bits, "affine");
+  return {q[0], q[1], q[2], group, bits};
+}
+
+constexpr std::pair<int, int> bits_and_groups[] = {{16, 0}, {4, 64}, {8, 128}, {4, 32}};
+
 TEST_CASE("cuda: matmuls at once give each one's own bits") {
   if (skipped()) {
     return;
   }
-  auto x = normal({5, 512}, mx::bfloat16, 1);
-  std::vector<cuda::Codes> matrices;
-  for (int outputs : {70, 32, 9}) {
-    auto q = mx::quantize(normal({outputs, 512}, mx::bfloat16, outputs), 64, 4, "affine");
-    matrices.push_back({q[0], q[1], q[2]});
-    auto all = cuda::quantized_matmuls(x, matrices, 64, 4);
-    REQUIRE(all.size() == matrices.size());
-    for (size_t i = 0; i < all.size(); ++i) {
-      auto& one = matrices[i];
-      auto alone = cuda::quantized_matmul(x, one.w, one.scales, one.biases, 64, 4);
-      CHECK(mx::array_equal(all[i], alone).item<bool>());
+  for (auto [bits, group] : bits_and_groups) {
+    CAPTURE(bits);
+    for (int m : {5, bits == 16 ? 16 : 40}) {
+      auto x = normal({m, 512}, mx::bfloat16, 1);
+      std::vector<cuda::Factor> matrices;
+      for (int outputs : {70, 32, 9}) {
+        matrices.push_back(make_factor(outputs, 512, bits, group, outputs));
+        auto all = cuda::matmuls(x, matrices);
+        REQUIRE(all.size() == matrices.size());
+        for (size_t i = 0; i < all.size(); ++i) {
+          CHECK(mx::array_equal(all[i], cuda::matmul(x, matrices[i])).item<bool>());
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("cuda: a gate and a residual in a matmul's launch give the bits of ops of their own") {
+  if (skipped()) {
+    return;
+  }
+  for (auto [bits, group] : bits_and_groups) {
+    CAPTURE(bits);
+    for (int m : {2, 12, bits == 16 ? 16 : 64}) {
+      CAPTURE(m);
+      for (int outputs : {96, 37}) {
+        CAPTURE(outputs);
+        auto x = normal({m, 640}, mx::bfloat16, 1), residual = normal({m, outputs}, mx::bfloat16, 2);
+        auto first = make_factor(outputs, 640, bits, group, 3), second = make_factor(outputs, 640, bits, group, 4);
+        auto a = cuda::matmul(x, first), b = cuda::matmul(x, second);
+        mx::eval(a, b); // nothing to fuse with any more
+        auto gated = cuda::gated_matmul(cuda::matmul(x, first), cuda::matmul(x, second));
+        CHECK(!cuda::gated_matmul(a, b));
+        if (bits != 4 || group != 32) {
+          REQUIRE(gated);
+        }
+        if (gated) {
+          CHECK(error(*gated, cuda::swiglu(a, b)) < 1e-6);
+        }
+        CHECK(mx::array_equal(cuda::add(residual, cuda::matmul(x, first)), residual + a).item<bool>());
+        CHECK(mx::array_equal(cuda::add(residual, a), residual + a).item<bool>());
+      }
     }
   }
 }
@@ -261,18 +337,20 @@ TEST_CASE("cuda: swiglu equals float32 arithmetic") {
   }
 }
 
-TEST_CASE("cuda: a quantized matmul's rows are independent, bit for bit") {
+TEST_CASE("cuda: a matmul's rows are independent, bit for bit") {
   if (skipped()) {
     return;
   }
-  auto x = normal({cuda::most_rows, 2048}, mx::bfloat16, 1);
-  auto q = mx::quantize(normal({96, 2048}, mx::bfloat16, 2), 64, 4, "affine");
-  const auto product = [&](int from, int to) {
-    return cuda::quantized_matmul(rows(x, from, to), q[0], q[1], q[2], 64, 4);
-  };
-  auto whole = product(0, cuda::most_rows);
-  for (int count : {1, 2, 7, 8, 9, 16}) {
-    CHECK(mx::array_equal(product(3, 3 + count), rows(whole, 3, 3 + count)).item<bool>());
+  for (auto [bits, group] : bits_and_groups) {
+    CAPTURE(bits);
+    const int most = bits == 16 ? 16 : cuda::most_rows;
+    auto x = normal({most, 2048}, mx::bfloat16, 1);
+    auto factor = make_factor(96, 2048, bits, group, 2);
+    auto whole = cuda::matmul(x, factor);
+    for (int count = 2; count + 3 <= most; count += count / 3 + 1) {
+      auto part = cuda::matmul(rows(x, 3, 3 + count), factor);
+      CHECK(mx::array_equal(part, rows(whole, 3, 3 + count)).item<bool>());
+    }
   }
 }
 

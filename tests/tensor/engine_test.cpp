@@ -24,23 +24,40 @@ EngineOptions small_engine() {
   return options;
 }
 
-std::unique_ptr<Engine> engine_of(const std::string& name, const EngineOptions& options, bool warm = false) {
+/** `draft`: the golden model that guesses, where the options say that one does. */
+std::unique_ptr<Engine> engine_of(
+    const std::string& name,
+    const EngineOptions& options,
+    bool warm = false,
+    const std::string& draft = {},
+    int kv_bits = 0) {
   return std::make_unique<Engine>(options, [&](EngineOptions& completed) {
-    auto file = golden_folder / name / "model.gguf";
-    auto path = std::filesystem::exists(file) ? file : golden_folder / name;
-    Checkpoint checkpoint = open_checkpoint(path.string(), {.dtype = mx::float32});
+    const auto open = [](const std::string& named) {
+      auto file = golden_folder / named / "model.gguf";
+      auto path = std::filesystem::exists(file) ? file : golden_folder / named;
+      return open_checkpoint(path.string(), {.dtype = mx::float32});
+    };
+    Checkpoint checkpoint = open(name);
     auto model = make_model(checkpoint.config, checkpoint.weights);
     completed.vocabulary = model->vocabulary();
     completed.own_kv_past = model->own_kv_past();
     auto specs = model->cache_specs();
     completed.prefix_cache = completed.prefix_cache && state_bytes(specs) == 0;
-    auto caches = make_paged_caches(
-        specs,
-        {.block_size = completed.block_size,
-         .blocks = completed.blocks,
-         .slots = completed.max_rows,
-         .dtype = checkpoint.kv_dtype});
-    auto runner = std::make_unique<ModelRunner>(std::move(model), std::move(caches), completed.max_rows);
+    KVOptions kv{
+        .block_size = completed.block_size,
+        .blocks = completed.blocks,
+        .slots = completed.max_rows,
+        .dtype = checkpoint.kv_dtype,
+        .bits = kv_bits};
+    std::unique_ptr<Drafter> drafter;
+    if (completed.draft_model) {
+      Checkpoint small = open(draft);
+      auto guesses = make_model(small.config, small.weights);
+      auto own = make_paged_caches(guesses->cache_specs(), kv);
+      drafter = std::make_unique<Drafter>(std::move(guesses), std::move(own));
+    }
+    auto runner = std::make_unique<ModelRunner>(
+        std::move(model), make_paged_caches(specs, kv), completed.max_rows, std::move(drafter));
     if (warm) {
       warm_up(*runner, completed);
     }
@@ -258,6 +275,101 @@ TEST_CASE("engine: a seed gives the same tokens in any company") {
   CHECK(crowded->stats().preemptions > 0);
   auto other = engine->generate(ask(all[5], 1000));
   CHECK(read(other).ids != expected[5]);
+}
+
+TEST_CASE("engine: with keys in codes, too, tokens don't depend on company, chunks, prefix hits or preemption") {
+  const auto all = prompts(90);
+  for (int bits : {8, 4}) {
+    CAPTURE(bits);
+    auto options = small_engine();
+    auto engine = engine_of("llama_head_dim", options, false, {}, bits);
+    std::vector<std::vector<int32_t>> expected;
+    for (const auto& prompt : all) {
+      auto stream = engine->generate(greedy(prompt, wanted_tokens));
+      expected.push_back(read(stream).ids);
+    }
+    options.prefill_tokens = 6;
+    options.blocks = 26;
+    auto crowded = engine_of("llama_head_dim", options, false, {}, bits);
+    for (int round = 0; round < 2; ++round) {
+      std::vector<Stream> streams;
+      for (const auto& prompt : all) {
+        streams.push_back(crowded->generate(greedy(prompt, wanted_tokens)));
+      }
+      for (size_t i = 0; i < all.size(); ++i) {
+        CAPTURE(i);
+        CHECK(read(streams[i]).ids == expected[i]);
+      }
+    }
+    CHECK(crowded->stats().preemptions > 0);
+    CHECK(crowded->stats().prefix_hits > 0);
+  }
+}
+
+TEST_CASE("engine: guesses change no token, whoever makes them") {
+  const auto all = prompts(90);
+  const auto ask = [](const std::vector<int32_t>& prompt, size_t i) {
+    Request request = greedy(prompt, wanted_tokens);
+    if (i % 2) {
+      request.sampling.temperature = 0.7f;
+      request.sampling.top_p = 0.9f;
+      request.sampling.seed = i;
+    }
+    if (i % 3 == 0) {
+      request.sampling.repetition_penalty = 1.2f;
+      request.sampling.frequency_penalty = 0.1f;
+    }
+    request.sampling.logprobs = i % 4 == 0 ? 2 : -1;
+    request.sampling.min_tokens = i % 5;
+    return request;
+  };
+  const auto run = [&](Engine& engine) {
+    std::vector<Stream> streams;
+    for (size_t i = 0; i < all.size(); ++i) {
+      streams.push_back(engine.generate(ask(all[i], i)));
+    }
+    std::vector<std::pair<std::vector<int32_t>, std::vector<float>>> made(all.size());
+    for (size_t i = 0; i < all.size(); ++i) {
+      Event event;
+      do {
+        event = streams[i].next();
+        REQUIRE(event.token);
+        made[i].first.push_back(event.token->token.id);
+        made[i].second.push_back(event.token->token.logprob);
+        for (auto& top : event.token->top) {
+          made[i].second.push_back(top.logprob);
+        }
+      } while (event.finish == Finish::none);
+    }
+    return made;
+  };
+  uint64_t looked_up = 0, drafted = 0;
+  for (const auto& name : models) {
+    CAPTURE(name);
+    const auto expected = run(*engine_of(name, small_engine()));
+    // The text; the model itself, nearly always right; its like; a stranger.
+    for (auto* draft : {"", name.c_str(), "llama_quantized_4", "llama_mha"}) {
+      CAPTURE(draft);
+      auto options = small_engine();
+      options.guesses = 4;
+      options.draft_model = *draft != 0;
+      auto engine = engine_of(name, options, false, draft);
+      CHECK(run(*engine) == expected);
+      const auto stats = engine->stats();
+      (options.draft_model ? drafted : looked_up) += stats.right_guesses;
+      if (name == draft) { // but where a penalty or min_tokens, which it doesn't know, had a say
+        CHECK(stats.right_guesses > stats.guessed_tokens / 2);
+      }
+      options.blocks = 26;
+      options.prefill_tokens = 6;
+      auto crowded = engine_of(name, options, true, draft);
+      CHECK(run(*crowded) == expected);
+      CHECK(crowded->stats().preemptions > 0);
+      CHECK(run(*crowded) == expected); // on prefix hits
+    }
+  }
+  CHECK(looked_up > 20);
+  CHECK(drafted > 500);
 }
 
 TEST_CASE("engine: prompt_logprobs are the reference's") {

@@ -36,11 +36,12 @@ mx::array rows(const mx::array& x, int from, int to) {
 
 /** Two sequences: 9 then 1 tokens of the first, all 6 of the second beside
  * the 1. */
-void compare(const Attention& how, bool mlx_ops) {
-  auto caches = make_paged_caches({{2, 8, 8}}, {.block_size = 4, .blocks = 300, .dtype = mx::float32}, mlx_ops);
-  auto q = mx::random::normal({16, 4, 8});
-  auto k = mx::random::normal({16, 2, 8});
-  auto v = mx::random::normal({16, 2, 8});
+void compare(const Attention& how, bool mlx_ops, int dim = 8, int bits = 0, double close = 1e-5) {
+  KVOptions options{.block_size = 4, .blocks = 300, .dtype = mx::float32, .bits = bits};
+  auto caches = make_paged_caches({{2, dim, dim}}, options, mlx_ops);
+  auto q = mx::random::normal({16, 4, dim});
+  auto k = mx::random::normal({16, 2, dim});
+  auto v = mx::random::normal({16, 2, dim});
   caches->begin({{0, 9, 0, {299, 3, 7}}});
   auto first = caches->layer(0).attend(rows(q, 0, 9), rows(k, 0, 9), rows(v, 0, 9), how);
   mx::eval(first);
@@ -53,7 +54,7 @@ void compare(const Attention& how, bool mlx_ops) {
     seen = how.chunk > 0 ? std::max(seen, begin + (t - begin) / how.chunk * how.chunk) : seen;
     auto wanted = plain(mx::squeeze(rows(q, t, t + 1), 0), rows(k, seen, t + 1), rows(v, seen, t + 1), how);
     CAPTURE(t);
-    CHECK(mx::allclose(mx::squeeze(rows(got, t, t + 1), 0), wanted, 1e-4, 1e-5).item<bool>());
+    CHECK(mx::allclose(mx::squeeze(rows(got, t, t + 1), 0), wanted, 1e-4, close).item<bool>());
   }
 }
 
@@ -70,6 +71,20 @@ TEST_CASE("paged: attention equals plain attention, scattered blocks") {
     compare({.scale = 0.35f, .sinks = sinks}, mlx_ops);
     compare({.scale = 0.9f, .window = 4, .softcap = 2, .sinks = sinks}, mlx_ops);
   }
+}
+
+TEST_CASE("paged: keys and values in codes are near what they stand for") {
+  for (bool mlx_ops : {true, false}) {
+    CAPTURE(mlx_ops);
+    for (int dim : {32, 64, 96}) {
+      compare({.scale = 0.2f, .sinks = {}}, mlx_ops, dim, 8, 0.06);
+      compare({.scale = 0.2f, .window = 3, .sinks = {}}, mlx_ops, dim, 4, 0.8);
+    }
+  }
+  CHECK(kv_block_bytes({{2, 64, 64}}, {.block_size = 16, .bits = 8}) == 16 * 2 * 2 * (64 + 8));
+  CHECK(kv_block_bytes({{2, 96, 64}}, {.block_size = 16, .bits = 4}) == 16 * 2 * ((48 + 24) + (32 + 8)));
+  CHECK(kv_codes_fit({{2, 64, 96}, {0, 0, 0}}));
+  CHECK(!kv_codes_fit({{2, 64, 80}}));
 }
 
 TEST_CASE("paged: a freed block's NaN never reaches the next owner") {

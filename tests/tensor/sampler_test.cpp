@@ -148,7 +148,7 @@ int32_t greedy(Sampler& sampler, std::vector<float> logits, RowStep row = {}) {
   row.sample = true;
   auto plan = plan_of({row});
   auto l = mx::array(logits.data(), {1, static_cast<int>(logits.size())});
-  return ints(sampler.sample(l, {&plan.rows[0]}).tokens)[0];
+  return ints(sampler.sample(l, {{&plan.rows[0]}}).tokens)[0];
 }
 
 } // namespace
@@ -262,7 +262,7 @@ TEST_CASE("rows with and without penalties share a step") {
   sampler.join({.slot = 3, .sampling = {.temperature = 0}});
   auto plan = plan_of({{.slot = 3, .sample = true}, {.slot = 2, .sample = true}, {.slot = 0, .sample = true}});
   const float l[] = {0, 1, 2, 0, 1, 2, 5, 1, 2};
-  auto tokens = ints(sampler.sample(mx::array(l, {3, 3}), {&plan.rows[0], &plan.rows[1], &plan.rows[2]}).tokens);
+  auto tokens = ints(sampler.sample(mx::array(l, {3, 3}), {{&plan.rows[0]}, {&plan.rows[1]}, {&plan.rows[2]}}).tokens);
   CHECK(tokens == std::vector<int32_t>{2, 1, 0});
 }
 
@@ -283,7 +283,7 @@ TEST_CASE("scores are of the model's own distribution, greatest first") {
   sampler.join({.slot = 0, .sampling = {.temperature = 0, .logit_bias = {{0, 100.0f}}, .logprobs = 2}});
   auto plan = plan_of({{.slot = 0, .sample = true}});
   const auto l = log_of({0.1, 0.2, 0.4, 0.3});
-  auto sampled = sampler.sample(mx::array(l.data(), {1, 4}), {&plan.rows[0]});
+  auto sampled = sampler.sample(mx::array(l.data(), {1, 4}), {{&plan.rows[0]}});
   CHECK(ints(sampled.tokens)[0] == 0);
   REQUIRE(sampled.scores);
   CHECK(floats(sampled.scores->chosen)[0] == doctest::Approx(std::log(0.1)));

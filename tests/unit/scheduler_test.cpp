@@ -61,10 +61,10 @@ struct World {
         runner.launch(plan);
       }
       if (scheduler.uncommitted() > (plan.empty() ? 0 : 1)) {
-        scheduler.commit(runner.collect());
+        scheduler.commit(runner.collect(), seconds());
       }
     } catch (const std::logic_error& error) {
-      FAIL(error.what());
+      FAIL(std::string(error.what()));
     } catch (const std::runtime_error& error) {
       runner.reset();
       scheduler.failed(Error(Kind::internal, "", error.what()));
@@ -102,6 +102,7 @@ struct World {
   EngineOptions options;
   Scheduler scheduler;
   FakeRunner runner;
+  std::function<double()> seconds = [] { return 0.0; }; // of a step
   std::map<uint64_t, Output> outputs;
   std::map<uint64_t, int> cached;
 };
@@ -247,7 +248,7 @@ TEST_CASE("results that don't belong to the step change nothing") {
   CHECK_THROWS_AS(world.scheduler.commit({}), Error);
   RowResult wrong;
   wrong.slot = plan.rows[0].slot;
-  wrong.sampled.token.id = vocabulary;
+  wrong.sampled = {{{vocabulary, 0}, {}}};
   CHECK_THROWS_AS(world.scheduler.commit({wrong}), Error);
   CHECK(world.scheduler.uncommitted() == 1);
   world.scheduler.verify();
@@ -272,6 +273,7 @@ Request random_request(std::mt19937& random, bool& masked, int room) {
   }
   r.max_tokens = below(std::min(room - length, 24) + 1);
   r.sampling.seed = below(3);
+  r.sampling.temperature = below(2);
   r.sampling.ignore_eos = below(2);
   r.sampling.min_tokens = below(4);
   r.sampling.prompt_logprobs = below(4) == 0;
@@ -293,6 +295,7 @@ Request random_request(std::mt19937& random, bool& masked, int room) {
 
 TEST_CASE("whatever runs beside it, a row gives what it gives alone") {
   uint64_t preemptions = 0, hits = 0, cancelled = 0, failures = 0;
+  std::array<uint64_t, 2> guessed{}, right{};
   for (uint32_t seed = 0; seed < 400; ++seed) {
     CAPTURE(seed);
     std::mt19937 random(seed);
@@ -304,7 +307,12 @@ TEST_CASE("whatever runs beside it, a row gives what it gives alone") {
     options.prefill_tokens = 1 + below(30);
     options.mixed_tokens = 1 + below(8);
     options.prefix_cache = below(4) > 0;
+    options.guesses = below(4) * below(3);
+    options.draft_model = below(2);
     World world(options);
+    if (below(2)) { // guesses pay, or don't, by turns
+      world.seconds = [&] { return 1e-3 * (1 + below(8)); };
+    }
     for (int i = below(2) ? 0 : 3; i > 0; --i) {
       (below(2) ? world.runner.fail_launch : world.runner.fail_collect).insert(1 + below(60));
       ++failures;
@@ -344,6 +352,8 @@ TEST_CASE("whatever runs beside it, a row gives what it gives alone") {
     preemptions += stats.preemptions;
     hits += stats.prefix_hits;
     cancelled += stats.cancelled;
+    guessed[options.draft_model] += stats.guessed_tokens;
+    right[options.draft_model] += stats.right_guesses;
     CHECK(stats.cancelled + stats.failed + stats.finished_stop + stats.finished_length == asked.size());
   }
   // The workloads reach what they are meant to reach.
@@ -351,4 +361,87 @@ TEST_CASE("whatever runs beside it, a row gives what it gives alone") {
   CHECK(hits > 1000);
   CHECK(cancelled > 100);
   CHECK(failures > 100);
+  for (bool draft_model : {false, true}) {
+    CHECK(right[draft_model] > 500);
+    CHECK(guessed[draft_model] > right[draft_model] + 100);
+  }
+}
+
+TEST_CASE("guesses make more tokens of fewer steps, never past max_tokens or an end") {
+  for (bool draft_model : {false, true}) {
+    CAPTURE(draft_model);
+    auto options = small_options();
+    options.guesses = 4;
+    options.draft_model = draft_model;
+    World world(options);
+    Request r = request(count_up(9), 40);
+    r.sampling.temperature = 0;
+    r.sampling.ignore_eos = false;
+    r.sampling.stop_token_ids = {first_plain_id + 40};
+    world.scheduler.add(r);
+    world.finish();
+    check_same(world.outputs[1], alone(r, nullptr));
+    const EngineStats stats = world.scheduler.stats();
+    CHECK(stats.right_guesses > 10);
+    CHECK(stats.steps < stats.generated_tokens * 3 / 4);
+  }
+}
+
+TEST_CASE("a draft model reads a shared beginning once") {
+  auto options = small_options();
+  options.guesses = 2;
+  options.draft_model = true;
+  World world(options);
+  world.scheduler.add(request(count_up(13), 12)); // time to read it all, some at a step
+  world.finish();
+  world.scheduler.add(request(count_up(13), 4));
+  int read = 0;
+  while (!world.scheduler.idle()) {
+    for (const RowStep& row : world.step().rows) {
+      read += row.draft_ids.size();
+    }
+  }
+  CHECK(world.cached[2] == 12);
+  CHECK(read <= 4); // the 13th and what came after
+}
+
+TEST_CASE("a salt that looks like what the scheduler adds to one shares nothing") {
+  auto options = small_options();
+  options.own_kv_past = 8;
+  World world(options);
+  world.scheduler.add(request(count_up(13), 2)); // its KV is its length's alone
+  world.finish();
+  for (const char* salt : {"/13", "0:/13"}) {
+    Request r = request(count_up(13), 2);
+    r.prompt.resize(8);
+    r.cache_salt = salt;
+    world.scheduler.add(r);
+  }
+  world.finish();
+  CHECK(world.cached[2] == 0);
+  CHECK(world.cached[3] == 0);
+  world.scheduler.add(request(count_up(13), 2));
+  world.finish();
+  CHECK(world.cached[4] == 12);
+}
+
+TEST_CASE("what a draft model has yet to read is read within a step's budget") {
+  auto options = small_options(); // 5 tokens beside decoding rows
+  options.blocks = 64;
+  options.guesses = 2;
+  options.draft_model = true;
+  World world(options);
+  for (int i = 0; i < 4; ++i) {
+    world.scheduler.add(request(count_up(12, 3 * i), 20));
+  }
+  bool guessed = false;
+  while (!world.scheduler.idle()) {
+    int backlog = 0;
+    for (const RowStep& row : world.step().rows) {
+      backlog += row.draft_ids.size() > 2 ? row.draft_ids.size() : 0;
+      guessed = guessed || row.guesses > 0;
+    }
+    CHECK(backlog <= options.mixed_tokens);
+  }
+  CHECK(guessed);
 }

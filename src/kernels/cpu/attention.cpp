@@ -37,7 +37,8 @@ class PagedAttention : public CpuPrimitive {
     job.sin = in[4].data<float>();
     job.k_pool = in[5].data<void>();
     job.v_pool = in[6].data<void>();
-    job.pool_type = element_type(in[5]);
+    job.kv_bits = shape_.kv_bits;
+    job.pool_type = shape_.kv_bits ? Type::f32 : element_type(in[5]);
     job.blocks = in[5].shape(0);
     job.block_size = shape_.block_size;
     job.spans = in[7].data<int32_t>();
@@ -52,7 +53,8 @@ class PagedAttention : public CpuPrimitive {
     job.rope_dims = shape_.rope_dims;
     job.rope_traditional = shape_.rope_traditional;
     job.out = allocate(outputs[0]);
-    encoder.dispatch([job] { run_attention(job); });
+    job.masses = outputs.size() > 1 ? allocate<float>(outputs[1]) : nullptr;
+    dispatch(encoder, [job] { run_attention(job); });
   }
 
  private:
@@ -67,6 +69,14 @@ void check(bool holds, const char* what, const mx::array& got) {
 
 } // namespace
 
+int kv_group_size(int dim) {
+  return static_cast<int>(kv_group(dim));
+}
+
+size_t kv_row_bytes(int dim, int bits) {
+  return kv_code_row(dim, bits);
+}
+
 mx::array paged_attention(
     const mx::array& q,
     const mx::array& k,
@@ -78,7 +88,8 @@ mx::array paged_attention(
     const mx::array& spans,
     const mx::array& table,
     const std::optional<mx::array>& sinks,
-    const PagedAttentionShape& shape) {
+    const PagedAttentionShape& shape,
+    mx::array* masses) {
   check(q.ndim() == 3 && is_float(q.dtype()), "q must be [T,H,D] of a float type", q);
   const int T = q.shape(0), H = q.shape(1), D = q.shape(2);
   check(
@@ -92,15 +103,20 @@ mx::array paged_attention(
       "v must be [T,G,Dv] of q's type",
       v);
   const int block = shape.block_size;
+  const int bits = shape.kv_bits;
+  if (bits != 0 && ((bits != 4 && bits != 8) || D % 32 != 0 || v.shape(2) % 32 != 0)) {
+    fail_op("paged_attention", "kv_bits must be 0, 4 or 8, of heads of a multiple of 32; got ", bits, " and ", D);
+  }
+  const auto width = [&](int dim) { return bits ? static_cast<int>(kv_row_bytes(dim, bits)) : dim; };
   check(
-      k_pool.ndim() == 4 && block > 0 && k_pool.shape(1) == G && k_pool.shape(2) == block && k_pool.shape(3) == D &&
-          is_float(k_pool.dtype()),
-      "k_pool must be [blocks,G,block_size,D] of a float type",
+      k_pool.ndim() == 4 && block > 0 && k_pool.shape(1) == G && k_pool.shape(2) == block &&
+          k_pool.shape(3) == width(D) && (bits ? k_pool.dtype() == mx::uint8 : is_float(k_pool.dtype())),
+      "k_pool must be [blocks,G,block_size,D] of a float type, or of codes",
       k_pool);
   check(
       v_pool.ndim() == 4 && v_pool.shape(0) == k_pool.shape(0) && v_pool.shape(1) == G && v_pool.shape(2) == block &&
-          v_pool.shape(3) == v.shape(2) && v_pool.dtype() == k_pool.dtype(),
-      "v_pool must be [blocks,G,block_size,Dv] of k_pool's type",
+          v_pool.shape(3) == width(v.shape(2)) && v_pool.dtype() == k_pool.dtype(),
+      "v_pool must be [blocks,G,block_size,Dv] of k_pool's kind",
       v_pool);
   check(spans.ndim() == 2 && spans.shape(1) == 3 && spans.dtype() == mx::int32, "spans must be int32 [R,3]", spans);
   check(
@@ -130,7 +146,13 @@ mx::array paged_attention(
     check(sinks->shape() == mx::Shape{H} && sinks->dtype() == mx::float32, "sinks must be float32 [H]", *sinks);
     inputs.push_back(*sinks);
   }
-  return mx::array({T, H, v.shape(2)}, q.dtype(), std::make_shared<PagedAttention>(shape), std::move(inputs));
+  auto primitive = std::make_shared<PagedAttention>(shape);
+  if (masses == nullptr) {
+    return mx::array({T, H, v.shape(2)}, q.dtype(), std::move(primitive), std::move(inputs));
+  }
+  auto outputs = mx::array::make_arrays({{T, H, v.shape(2)}, {T, H}}, {q.dtype(), mx::float32}, primitive, inputs);
+  *masses = outputs[1];
+  return outputs[0];
 }
 
 } // namespace parallm::cpu

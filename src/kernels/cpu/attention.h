@@ -14,9 +14,10 @@ struct AttentionJob {
   Type type; // of q, k, v and out
   const float* cos; // [T, rope_dims/2]
   const float* sin;
-  void* k_pool; // [blocks, G, block_size, D]
-  void* v_pool; // [blocks, G, block_size, Dv]
-  Type pool_type;
+  void* k_pool; // [blocks, G, block_size, D], or of kv_row_bytes bytes
+  void* v_pool; // [blocks, G, block_size, Dv], likewise
+  Type pool_type; // where kv_bits is 0
+  int kv_bits; // 0, 4, 8
   size_t blocks, block_size;
   const int32_t* spans; // [span_count, 3]: first, count, offset
   size_t span_count;
@@ -30,6 +31,7 @@ struct AttentionJob {
   size_t rope_dims;
   bool rope_traditional;
   void* out; // [T,H,Dv]
+  float* masses; // [T,H] the log of the sum of exp(score) of each query; null: not asked for
 
   /** The first position that a query at `position` sees. */
   size_t first_seen(size_t position) const {
@@ -45,6 +47,15 @@ struct AttentionJob {
     return (block * kv_heads + kv_head) * block_size + p % block_size;
   }
 };
+
+/** Codes of one head's key or value: a float32 scale and the least value of each
+ * group, then the codes, of 4 bits the group's first half in the low ones. */
+inline size_t kv_group(size_t dim) {
+  return dim % 64 == 0 ? 64 : 32;
+}
+inline size_t kv_code_row(size_t dim, int bits) {
+  return dim / kv_group(dim) * 2 * sizeof(float) + dim * bits / 8;
+}
 
 /** Throws where spans or table point outside the step or the pools. */
 void run_attention(const AttentionJob& job);

@@ -44,9 +44,90 @@ HWY_NOINLINE void rotate(const AttentionJob& job, size_t t, float* x) {
   }
 }
 
+/** Pools of floats. */
+template <class P>
+struct Floats {
+  using Element = P;
+  static constexpr bool coded = false;
+  static void write(const float* x, size_t dim, void* pool, size_t place) {
+    narrow(x, dim, static_cast<P*>(pool) + place * dim);
+  }
+  static void read(const void* pool, size_t place, size_t dim, float* x, size_t padded) {
+    widen(static_cast<const P*>(pool) + place * dim, dim, x, padded);
+  }
+};
+
+/** Pools of codes (attention.h). */
+template <int Bits>
+struct Codes {
+  using Element = float; // never read as such
+  static constexpr bool coded = true;
+  static constexpr int most = (1 << Bits) - 1;
+  using D8 = hn::Rebind<uint8_t, F32>;
+  using D32 = hn::RebindToSigned<U32>;
+
+  static auto code(const float* x, V least, V per_code) {
+    const V code = hn::Mul(hn::Sub(load(x), least), per_code);
+    const V bounded = hn::Min(hn::Max(code, hn::Zero(F32())), hn::Set(F32(), float(most)));
+    return hn::NearestInt(bounded);
+  }
+
+  static void write(const float* x, size_t dim, void* pool, size_t place) {
+    const size_t group = kv_group(dim), groups = dim / group;
+    auto* row = static_cast<uint8_t*>(pool) + place * kv_code_row(dim, Bits);
+    auto* codes = row + groups * 2 * sizeof(float);
+    for (size_t g = 0; g < groups; g++, x += group, codes += group * Bits / 8) {
+      V low = load(x), high = low;
+      for (size_t i = lanes; i < group; i += lanes) {
+        low = hn::Min(low, load(x + i));
+        high = hn::Max(high, load(x + i));
+      }
+      const float least = hn::GetLane(hn::MinOfLanes(F32(), low));
+      const float scale = (hn::GetLane(hn::MaxOfLanes(F32(), high)) - least) / most;
+      const float head[2] = {scale, least};
+      std::memcpy(row + g * sizeof(head), head, sizeof(head));
+      const V from = hn::Set(F32(), least), per_code = hn::Set(F32(), scale > 0 ? 1 / scale : 0);
+      if constexpr (Bits == 8) {
+        for (size_t i = 0; i < group; i += lanes) {
+          hn::StoreU(hn::DemoteTo(D8(), code(x + i, from, per_code)), D8(), codes + i);
+        }
+      } else {
+        for (size_t i = 0; i < group / 2; i += lanes) {
+          const auto both =
+              hn::Or(code(x + i, from, per_code), hn::ShiftLeft<4>(code(x + group / 2 + i, from, per_code)));
+          hn::StoreU(hn::DemoteTo(D8(), both), D8(), codes + i);
+        }
+      }
+    }
+  }
+
+  static void read(const void* pool, size_t place, size_t dim, float* x, size_t) {
+    const size_t group = kv_group(dim), groups = dim / group;
+    const auto* row = static_cast<const uint8_t*>(pool) + place * kv_code_row(dim, Bits);
+    const auto* codes = row + groups * 2 * sizeof(float);
+    for (size_t g = 0; g < groups; g++, x += group, codes += group * Bits / 8) {
+      float head[2];
+      std::memcpy(head, row + g * sizeof(head), sizeof(head));
+      const V scale = hn::Set(F32(), head[0]), least = hn::Set(F32(), head[1]);
+      const auto put = [&](auto code, float* to) { store(hn::MulAdd(hn::ConvertTo(F32(), code), scale, least), to); };
+      if constexpr (Bits == 8) {
+        for (size_t i = 0; i < group; i += lanes) {
+          put(hn::PromoteTo(D32(), hn::LoadU(D8(), codes + i)), x + i);
+        }
+      } else {
+        for (size_t i = 0; i < group / 2; i += lanes) {
+          const auto both = hn::PromoteTo(D32(), hn::LoadU(D8(), codes + i));
+          put(hn::And(both, hn::Set(D32(), 15)), x + i);
+          put(hn::ShiftRight<4>(both), x + group / 2 + i);
+        }
+      }
+    }
+  }
+};
+
 /** Writes the keys, rotated, and the values of a token of a span to the pools.
  */
-template <class T, class P>
+template <class T, class Pool>
 void write_token(const AttentionJob& job, size_t span, size_t i) {
   const size_t t = job.spans[span * 3] + i;
   const size_t position = job.spans[span * 3 + 2] + i;
@@ -56,9 +137,9 @@ void write_token(const AttentionJob& job, size_t span, size_t i) {
     const size_t place = job.place(span, position, g);
     widen(static_cast<const T*>(job.k) + (t * G + g) * D, D, head, 0);
     rotate(job, t, head);
-    narrow(head, D, static_cast<P*>(job.k_pool) + place * D);
+    Pool::write(head, D, job.k_pool, place);
     widen(static_cast<const T*>(job.v) + (t * G + g) * Dv, Dv, head, 0);
-    narrow(head, Dv, static_cast<P*>(job.v_pool) + place * Dv);
+    Pool::write(head, Dv, job.v_pool, place);
   }
 }
 
@@ -146,15 +227,32 @@ void for_pieces(const AttentionJob& job, const Item& item, size_t base, Range pa
   }
 }
 
-template <class P>
+template <class Pool>
 void load_tile(const AttentionJob& job, const Item& item, size_t base, Range part, State& state) {
   for_pieces(job, item, base, part, [&](const Piece& piece) {
-    const auto* k = static_cast<const P*>(job.k_pool) + piece.place * job.dim;
-    const auto* v = static_cast<const P*>(job.v_pool) + piece.place * job.v_dim;
-    for (size_t j = piece.begin; j < piece.end; j++, k += job.dim, v += job.v_dim) {
-      widen(k, job.dim, state.k + j * state.dim, state.dim);
-      widen(v, job.v_dim, state.v + j * state.v_dim, state.v_dim);
+    size_t place = piece.place;
+    for (size_t j = piece.begin; j < piece.end; j++, place++) {
+      Pool::read(job.k_pool, place, job.dim, state.k + j * state.dim, state.dim);
+      Pool::read(job.v_pool, place, job.v_dim, state.v + j * state.v_dim, state.v_dim);
     }
+  });
+}
+
+/** A tile's scores and values straight from pools of floats. */
+template <class P>
+void score_pool(const AttentionJob& job, const Item& item, size_t base, Range part, State& state) {
+  for_pieces(job, item, base, part, [&](const Piece& piece) {
+    const auto* k = static_cast<const P*>(job.k_pool) + piece.place * job.dim;
+    const size_t many = piece.end - piece.begin;
+    multiply(
+        Rows{state.q, state.dim},
+        state.rows,
+        Dense<P>{k, job.dim},
+        many,
+        job.dim,
+        job.dim,
+        state.scores + piece.begin,
+        tile_width);
   });
 }
 
@@ -271,7 +369,15 @@ void add_all_values(State& state, const P* values, size_t stride, Range piece, c
   }
 }
 
-template <class T, class P>
+template <class P, class Seen>
+void add_pool(const AttentionJob& job, const Item& item, size_t base, Range part, State& state, const Seen& seen) {
+  for_pieces(job, item, base, part, [&](const Piece& piece) {
+    const auto* v = static_cast<const P*>(job.v_pool) + piece.place * job.v_dim;
+    add_all_values(state, v, job.v_dim, {piece.begin, piece.end}, seen);
+  });
+}
+
+template <class T, class Pool>
 void attend(const AttentionJob& job, const Item& item) {
   State state(job, item);
   load_queries<T>(job, item, state);
@@ -279,24 +385,19 @@ void attend(const AttentionJob& job, const Item& item) {
   const size_t position = job.spans[item.span * 3 + 2] + item.first;
   const Range all{visible(job, position).begin, position + item.count};
   // Few rows read the pools' own numbers; more read them as floats, turned once.
-  const bool direct = state.rows <= 8 && job.dim % lanes == 0 && job.v_dim % lanes == 0;
+  const bool direct = !Pool::coded && state.rows <= 8 && job.dim % lanes == 0 && job.v_dim % lanes == 0;
   const auto part_of = [&](size_t row, size_t base) { return within(visible(job, position + row / heads), base); };
   for (size_t base = all.begin / tile_width * tile_width; base < all.end; base += tile_width) {
     const Range part = within(all, base);
     const auto seen = [&](size_t row) { return part_of(row, base); };
-    const Rows queries{state.q, state.dim};
     std::memset(state.scores, 0, state.rows * tile_width * sizeof(float));
     if (direct) {
-      for_pieces(job, item, base, part, [&](const Piece& piece) {
-        const auto* k = static_cast<const P*>(job.k_pool) + piece.place * job.dim;
-        const size_t many = piece.end - piece.begin;
-        multiply(
-            queries, state.rows, Dense<P>{k, job.dim}, many, job.dim, job.dim, state.scores + piece.begin, tile_width);
-      });
+      score_pool<typename Pool::Element>(job, item, base, part, state);
     } else {
-      load_tile<P>(job, item, base, part, state);
+      load_tile<Pool>(job, item, base, part, state);
       const Dense<float> keys{state.k + part.begin * state.dim, state.dim};
       const size_t many = part.end - part.begin;
+      const Rows queries{state.q, state.dim};
       multiply(queries, state.rows, keys, many, state.dim, state.dim, state.scores + part.begin, tile_width);
     }
     for (size_t row = 0; row < state.rows; row++) {
@@ -306,10 +407,7 @@ void attend(const AttentionJob& job, const Item& item) {
       }
     }
     if (direct) {
-      for_pieces(job, item, base, part, [&](const Piece& piece) {
-        const auto* v = static_cast<const P*>(job.v_pool) + piece.place * job.v_dim;
-        add_all_values(state, v, job.v_dim, {piece.begin, piece.end}, seen);
-      });
+      add_pool<typename Pool::Element>(job, item, base, part, state, seen);
     } else {
       add_all_values(state, state.v + part.begin * state.v_dim, state.v_dim, part, seen);
     }
@@ -317,6 +415,9 @@ void attend(const AttentionJob& job, const Item& item) {
   for (size_t row = 0; row < state.rows; row++) {
     const size_t t = job.spans[item.span * 3] + item.first + row / heads;
     const size_t h = item.kv_head * heads + row % heads;
+    if (job.masses != nullptr) {
+      job.masses[t * job.heads + h] = state.top[row] + std::log(state.mass[row]);
+    }
     float* out = state.out + row * state.v_dim;
     for (size_t i = 0; i < state.v_dim; i += lanes) {
       store(hn::Div(load(out + i), hn::Set(F32(), state.mass[row])), out + i);
@@ -325,7 +426,7 @@ void attend(const AttentionJob& job, const Item& item) {
   }
 }
 
-template <class T, class P>
+template <class T, class Pool>
 void run(const AttentionJob& job) {
   std::vector<Item> tokens, items;
   const size_t heads = job.heads / job.kv_heads;
@@ -342,7 +443,7 @@ void run(const AttentionJob& job) {
   }
   const auto write = [&](size_t n) {
     for (size_t i = 0; i < tokens[n].count; i++) {
-      write_token<T, P>(job, tokens[n].span, tokens[n].first + i);
+      write_token<T, Pool>(job, tokens[n].span, tokens[n].first + i);
     }
   };
   if (job.tokens * job.kv_heads * job.dim < 8192) {
@@ -352,12 +453,18 @@ void run(const AttentionJob& job) {
   } else {
     parallel_for(tokens.size(), write);
   }
-  parallel_for(items.size(), [&](size_t n) { attend<T, P>(job, items[n]); });
+  parallel_for(items.size(), [&](size_t n) { attend<T, Pool>(job, items[n]); });
 }
 
 void Run(const AttentionJob& job) {
   with_type(job.type, job.q, [&]<class T>(const T*) {
-    with_type(job.pool_type, job.q, [&]<class P>(const P*) { run<T, P>(job); });
+    if (job.kv_bits == 8) {
+      run<T, Codes<8>>(job);
+    } else if (job.kv_bits == 4) {
+      run<T, Codes<4>>(job);
+    } else {
+      with_type(job.pool_type, job.q, [&]<class P>(const P*) { run<T, Floats<P>>(job); });
+    }
   });
 }
 

@@ -3,6 +3,8 @@
 // nodes that were replaced are never evaluated, unless someone else wants their results.
 #pragma once
 
+#include "kernels/pending.h"
+
 #include <mlx/mlx.h>
 
 #include <optional>
@@ -20,12 +22,5 @@ std::optional<PendingNorm> pending_norm(const mx::array& y);
 
 /** silu(gate) * up as one matmul, where gate and up are matmuls of one x by alike matrices (matmul.cpp). */
 std::optional<mx::array> gated_matmul(const mx::array& gate, const mx::array& up);
-
-/** An array's primitive, where it is a T that has not run. */
-template <class T>
-const T* pending(const mx::array& a) {
-  return a.status() == mx::array::Status::unscheduled && a.has_primitive() ? dynamic_cast<const T*>(&a.primitive())
-                                                                           : nullptr;
-}
 
 } // namespace parallm::cpu

@@ -83,7 +83,7 @@ class GroupedMatmul : public CpuPrimitive {
     job.out_bytes = x.itemsize() * factor.columns;
     factor.out = allocate(outputs[0]);
     job.all.factors.push_back(factor);
-    encoder.dispatch([job] { job.run(); });
+    dispatch(encoder, [job] { job.run(); });
   }
 
  private:

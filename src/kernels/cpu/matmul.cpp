@@ -65,7 +65,7 @@ class Matmul : public CpuPrimitive {
     if (shape_.adds) {
       job.addend = in[next].data<void>();
     }
-    encoder.dispatch([job = std::move(job)] { run_matmul(job); });
+    dispatch(encoder, [job = std::move(job)] { run_matmul(job); });
   }
 
  private:

@@ -1,6 +1,7 @@
 // How an op of ours becomes a node of MLX's graph: the primitives' common part.
 #pragma once
 
+#include "base/trace.h"
 #include "kernels/cpu/elements.h"
 
 #include <mlx/allocator.h>
@@ -11,6 +12,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace parallm::cpu {
 namespace mx = mlx::core;
@@ -31,6 +33,20 @@ class CpuPrimitive : public mx::Primitive {
 
   void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) final {
     fail_op(name(), "this op runs on a CPU stream only");
+  }
+
+ protected:
+  /** Puts the node's work on its stream. */
+  template <class F>
+  void dispatch(mx::cpu::CommandEncoder& encoder, F work) {
+    if (trace::on()) {
+      encoder.dispatch([work = std::move(work), name = name()]() mutable {
+        trace::Span span(name);
+        work();
+      });
+    } else {
+      encoder.dispatch(std::move(work));
+    }
   }
 };
 

@@ -105,14 +105,24 @@ struct PagedAttentionShape {
   float softcap; // 0: none
   int rope_dims; // 0: no rotation
   bool rope_traditional;
+  int kv_bits = 0; // 0: the pools hold floats; 8 or 4: codes
 };
+
+/** Bytes of one head's key or value of `dim` numbers, a multiple of 32, in codes of 8 or 4 bits: x is about least +
+ * scale
+ *  * code, in groups of 64, or 32 where 64 does not divide dim (affine, as MLX's `quantize`). */
+size_t kv_row_bytes(int dim, int bits);
+/** Those groups' size. */
+int kv_group_size(int dim);
 
 /** RoPE, cache write and attention of one layer for a flat step (kv/cache.h has the words).
  *  q [T,H,D], k [T,G,D], v [T,G,Dv] un-rotated; cos, sin [T, rope_dims/2] float32 (any array where rope_dims is 0);
  *  k_pool [blocks, G, block_size, D] and v_pool [.., Dv] in the KV dtype: WRITTEN IN PLACE, so all calls that share a
  *  pool must be on one stream and evaluated in order; spans int32 [R,3]: first, count, offset; table int32
- *  [R, width]: block ids; sinks [H] float32. -> [T,H,Dv] in q's dtype. Query t of a span sees positions
- *  [max(0, p-window+1, p - p % chunk), p] of its own sequence, p = offset + t. */
+ *  [R, width]: block ids; sinks [H] float32. With kv_bits the pools are uint8 [blocks, G, block_size, kv_row_bytes(D,
+ * bits)]. -> [T,H,Dv] in q's dtype. Query t of a span sees positions [max(0, p-window+1, p - p % chunk), p] of its own
+ * sequence, p = offset + t. `masses`, where not null, becomes
+ *  float32 [T,H]: the log of the sum of exp(score), sinks included. */
 mx::array paged_attention(
     const mx::array& q,
     const mx::array& k,
@@ -124,7 +134,29 @@ mx::array paged_attention(
     const mx::array& spans,
     const mx::array& table,
     const std::optional<mx::array>& sinks,
-    const PagedAttentionShape& shape);
+    const PagedAttentionShape& shape,
+    mx::array* masses = nullptr);
+
+struct RecallShape {
+  int top_k; // memories of each query; 0 or more
+  float scale; // of q.k
+  float softcap; // 0: none
+  bool by_dot; // the most similar by q.k; else by cosine
+  std::optional<float> threshold; // of the cosine: what isn't above is left out
+};
+
+/** Adds memories to attention that is done: each query takes the `top_k` most similar keys (of equal ones the first)
+ *  into its softmax. q float32 [T,H,D], rotated; keys [G,N,D] and values [G,N,Dv] of one float type; inverse_norms
+ *  float32 [G,N] of the keys; local [T,H,Dv] and masses float32 [T,H], as paged_attention gives them. Query head h
+ *  reads kv head h / (H/G). -> [T,H,Dv] in local's dtype. */
+mx::array recall(
+    const mx::array& q,
+    const mx::array& keys,
+    const mx::array& inverse_norms,
+    const mx::array& values,
+    const mx::array& local,
+    const mx::array& masses,
+    const RecallShape& shape);
 
 /** One token for each row of logits [R,V] float32, in one pass over each row: temperature, min_p, top_k, top_p, then
  *  the token where the running sum of what is left, in vocabulary order, first exceeds draw * total. Arrays [R]:

@@ -72,7 +72,7 @@ class CausalConv : public CpuPrimitive {
     job.silu = silu_;
     job.out = allocate(outputs[0]);
     job.next_state = allocate(outputs[1]); // not the old one's: other threads still read that
-    encoder.dispatch([job] { run_conv(job); });
+    dispatch(encoder, [job] { run_conv(job); });
   }
 
  private:
@@ -113,7 +113,7 @@ class LinearRecurrence : public CpuPrimitive {
     job.delta = delta_;
     job.out = allocate(outputs[0]);
     job.next_state = next_state(inputs[4], outputs[1]);
-    encoder.dispatch([job] { run_recurrence(job); });
+    dispatch(encoder, [job] { run_recurrence(job); });
   }
 
  private:
@@ -146,7 +146,7 @@ class SelectiveScan : public CpuPrimitive {
     job.type = element_type(inputs[0]);
     job.out = allocate(outputs[0]);
     job.next_state = next_state(inputs[6], outputs[1]);
-    encoder.dispatch([job] { run_selective_scan(job); });
+    dispatch(encoder, [job] { run_selective_scan(job); });
   }
 };
 
@@ -168,7 +168,7 @@ class LinearScan : public CpuPrimitive {
     job.state = in.packed<float>(2);
     job.out = allocate<float>(outputs[0]);
     job.next_state = next_state(inputs[2], outputs[1]);
-    encoder.dispatch([job] { run_linear_scan(job); });
+    dispatch(encoder, [job] { run_linear_scan(job); });
   }
 };
 

@@ -64,7 +64,7 @@ class Greatest : public CpuPrimitive {
     job.k = k_;
     job.scores = scores.data<float>();
     job.out = allocate<int32_t>(outputs[0]);
-    encoder.dispatch([job] { job.run(); });
+    dispatch(encoder, [job] { job.run(); });
   }
 
  private:
@@ -116,7 +116,7 @@ class OrderByGroup : public CpuPrimitive {
     job.rows = allocate<int32_t>(outputs[0]);
     job.groups = allocate<int32_t>(outputs[1]);
     job.places = allocate<int32_t>(outputs[2]);
-    encoder.dispatch([job] { job.run(); });
+    dispatch(encoder, [job] { job.run(); });
   }
 
  private:
@@ -143,7 +143,7 @@ class WeightedSum : public CpuPrimitive {
     job.places = places.data<int32_t>();
     job.weights = weights.data<float>();
     job.out = allocate(outputs[0]);
-    encoder.dispatch([job] { run_weighted_sum(job); });
+    dispatch(encoder, [job] { run_weighted_sum(job); });
   }
 };
 

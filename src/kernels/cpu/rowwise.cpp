@@ -33,7 +33,7 @@ class RmsNorm : public CpuPrimitive {
     job.weight_type = element_type(weight);
     job.eps = eps_;
     job.out = allocate(outputs[0]);
-    encoder.dispatch([job] { run_norm(job); });
+    dispatch(encoder, [job] { run_norm(job); });
   }
 
  private:
@@ -55,7 +55,7 @@ class Swiglu : public CpuPrimitive {
     job.up = up.data<void>();
     job.type = element_type(gate);
     job.out = allocate(outputs[0]);
-    encoder.dispatch([job] { run_swiglu(job); });
+    dispatch(encoder, [job] { run_swiglu(job); });
   }
 };
 
@@ -81,7 +81,7 @@ class Sample : public CpuPrimitive {
     job.min_p = in[4].data<float>();
     job.draw = in[5].data<float>();
     job.out = allocate<int32_t>(outputs[0]);
-    encoder.dispatch([job] { run_sample(job); });
+    dispatch(encoder, [job] { run_sample(job); });
   }
 };
 

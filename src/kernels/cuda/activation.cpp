@@ -1,4 +1,5 @@
 // What feed-forward blocks do to each element, in one launch.
+#include "kernels/cuda/kernel.h"
 #include "kernels/cuda/ops.h"
 
 namespace parallm::cuda {
@@ -23,7 +24,7 @@ for (int i = 0; i < V; ++i) {
 } // namespace
 
 mx::array swiglu(const mx::array& gate, const mx::array& up) {
-  static const auto kernel = mx::fast::cuda_kernel("swiglu", {"gate", "up"}, {"out"}, source);
+  static const auto kernel = cuda::make_kernel("swiglu", {"gate", "up"}, {"out"}, source);
   const int wide = 16 / gate.itemsize();
   const int v = gate.size() % wide == 0 ? wide : 1;
   const int threads = gate.size() / v;

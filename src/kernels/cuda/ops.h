@@ -19,31 +19,38 @@ namespace mx = mlx::core;
 /** There is a GPU that these kernels run on, and the environment doesn't say PARALLM_CUDA_KERNELS=0. */
 bool available();
 
-/** quantized_matmul and dequantize have a kernel for this: affine, 4 or 8 bits, groups of 32, 64 or 128, 16-bit x,
+/** A weight matrix [N,K]: of x's dtype, or affine codes uint32 [N, K*bits/32] with scales and biases
+ * [N, K/group_size] of x's dtype. */
+struct Factor {
+  mx::array w;
+  std::optional<mx::array> scales, biases;
+  int group_size = 0, bits = 16;
+};
+
+/** dequantize has a kernel for this, and matmul for few rows: affine, 4 or 8 bits, groups of 32, 64 or 128, 16-bit x,
  * on a GPU with the shared memory of an A100, an Orin or of compute capability 9 or 10. */
 bool multiplies(mx::Dtype x, int group_size, int bits);
 
-/** As mx::quantized_matmul, transposed: x [M,K] -> [M,N], M from 1 to most_rows, w uint32 [N, K*bits/32], scales and
- *  biases [N, K/group_size] of x's dtype. Reads each weight once. The codes enter the sums exactly, scales and biases
- * in float32. */
-mx::array quantized_matmul(
-    const mx::array& x,
-    const mx::array& w,
-    const mx::array& scales,
-    const mx::array& biases,
-    int group_size,
-    int bits);
+/** matmul has a kernel for this: the same with x [M,K], M from 1 to most_rows; or dense with K a multiple of 64, M from
+ * 2 to 16. */
+bool multiplies(const mx::array& x, const Factor& factor);
 constexpr int most_rows = 64;
 
-/** The same by up to most_matrices of one width at once, in one launch. */
-struct Codes {
-  mx::array w, scales, biases;
-};
-std::vector<mx::array>
-quantized_matmuls(const mx::array& x, const std::vector<Codes>& matrices, int group_size, int bits);
+/** x [M,K] by each of up to most_matrices alike matrices, transposed, in one launch -> [M,N] each. Reads each weight
+ * once. Codes enter the sums exactly, scales and biases in float32. */
+std::vector<mx::array> matmuls(const mx::array& x, const std::vector<Factor>& factors);
 constexpr int most_matrices = 3;
 
-/** The weights [N,K] that w, scales and biases, as quantized_matmul's, stand for, each rounded once: for more rows. */
+/** By one. A gate or a residual that follows becomes part of its launch. */
+mx::array matmul(const mx::array& x, const Factor& factor);
+
+/** silu(gate) * up as one launch, where both are matmuls of one x by alike matrices that nobody has evaluated. */
+std::optional<mx::array> gated_matmul(const mx::array& gate, const mx::array& up);
+
+/** x + y, in y's launch where it is a matmul that nobody has evaluated. */
+mx::array add(const mx::array& x, const mx::array& y);
+
+/** The weights [N,K] that w, scales and biases, as a Factor's, stand for, each rounded once: for more rows. */
 mx::array dequantize(const mx::array& w, const mx::array& scales, const mx::array& biases, int group_size, int bits);
 
 /** silu(gate) * up, both [M,N] of one dtype, computed in float32. */

@@ -1,6 +1,7 @@
 // Attention of decoding rows over the paged KV pool (flash-decoding: a row's keys in pieces of fixed size, whose
 // partial sums a second kernel adds up), and what goes before it.
 #include "kernels/cuda/device_code.h"
+#include "kernels/cuda/kernel.h"
 #include "kernels/cuda/ops.h"
 
 #include <algorithm>
@@ -13,7 +14,7 @@ namespace {
 
 // Keys of one piece: what a thread block reads. Pieces begin at multiples of it, so that a row's sums don't depend on
 // the batch.
-constexpr int piece = 256;
+constexpr int piece = 512;
 
 constexpr const char* attention_code = R"cu(
 __device__ inline int first_seen(int position, int window, int chunk) {
@@ -29,11 +30,12 @@ __device__ inline float share(float m, float l, bool has_sink, float sink) {
 }
 )cu";
 
-// Four warps take tiles of 16 keys in turn. Keys are a's rows against 8 queries as b's columns, so both go from memory
+// Eight warps take tiles of 16 keys in turn. Keys are a's rows against 8 queries as b's columns, so both go from memory
 // to registers as they lie: which dimensions a thread holds doesn't matter, as long as q and k agree. The weights then
 // change sides (movmatrix) to multiply v, whose keys are paired up in registers.
 constexpr const char* decode = R"cu(
-constexpr int R = H / G, Q = 8 * NB, PARTS = (R + Q - 1) / Q, WARPS = 4;
+constexpr int R = H / G, Q = 8 * NB, PARTS = (R + Q - 1) / Q, WARPS = 8;
+constexpr bool EARLY = DV >= 64 && DV <= 128;
 const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % 4, g = lane / 4;
 const int row = blockIdx.z, kv = blockIdx.y / PARTS, h0 = kv * R + blockIdx.y % PARTS * Q;
 const int heads = min(Q, (kv + 1) * R - h0);
@@ -65,10 +67,26 @@ for (int p = start + warp * 16; p < to; p += WARPS * 16) {
   const T* v1 = v_pool + place(p + 2 * c + 1) * DV;
   const T* v2 = v_pool + place(p + 2 * c + 8) * DV;
   const T* v3 = v_pool + place(p + 2 * c + 9) * DV;
+  uint4 vs[EARLY ? DV / 64 : 1][4]; // asked for before the scores are computed
+  if constexpr (EARLY) {
+#pragma unroll
+    for (int j = 0; j < DV / 64; ++j) {
+      vs[j][0] = ((const uint4*)v0)[j * 8 + g];
+      vs[j][1] = ((const uint4*)v1)[j * 8 + g];
+      vs[j][2] = ((const uint4*)v2)[j * 8 + g];
+      vs[j][3] = ((const uint4*)v3)[j * 8 + g];
+    }
+  }
+  uint4 ks[D / 32][2];
+#pragma unroll
+  for (int j = 0; j < D / 32; ++j) {
+    ks[j][0] = *(const uint4*)(k0 + j * 32);
+    ks[j][1] = *(const uint4*)(k1 + j * 32);
+  }
   float s[NB][4] = {};
 #pragma unroll
   for (int j = 0; j < D / 32; ++j) {
-    uint4 a = *(const uint4*)(k0 + j * 32), b = *(const uint4*)(k1 + j * 32);
+    const uint4 a = ks[j][0], b = ks[j][1];
 #pragma unroll
     for (int n = 0; n < NB; ++n) {
       mma<T>(s[n], a.x, b.x, a.y, b.y, qs[n][j].x, qs[n][j].y);
@@ -108,8 +126,13 @@ for (int p = start + warp * 16; p < to; p += WARPS * 16) {
   }
 #pragma unroll
   for (int j = 0; j < DV / 64; ++j) {
-    uint4 a = ((const uint4*)v0)[j * 8 + g], b = ((const uint4*)v1)[j * 8 + g];
-    uint4 d = ((const uint4*)v2)[j * 8 + g], e = ((const uint4*)v3)[j * 8 + g];
+    uint4 a, b, d, e;
+    if constexpr (EARLY) {
+      a = vs[j][0], b = vs[j][1], d = vs[j][2], e = vs[j][3];
+    } else {
+      a = ((const uint4*)v0)[j * 8 + g], b = ((const uint4*)v1)[j * 8 + g];
+      d = ((const uint4*)v2)[j * 8 + g], e = ((const uint4*)v3)[j * 8 + g];
+    }
     const unsigned as[4] = {a.x, a.y, a.z, a.w}, bs[4] = {b.x, b.y, b.z, b.w};
     const unsigned ds[4] = {d.x, d.y, d.z, d.w}, es[4] = {e.x, e.y, e.z, e.w};
 #pragma unroll
@@ -268,7 +291,7 @@ mx::array rotate_and_write(
     const mx::array& slots,
     int rope_dims,
     bool rope_traditional) {
-  static const auto kernel = mx::fast::cuda_kernel(
+  static const auto kernel = cuda::make_kernel(
       "rotate_and_write", {"q", "k", "v", "cos", "sin", "k_pool", "v_pool", "slots"}, {"out"}, rotate);
   const int heads = q.shape(1), groups = k.shape(1), dims = q.shape(2), v_dims = v.shape(2);
   const int threads = q.shape(0) * ((heads + groups) * (dims / 2) + groups * (v_dims / 2));
@@ -291,7 +314,7 @@ mx::array rotate_and_write(
 }
 
 mx::array read_pool(const mx::array& pool, const mx::array& slots, const mx::array& after) {
-  static const auto kernel = mx::fast::cuda_kernel("read_pool", {"pool", "slots", "after"}, {"out"}, read);
+  static const auto kernel = cuda::make_kernel("read_pool", {"pool", "slots", "after"}, {"out"}, read);
   const int count = slots.shape(0);
   const int width = pool.shape(1) * pool.shape(2) / 8; // of a row, in 16 bytes
   return kernel(
@@ -319,11 +342,11 @@ mx::array paged_decode(
   static const std::string header = std::string(device_code) + attention_code;
   static const std::vector<std::string> inputs = {"q", "k_pool", "v_pool", "tokens", "positions", "table", "sinks"};
   static const auto whole =
-      mx::fast::cuda_kernel("decode_whole", inputs, {"out"}, std::string(decode) + decode_whole, header);
+      cuda::make_kernel("decode_whole", inputs, {"out"}, std::string(decode) + decode_whole, header);
   static const auto in_pieces =
-      mx::fast::cuda_kernel("decode_piece", inputs, {"parts", "stats"}, std::string(decode) + decode_piece, header);
+      cuda::make_kernel("decode_piece", inputs, {"parts", "stats"}, std::string(decode) + decode_piece, header);
   static const auto add =
-      mx::fast::cuda_kernel("add_pieces", {"parts", "stats", "positions", "sinks"}, {"out"}, add_pieces, header);
+      cuda::make_kernel("add_pieces", {"parts", "stats", "positions", "sinks"}, {"out"}, add_pieces, header);
 
   const int rows = tokens.shape(0), heads = q.shape(1), groups = k_pool.shape(1);
   const int dims = q.shape(2), v_dims = v_pool.shape(2), queries = heads / groups;
@@ -348,7 +371,7 @@ mx::array paged_decode(
       {"SOFTCAP", std::bit_cast<int>(shape.softcap)},
       {"SINKS", sinks.has_value()}};
   const std::vector<mx::array> arrays = {q, k_pool, v_pool, tokens, positions, table, sink};
-  const std::tuple<int, int, int> grid{pieces * 128, groups * parts, rows}, threads{128, 1, 1};
+  const std::tuple<int, int, int> grid{pieces * 256, groups * parts, rows}, threads{256, 1, 1};
   const mx::Shape result{rows, heads, v_dims};
   if (pieces == 1) {
     return whole(arrays, {result}, {q.dtype()}, grid, threads, how, {}, false, {})[0];

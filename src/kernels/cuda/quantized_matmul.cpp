@@ -1,20 +1,18 @@
-// A quantized matmul for few rows. Weights go from memory to the tensor cores' registers as they lie: a lane holds a
-// quarter of a group of each of its rows, and x is read in the same order. A group's codes times x are summed exactly
-// as small integers, then scaled in float32: y = scale * (sum of code * x) + bias * (sum of x), group by group.
-#include "kernels/cuda/device_code.h"
+// Affine codes as a matmul's weights (matmul.cpp). They go from memory to the tensor cores' registers as they lie: a
+// lane holds a quarter of a group of each of its rows, and x is read in the same order. A group's codes times x are
+// summed exactly as small integers, then scaled in float32: y = scale * (sum of code * x) + bias * (sum of x), group by
+// group.
+#include "kernels/cuda/kernel.h"
+#include "kernels/cuda/matmul_code.h"
 #include "kernels/cuda/ops.h"
 
-#include <fmt/format.h>
 #include <mlx/backend/cuda/cuda.h>
 
-#include <algorithm>
 #include <cstdlib>
 #include <string>
 #include <string_view>
 
 namespace parallm::cuda {
-
-namespace {
 
 // GROUP, BITS; GV: groups that a warp reads at once; MB: eights of x's rows; NT: sixteens of w's rows that a block has.
 // The eight warps of a block take every eighth GV groups, which they fetch ahead into shared memory of their own, and
@@ -24,32 +22,38 @@ namespace {
 // 4 bits: a code goes into the mantissa of a float (128 + code in bfloat16, 64 + code in float16); OFFSET is taken off
 // in the bias. The shifts that do it pair code j of a word with code j + 4, so x's words are paired alike.
 // 8 bits: 1024 + code in float16; in bfloat16 a code is exact by itself.
-constexpr const char* source = R"cu(
+const char* const quantized_code = R"cu(
 constexpr int LANE = GROUP / 4, WORDS = LANE * BITS / 32, STEPS = LANE / 4, WARPS = 8, STAGES = 3, ROWS = NT * 16;
+constexpr int OUTPUTS = GATED ? ROWS / 2 : ROWS;
 constexpr int CHUNKS = GV * WORDS, STEP = 32 / CHUNKS, STAGE = ROWS * (CHUNKS * 16 + 4 * GV);
 constexpr bool BF = is_bf16<T>;
 constexpr float OFFSET = BITS == 4 ? (BF ? 128.f : 64.f) : (BF ? 0.f : 1024.f);
 constexpr unsigned ONES = BF ? 0x3F803F80 : 0x3C003C00;
 const int M = x_shape[0], K = x_shape[1], groups = K / GROUP;
 const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % 4, g = lane / 4;
-const int n0 = block * ROWS;
+const int n0 = block * OUTPUTS;
 float acc[MB][NT][4] = {};
 extern __shared__ uint4 ring[];
 char* mine = (char*)ring + warp * STAGES * STAGE;
 const int r0 = lane / CHUNKS, k0 = lane % CHUNKS;
-const char* lane_w = (const char*)w + (long)(n0 + r0) * groups * (WORDS * 16) + k0 * 16;
+const long lane_at = (long)(n0 + r0) * groups * (WORDS * 16) + k0 * 16;
+const char *lane_w = (const char*)w + lane_at, *lane_w2 = (const char*)w2 + lane_at;
 const int at0 = (r0 * CHUNKS + (k0 ^ r0 * WORDS % CHUNKS)) * 16;
 auto fetch = [&](int s, int stage) {
   char* to = mine + stage * STAGE;
-  const char* from = lane_w + s * (WORDS * 16);
+  const int skip = s * (WORDS * 16);
 #pragma unroll
-  for (int r = 0; r < ROWS; r += STEP)
-    if (n0 + r0 + r < N) copy_later<16>(to + at0 + r * CHUNKS * 16, from + (long)r * groups * (WORDS * 16));
+  for (int r = 0; r < ROWS; r += STEP) // where GATED, STEP divides OUTPUTS
+    if (n0 + r0 + r % OUTPUTS < N)
+      copy_later<16>(to + at0 + r * CHUNKS * 16,
+                     (r < OUTPUTS ? lane_w : lane_w2) + skip + (long)(r % OUTPUTS) * groups * (WORDS * 16));
   if constexpr (GV > 1) {
 #pragma unroll
     for (int r = 0; r < 2 * ROWS; r += 32) {
-      const int i = r + lane, n = n0 + i % ROWS;
-      if (n < N) copy_later<GV * 2>(to + ROWS * CHUNKS * 16 + i * GV * 2, (i < ROWS ? scales : biases) + (long)n * groups + s);
+      const int i = r + lane, n = n0 + i % OUTPUTS;
+      const bool second = i % ROWS >= OUTPUTS;
+      const T* from = i < ROWS ? (second ? scales2 : scales) : (second ? biases2 : biases);
+      if (n < N) copy_later<GV * 2>(to + ROWS * CHUNKS * 16 + i * GV * 2, from + (long)n * groups + s);
     }
   }
 };
@@ -86,9 +90,9 @@ for (int s = warp * GV, stage = 0; s < groups; s += WARPS * GV) {
         copy<GV>(scs[t][i], from);
         copy<GV>(bis[t][i], from + ROWS * GV);
       } else {
-        const long at = (long)min(n0 + r, N - 1) * groups + s;
-        scs[t][i][0] = scales[at];
-        bis[t][i][0] = biases[at];
+        const long at = (long)min(n0 + r % OUTPUTS, N - 1) * groups + s;
+        scs[t][i][0] = (r < OUTPUTS ? scales : scales2)[at];
+        bis[t][i][0] = (r < OUTPUTS ? biases : biases2)[at];
       }
     }
 #pragma unroll
@@ -155,25 +159,9 @@ for (int s = warp * GV, stage = 0; s < groups; s += WARPS * GV) {
     }
   }
 }
-asm volatile("cp.async.wait_all;" ::: "memory");
-__syncthreads();
-float(*parts)[NT * 16 * 8] = (float(*)[NT * 16 * 8])ring;
-#pragma unroll
-for (int m = 0; m < MB; ++m) {
-#pragma unroll
-  for (int t = 0; t < NT; ++t)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) parts[warp][(t * 16 + i / 2 * 8 + g) * 8 + 2 * c + i % 2] = acc[m][t][i];
-  __syncthreads();
-  for (int i = threadIdx.x; i < NT * 16 * 8; i += WARPS * 32) {
-    float y = 0;
-    for (int k = 0; k < WARPS; ++k) y += parts[k][i];
-    const int row = m * 8 + i % 8, n = n0 + i / 8;
-    if (row < M && n < N) out[(long)row * N + n] = T(y);
-  }
-  __syncthreads();
-}
 )cu";
+
+namespace {
 
 // A thread widens a word of codes.
 constexpr const char* widen = R"cu(
@@ -189,98 +177,26 @@ for (int i = 0; i < CODES / 2; ++i) {
   auto value = [&](int k) { return fmaf(float(q >> k * BITS & ((1 << BITS) - 1)), scale, bias); };
   pairs[i] = pair<T>(value(2 * i), value(2 * i + 1));
 }
-copy<CODES / 2>((unsigned*)out + index * (CODES / 2), pairs);
-)cu";
-
-constexpr const char* copy_code = R"cu(
-__device__ inline unsigned codes(unsigned q, unsigned mask, unsigned one) { // q & mask | one, in one instruction
-  asm("lop3.b32 %0, %0, %1, %2, 0xEA;" : "+r"(q) : "r"(mask), "r"(one));
-  return q;
-}
-template <int BYTES> struct Bytes { using Type = uint4; };
-template <> struct Bytes<8> { using Type = uint2; };
-template <> struct Bytes<4> { using Type = unsigned; };
-template <> struct Bytes<2> { using Type = unsigned short; };
-template <int BYTES>
-__device__ inline void copy_later(void* to, const void* from) { // from global to shared memory
-  const unsigned at = __cvta_generic_to_shared(to);
-  if constexpr (BYTES == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
-  } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(from), "n"(BYTES) : "memory");
-  }
-}
-template <int COUNT, typename T>
-__device__ inline void copy(T* to, const T* from) {
-  using Type = typename Bytes<COUNT * sizeof(T)>::Type;
-#pragma unroll
-  for (int i = 0; i < int(COUNT * sizeof(T) / sizeof(Type)); ++i) {
-    const Type bytes = ((const Type*)from)[i];
-    memcpy((char*)to + i * sizeof(Type), &bytes, sizeof(Type));
-  }
+if constexpr (BITS == 4) {
+  ((uint4*)out)[index] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+} else {
+  ((uint2*)out)[index] = make_uint2(pairs[0], pairs[1]);
 }
 )cu";
-
-constexpr int block_rows = 32; // of w
-
-/** The kernel for so many matrices: before `source`, a block finds its own. */
-mx::fast::CustomKernelFunction make_kernel(int count) {
-  constexpr int shared = 3 * 8 * block_rows * (128 + 4 * 4); // stages, warps; bytes of codes, and of scales and biases
-  std::vector<std::string> inputs{"x"}, outputs;
-  std::string find =
-      "int block = blockIdx.x, N = w0_shape[0];\nauto* w = w0;\nauto* scales = s0;\nauto* biases = b0;\nauto* out = o0;\n";
-  for (int i = 0; i < count; i++) {
-    inputs.insert(inputs.end(), {fmt::format("w{}", i), fmt::format("s{}", i), fmt::format("b{}", i)});
-    outputs.push_back(fmt::format("o{}", i));
-    if (i > 0) {
-      find += fmt::format(
-          "if (block >= (w{0}_shape[0] + NT * 16 - 1) / (NT * 16)) {{\n"
-          "  block -= (w{0}_shape[0] + NT * 16 - 1) / (NT * 16);\n"
-          "  N = w{1}_shape[0];\n  w = w{1}, scales = s{1}, biases = b{1}, out = o{1};\n",
-          i - 1,
-          i);
-    }
-  }
-  find += std::string(count - 1, '}') + "\n";
-  return mx::fast::cuda_kernel(
-      "quantized_matmul" + std::to_string(count),
-      inputs,
-      outputs,
-      find + source,
-      std::string(device_code) + copy_code,
-      true,
-      shared);
-}
-
-int groups_at_once(int groups, int words) {
-  int count = std::clamp(8 / words, 1, 4);
-  while (groups % count != 0) {
-    count /= 2;
-  }
-  return count;
-}
-
-} // namespace
-
-namespace {
 
 /** Of the GPU, times ten: 90 is 9.0. 0 where there is none. */
 size_t compute_capability() {
-  if (!mx::cu::is_available()) {
-    return 0;
-  }
-  auto& info = mx::device_info(mx::Device::gpu);
-  auto major = info.find("compute_capability_major"), minor = info.find("compute_capability_minor");
-  return major == info.end() || minor == info.end()
-      ? 0
-      : 10 * std::get<size_t>(major->second) + std::get<size_t>(minor->second);
-}
-
-/** The matmul's stages take 108 KiB of shared memory, which consumer GPUs don't give to a block (CUDA C++ Programming
- * Guide, "Compute Capabilities"). */
-bool has_shared_memory() {
-  const size_t at = compute_capability();
-  return at == 80 || at == 87 || (at >= 90 && at < 120);
+  static const size_t found = [] {
+    if (!mx::cu::is_available()) {
+      return size_t(0);
+    }
+    auto& info = mx::device_info(mx::Device::gpu);
+    auto major = info.find("compute_capability_major"), minor = info.find("compute_capability_minor");
+    return major == info.end() || minor == info.end()
+        ? 0
+        : 10 * std::get<size_t>(major->second) + std::get<size_t>(minor->second);
+  }();
+  return found;
 }
 
 } // namespace
@@ -293,62 +209,21 @@ bool available() {
   return found;
 }
 
+/** The matmuls' stages take 108 KiB of shared memory, which consumer GPUs don't give to a block (CUDA C++ Programming
+ * Guide, "Compute Capabilities"). */
+bool has_shared_memory(mx::Dtype x) {
+  const size_t at = compute_capability();
+  return (at == 80 || at == 87 || (at >= 90 && at < 120)) && (x == mx::float16 || x == mx::bfloat16);
+}
+
 bool multiplies(mx::Dtype x, int group_size, int bits) {
-  static const bool fits = has_shared_memory();
-  return fits && (x == mx::float16 || x == mx::bfloat16) && (bits == 4 || bits == 8) &&
+  return has_shared_memory(x) && (bits == 4 || bits == 8) &&
       (group_size == 32 || group_size == 64 || group_size == 128);
 }
 
-std::vector<mx::array>
-quantized_matmuls(const mx::array& x, const std::vector<Codes>& matrices, int group_size, int bits) {
-  static const std::vector<mx::fast::CustomKernelFunction> kernels = [] {
-    std::vector<mx::fast::CustomKernelFunction> all;
-    for (int count = 1; count <= most_matrices; count++) {
-      all.push_back(make_kernel(count));
-    }
-    return all;
-  }();
-  const int rows = x.shape(0);
-  const int eights = rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : 8;
-  int blocks = 0;
-  std::vector<mx::array> inputs{x};
-  std::vector<mx::Shape> shapes;
-  for (const auto& matrix : matrices) {
-    const int outputs = matrix.w.shape(0);
-    blocks += (outputs + block_rows - 1) / block_rows;
-    inputs.insert(inputs.end(), {matrix.w, matrix.scales, matrix.biases});
-    shapes.push_back({rows, outputs});
-  }
-  return kernels.at(matrices.size() - 1)(
-      inputs,
-      shapes,
-      std::vector<mx::Dtype>(matrices.size(), x.dtype()),
-      {blocks * 256, 1, 1},
-      {256, 1, 1},
-      {{"T", x.dtype()},
-       {"GROUP", group_size},
-       {"BITS", bits},
-       {"GV", groups_at_once(matrices[0].scales.shape(1), group_size * bits / 128)},
-       {"MB", eights},
-       {"NT", block_rows / 16}},
-      {},
-      false,
-      {});
-}
-
-mx::array quantized_matmul(
-    const mx::array& x,
-    const mx::array& w,
-    const mx::array& scales,
-    const mx::array& biases,
-    int group_size,
-    int bits) {
-  return quantized_matmuls(x, {{w, scales, biases}}, group_size, bits)[0];
-}
-
 mx::array dequantize(const mx::array& w, const mx::array& scales, const mx::array& biases, int group_size, int bits) {
-  static const auto kernel = mx::fast::cuda_kernel(
-      "dequantize", {"w", "scales", "biases"}, {"out"}, widen, std::string(device_code) + copy_code);
+  static const auto kernel =
+      cuda::make_kernel("dequantize", {"w", "scales", "biases"}, {"out"}, widen, std::string(device_code) + copy_code);
   const int words = w.size();
   return kernel(
       {w, scales, biases},

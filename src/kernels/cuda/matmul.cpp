@@ -1,0 +1,308 @@
+// Matmuls of few rows, dense or by affine codes: each weight is read once, whatever the number of rows, and what goes
+// around a matmul is part of its launch. The eight warps of a block share K out among them and are added up in order,
+// so a row's sum is the same bits however many rows there are.
+#include "kernels/cuda/kernel.h"
+#include "kernels/cuda/matmul_code.h"
+#include "kernels/cuda/ops.h"
+#include "kernels/pending.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <string>
+#include <tuple>
+
+namespace parallm::cuda {
+
+// A warp takes every eighth 64 columns of the block's ROWS rows of w, which it fetches ahead into shared memory of its
+// own: two tiles of 32 columns, 64 bytes a row. Lane c holds 8 columns of a tile for two steps of the tensor cores; x
+// is read alike.
+const char* const dense_code = R"cu(
+constexpr int WARPS = 8, STAGES = 3, ROWS = NT * 16, OUTPUTS = GATED ? ROWS / 2 : ROWS, STAGE = ROWS * 128;
+const int M = x_shape[0], K = x_shape[1], chunks = K / 64;
+const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % 4, g = lane / 4;
+const int n0 = block * OUTPUTS;
+float acc[MB][NT][4] = {};
+extern __shared__ uint4 ring[];
+char* mine = (char*)ring + warp * STAGES * STAGE;
+const int half = lane % 8 / 4, r0 = lane / 8;
+const long lane_at = (long)(n0 + r0) * K + lane % 8 * 8;
+const T *lane_w = w + lane_at, *lane_w2 = w2 + lane_at;
+char* lane_to = mine + half * ROWS * 64 + c * 16;
+auto fetch = [&](int s, int stage) {
+#pragma unroll
+  for (int r = 0; r < ROWS; r += 4)
+    if (n0 + r0 + r % OUTPUTS < N)
+      copy_later<16>(lane_to + stage * STAGE + ((r0 ^ half) + r) * 64,
+                     (r < OUTPUTS ? lane_w : lane_w2) + s * 64 + (long)(r % OUTPUTS) * K);
+};
+#pragma unroll
+for (int i = 0; i < STAGES - 1; ++i) {
+  if (warp + WARPS * i < chunks) fetch(warp + WARPS * i, i);
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+const T* lane_x = x + (long)g * K + c * 8;
+for (int s = warp, stage = 0; s < chunks; s += WARPS) {
+  uint4 xs[2][MB];
+#pragma unroll
+  for (int h = 0; h < 2; ++h)
+#pragma unroll
+    for (int m = 0; m < MB; ++m)
+      xs[h][m] = m * 8 + g < M ? *(const uint4*)(lane_x + (long)m * 8 * K + s * 64 + h * 32) : make_uint4(0, 0, 0, 0);
+  asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
+  __syncwarp();
+  const int next = s + (STAGES - 1) * WARPS;
+  if (next < chunks) fetch(next, (stage + STAGES - 1) % STAGES);
+  asm volatile("cp.async.commit_group;" ::: "memory");
+  const char* now = mine + stage * STAGE + c * 16;
+  stage = (stage + 1) % STAGES;
+#pragma unroll
+  for (int h = 0; h < 2; ++h)
+#pragma unroll
+    for (int t = 0; t < NT; ++t) {
+      const char* tile = now + (h * ROWS + t * 16 + (g ^ h)) * 64;
+      const uint4 a = *(const uint4*)tile, b = *(const uint4*)(tile + 8 * 64);
+#pragma unroll
+      for (int m = 0; m < MB; ++m) {
+        mma<T>(acc[m][t], a.x, b.x, a.y, b.y, xs[h][m].x, xs[h][m].y);
+        mma<T>(acc[m][t], a.z, b.z, a.w, b.w, xs[h][m].z, xs[h][m].w);
+      }
+    }
+}
+)cu";
+
+namespace {
+
+// The warps' sums of [x's rows][the block's rows], 4 apart from whole banks, are added up; each result is rounded
+// before it is gated or added to, as by ops of their own.
+constexpr const char* end_code = R"cu(
+constexpr int PITCH = ROWS + 4;
+asm volatile("cp.async.wait_all;" ::: "memory");
+__syncthreads();
+float* parts = (float*)ring;
+#pragma unroll
+for (int m = 0; m < MB; ++m)
+#pragma unroll
+  for (int t = 0; t < NT; ++t)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      parts[((warp * MB + m) * 8 + 2 * c + i % 2) * PITCH + t * 16 + i / 2 * 8 + g] = acc[m][t][i];
+__syncthreads();
+for (int i = threadIdx.x; i < MB * 8 * OUTPUTS; i += WARPS * 32) {
+  const int row = i / OUTPUTS, r = i % OUTPUTS, n = n0 + r;
+  if (row >= M || n >= N) continue;
+  auto total = [&](int at) {
+    float y = 0;
+#pragma unroll
+    for (int k = 0; k < WARPS; ++k) y += parts[(k * MB * 8 + row) * PITCH + at];
+    return T(y);
+  };
+  const long at = (long)row * N + n;
+  if constexpr (GATED) {
+    const float gate = float(total(r));
+    out[at] = T(gate / (1 + expf(-gate)) * float(total(r + OUTPUTS)));
+  } else if constexpr (ADDED) {
+    out[at] = T(float(added[at]) + float(total(r)));
+  } else {
+    out[at] = total(r);
+  }
+}
+)cu";
+
+constexpr int block_rows = 32; // of w
+constexpr int most_dense_rows = 16; // of x: above, and for one, MLX's are as fast
+
+enum class End { plain, gated, added };
+
+struct Kind {
+  bool codes;
+  End end;
+  int count; // of matrices
+
+  auto operator<=>(const Kind&) const = default;
+};
+
+mx::fast::CustomKernelFunction kernel_of(const Kind& kind) {
+  // Three stages of eight warps: of codes and their scales and biases, or of 64 columns of 16 bits.
+  const int shared = 3 * 8 * block_rows * (kind.codes ? 128 + 4 * 4 : 128);
+  const int outputs = kind.end == End::gated ? 1 : kind.count;
+  std::vector<std::string> inputs{"x"}, names;
+  const auto pick = [&](int from, const char* suffix) {
+    auto text = fmt::format("w{1} = f{0};\n", from, suffix);
+    return kind.codes ? text + fmt::format("scales{1} = s{0};\nbiases{1} = b{0};\n", from, suffix) : text;
+  };
+  std::string find = "int block = blockIdx.x, N = f0_shape[0];\nauto *w = f0, *w2 = f0;\nauto* out = o0;\n";
+  if (kind.codes) {
+    find += "auto *scales = s0, *scales2 = s0, *biases = b0, *biases2 = b0;\n";
+  }
+  for (int i = 0; i < kind.count; i++) {
+    inputs.push_back(fmt::format("f{}", i));
+    if (kind.codes) {
+      inputs.insert(inputs.end(), {fmt::format("s{}", i), fmt::format("b{}", i)});
+    }
+  }
+  for (int i = 0; i < outputs; i++) {
+    names.push_back(fmt::format("o{}", i));
+    if (i > 0) {
+      find += fmt::format(
+          "if (block >= (f{0}_shape[0] + NT * 16 - 1) / (NT * 16)) {{\n"
+          "block -= (f{0}_shape[0] + NT * 16 - 1) / (NT * 16);\nN = f{1}_shape[0];\nout = o{1};\n",
+          i - 1,
+          i);
+      find += pick(i, "");
+    }
+  }
+  find += std::string(outputs - 1, '}') + "\n";
+  if (kind.end == End::gated) {
+    find += pick(1, "2");
+  }
+  if (kind.end == End::added) {
+    inputs.push_back("added");
+  } else {
+    find += "const T* added = nullptr;\n";
+  }
+  find += fmt::format("constexpr bool GATED = {}, ADDED = {};\n", kind.end == End::gated, kind.end == End::added);
+  return cuda::make_kernel(
+      fmt::format("matmul_{}{}{}", kind.codes ? 'c' : 'd', int(kind.end), kind.count),
+      inputs,
+      names,
+      find + (kind.codes ? quantized_code : dense_code) + end_code,
+      std::string(device_code) + copy_code,
+      shared);
+}
+
+int groups_at_once(int groups, int words) {
+  int count = std::clamp(8 / words, 1, 4);
+  while (groups % count != 0) {
+    count /= 2;
+  }
+  return count;
+}
+
+bool has_codes(const Factor& factor) {
+  return factor.scales.has_value();
+}
+
+std::vector<mx::array>
+launch(const mx::array& x, const std::vector<Factor>& factors, End end, const std::optional<mx::array>& added) {
+  thread_local std::map<Kind, mx::fast::CustomKernelFunction> kernels;
+  const auto& first = factors[0];
+  const int rows = x.shape(0);
+  const int eights = rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : 8;
+  const int count = factors.size();
+  const Kind kind{has_codes(first), end, count};
+  auto found = kernels.find(kind);
+  if (found == kernels.end()) {
+    found = kernels.emplace(kind, kernel_of(kind)).first;
+  }
+  const int outputs = end == End::gated ? block_rows / 2 : block_rows; // of a block
+  int blocks = 0;
+  std::vector<mx::array> inputs{x};
+  std::vector<mx::Shape> shapes;
+  for (const auto& factor : factors) {
+    inputs.push_back(factor.w);
+    if (kind.codes) {
+      inputs.insert(inputs.end(), {*factor.scales, *factor.biases});
+    }
+    if (shapes.empty() || end != End::gated) {
+      blocks += (factor.w.shape(0) + outputs - 1) / outputs;
+      shapes.push_back({rows, factor.w.shape(0)});
+    }
+  }
+  if (added) {
+    inputs.push_back(*added);
+  }
+  std::vector<std::pair<std::string, mx::fast::TemplateArg>> how = {
+      {"T", x.dtype()}, {"MB", eights}, {"NT", block_rows / 16}};
+  if (kind.codes) {
+    how.insert(
+        how.end(),
+        {{"GROUP", first.group_size},
+         {"BITS", first.bits},
+         {"GV", groups_at_once(first.scales->shape(1), first.group_size * first.bits / 128)}});
+  }
+  std::vector<mx::Dtype> types(shapes.size(), x.dtype());
+  return found->second(inputs, shapes, types, {blocks * 256, 1, 1}, {256, 1, 1}, how, {}, false, {});
+}
+
+/** MLX's node for one matmul, which becomes a kernel when it runs: often, what follows it replaces it before. Inputs:
+ * x, w, and scales and biases where w is codes. */
+class Product : public mx::Primitive {
+ public:
+  explicit Product(Factor factor)
+      : mx::Primitive(mx::default_stream(mx::default_device())), factor_(std::move(factor)) {}
+
+  DEFINE_NAME(parallm_matmul)
+
+  const Factor& factor() const {
+    return factor_;
+  }
+
+  void eval_cpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
+    throw std::runtime_error("[matmul] this kernel runs on a GPU only");
+  }
+
+  void eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    launch(inputs[0], {factor_}, End::plain, {})[0].primitive().eval_gpu(inputs, outputs);
+  }
+
+ private:
+  Factor factor_;
+};
+
+bool alike(const Factor& a, const Factor& b) {
+  return has_codes(a) == has_codes(b) && a.group_size == b.group_size && a.bits == b.bits;
+}
+
+} // namespace
+
+bool multiplies(const mx::array& x, const Factor& factor) {
+  if (x.ndim() != 2 || x.shape(0) > most_rows) {
+    return false;
+  }
+  if (has_codes(factor)) {
+    return factor.biases && factor.scales->dtype() == x.dtype() &&
+        multiplies(x.dtype(), factor.group_size, factor.bits);
+  }
+  return x.shape(0) > 1 && x.shape(0) <= most_dense_rows && x.shape(1) % 64 == 0 && factor.w.dtype() == x.dtype() &&
+      has_shared_memory(x.dtype());
+}
+
+std::vector<mx::array> matmuls(const mx::array& x, const std::vector<Factor>& factors) {
+  return launch(x, factors, End::plain, {});
+}
+
+mx::array matmul(const mx::array& x, const Factor& factor) {
+  std::vector<mx::array> inputs{x, factor.w};
+  if (has_codes(factor)) {
+    inputs.insert(inputs.end(), {*factor.scales, *factor.biases});
+  }
+  return mx::array({x.shape(0), factor.w.shape(0)}, x.dtype(), std::make_shared<Product>(factor), std::move(inputs));
+}
+
+std::optional<mx::array> gated_matmul(const mx::array& gate, const mx::array& up) {
+  auto *a = pending<Product>(gate), *b = pending<Product>(up);
+  if (!a || !b || gate.inputs()[0].id() != up.inputs()[0].id() || gate.shape() != up.shape() ||
+      !alike(a->factor(), b->factor())) {
+    return {};
+  }
+  auto& factor = a->factor();
+  if (has_codes(factor)) {
+    const int words = factor.group_size * factor.bits / 128;
+    if (words * groups_at_once(factor.scales->shape(1), words) < 2) {
+      return {}; // a lane's copies wouldn't stay in one matrix
+    }
+  }
+  return launch(gate.inputs()[0], {factor, b->factor()}, End::gated, {})[0];
+}
+
+mx::array add(const mx::array& x, const mx::array& y) {
+  auto* product = pending<Product>(y);
+  if (!product || x.shape() != y.shape() || x.dtype() != y.dtype()) {
+    return mx::add(x, y);
+  }
+  return launch(y.inputs()[0], {product->factor()}, End::added, x)[0];
+}
+
+} // namespace parallm::cuda

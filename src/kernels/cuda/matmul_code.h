@@ -1,0 +1,50 @@
+// What the kernels of matmul.cpp are put together from.
+#pragma once
+
+#include "kernels/cuda/device_code.h"
+
+#include <mlx/mlx.h>
+
+namespace parallm::cuda {
+namespace mx = mlx::core;
+
+// A kernel's text: what its block finds first (matmul.cpp), one of these two, the end (matmul.cpp). Before it stand
+// `block`, N, w, out and, for codes, scales and biases; GATED, with w2 (scales2, biases2) of the second matrix, whose
+// rows are a block's second half. After it acc[m][t][i] are the sums of this warp's share of K: of the block's row
+// t*16 + g (i < 2) or + 8, and x's row m*8 + 2*c + i%2.
+extern const char* const quantized_code;
+extern const char* const dense_code;
+
+/** x is of 16 bits, and the GPU gives a block the shared memory that the matmuls take. */
+bool has_shared_memory(mx::Dtype x);
+
+constexpr const char* copy_code = R"cu(
+__device__ inline unsigned codes(unsigned q, unsigned mask, unsigned one) { // q & mask | one, in one instruction
+  asm("lop3.b32 %0, %0, %1, %2, 0xEA;" : "+r"(q) : "r"(mask), "r"(one));
+  return q;
+}
+template <int BYTES> struct Bytes { using Type = uint4; };
+template <> struct Bytes<8> { using Type = uint2; };
+template <> struct Bytes<4> { using Type = unsigned; };
+template <> struct Bytes<2> { using Type = unsigned short; };
+template <int BYTES>
+__device__ inline void copy_later(void* to, const void* from) { // from global to shared memory
+  const unsigned at = __cvta_generic_to_shared(to);
+  if constexpr (BYTES == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(from), "n"(BYTES) : "memory");
+  }
+}
+template <int COUNT, typename T>
+__device__ inline void copy(T* to, const T* from) {
+  using Type = typename Bytes<COUNT * sizeof(T)>::Type;
+#pragma unroll
+  for (int i = 0; i < int(COUNT * sizeof(T) / sizeof(Type)); ++i) {
+    const Type bytes = ((const Type*)from)[i];
+    memcpy((char*)to + i * sizeof(Type), &bytes, sizeof(Type));
+  }
+}
+)cu";
+
+} // namespace parallm::cuda

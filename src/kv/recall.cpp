@@ -1,0 +1,329 @@
+#include "kv/recall.h"
+
+#include "base/error.h"
+#include "kernels/cpu/ops.h"
+#include "nn/device.h"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <numeric>
+
+namespace parallm {
+
+namespace {
+
+bool takes_memories(const Attention& how) {
+  return how.window == 0 && how.chunk == 0;
+}
+
+mx::array joined(const std::vector<mx::array>& parts) {
+  return parts.size() == 1 ? parts[0] : mx::concatenate(parts, 1);
+}
+
+/** x [G,N,D] as if at positions 0, 1, ..., or all at 0. */
+mx::array rotated(const mx::array& x, const Rope& rope, bool contiguous) {
+  std::vector<int> positions(x.shape(1), 0);
+  if (contiguous) {
+    std::iota(positions.begin(), positions.end(), 0);
+  }
+  auto [cos, sin] = rope.tables(positions, std::vector<int>(positions.size(), 0));
+  auto turned = rope.rotate(mx::swapaxes(mx::astype(x, mx::float32), 0, 1), cos, sin);
+  return mx::astype(mx::swapaxes(turned, 0, 1), x.dtype());
+}
+
+/** cpu::recall in MLX's ops; arguments as there. */
+mx::array recall_by_ops(
+    const mx::array& q,
+    const Memories::Ready& memories,
+    const mx::array& local,
+    const mx::array& masses,
+    const cpu::RecallShape& shape) {
+  const int tokens = q.shape(0), heads = q.shape(1), dim = q.shape(2);
+  const int groups = memories.keys.shape(0), count = memories.keys.shape(1), shared = heads / groups;
+  const int v_dim = memories.values.shape(2);
+  const int top = std::min(shape.top_k, count);
+  // [G, T*R, ..]
+  auto rows = [&](const mx::array& x, int width) {
+    auto parts = mx::reshape(x, {tokens, groups, shared, width});
+    return mx::reshape(mx::swapaxes(parts, 0, 1), {groups, tokens * shared, width});
+  };
+  auto queries = rows(q, dim);
+  auto keys = mx::astype(memories.keys, mx::float32);
+  auto products = mx::matmul(queries, mx::swapaxes(keys, 1, 2));
+  auto norms = mx::expand_dims(memories.inverse_norms, 1);
+  auto ranks = shape.by_dot ? products : products * norms;
+  auto values = mx::expand_dims(mx::astype(memories.values, mx::float32), 1); // [G,1,N,Dv]
+  auto allowed = mx::array(true);
+  if (shape.threshold) {
+    auto lengths = mx::sqrt(mx::sum(mx::square(queries), -1, true));
+    allowed = mx::greater(products * norms, mx::array(*shape.threshold) * lengths);
+  }
+  auto scores = products * mx::array(shape.scale);
+  if (shape.softcap > 0) {
+    scores = mx::tanh(scores / shape.softcap) * shape.softcap;
+  }
+  scores = mx::where(allowed, scores, mx::array(-std::numeric_limits<float>::infinity()));
+  std::optional<mx::array> chosen; // [G, T*R, top]
+  if (top < count) {
+    chosen = mx::slice(mx::argpartition(-ranks, top - 1, -1), {0, 0, 0}, {groups, tokens * shared, top});
+    scores = mx::take_along_axis(scores, *chosen, -1);
+  }
+  auto own = rows(masses, 1);
+  auto greatest = mx::maximum(own, mx::max(scores, -1, true));
+  auto weights = mx::exp(scores - greatest);
+  auto own_weight = mx::exp(own - greatest);
+  auto total = own_weight + mx::sum(weights, -1, true);
+  auto sums = [&] {
+    if (!chosen) {
+      return mx::matmul(weights, mx::squeeze(values, 1));
+    }
+    auto places = mx::reshape(*chosen, {groups, tokens * shared * top, 1});
+    auto found = mx::take_along_axis(mx::squeeze(values, 1), places, 1);
+    found = mx::reshape(found, {groups, tokens * shared, top, v_dim});
+    return mx::squeeze(mx::matmul(mx::expand_dims(weights, 2), found), 2);
+  }();
+  auto out = (own_weight * mx::astype(rows(local, v_dim), mx::float32) + sums) / total;
+  out = mx::swapaxes(mx::reshape(out, {groups, tokens, shared, v_dim}), 0, 1);
+  return mx::astype(mx::reshape(out, {tokens, heads, v_dim}), local.dtype());
+}
+
+/** Rows of a step that recall the same in the same way. */
+struct Group {
+  const Recalled* recalled;
+  std::vector<int> tokens; // places in the step
+};
+
+// MLX's ops hold all scores of a chunk's queries: [H, tokens, N] floats of at most 64 MB.
+constexpr size_t most_scores = 16 << 20;
+
+class RecallLayer : public Cache {
+ public:
+  RecallLayer(int index, Caches& caches, const std::vector<Group>& groups, const int& tokens, bool by_ops)
+      : index_(index), caches_(caches), groups_(groups), tokens_(tokens), by_ops_(by_ops) {}
+
+  mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
+    auto& cache = caches_.layer(index_);
+    const bool any = takes_memories(how) &&
+        std::any_of(groups_.begin(), groups_.end(), [&](const Group& group) { return memories(group, how); });
+    if (!any) {
+      return cache.attend(q, k, v, how);
+    }
+    auto [out, masses, rotated] = cache.attend_openly(q, k, v, how);
+    for (auto& group : groups_) {
+      auto* found = memories(group, how);
+      if (!found) {
+        continue;
+      }
+      if (static_cast<int>(group.tokens.size()) == tokens_) {
+        return recall(rotated, *found, out, masses, *group.recalled, how);
+      }
+      mx::array places(group.tokens.data(), {static_cast<int>(group.tokens.size())}, mx::int32);
+      const auto part = [&](const mx::array& x) { return mx::take(x, places, 0); };
+      auto more = recall(part(rotated), *found, part(out), part(masses), *group.recalled, how);
+      out = mx::scatter(out, places, mx::expand_dims(more, 1), 0);
+    }
+    return out;
+  }
+
+  Attended attend_openly(const mx::array&, const mx::array&, const mx::array&, const Attention&) override {
+    fail(Kind::internal, "[kv] memories are the last that attention takes");
+  }
+
+  mx::array recur(const std::vector<mx::array>& inputs, const Recurrence& f) override {
+    return caches_.layer(index_).recur(inputs, f);
+  }
+
+ private:
+  const Memories::Ready* memories(const Group& group, const Attention& how) const {
+    auto& rules = group.recalled->how;
+    if (rules.top_k == 0 || (!rules.layers.empty() && !rules.layers[index_])) {
+      return nullptr;
+    }
+    return group.recalled->memories->layer(index_, how.rope, rules.contiguous);
+  }
+
+  mx::array recall(
+      const mx::array& q,
+      const Memories::Ready& memories,
+      const mx::array& local,
+      const mx::array& masses,
+      const Recalled& recalled,
+      const Attention& how) const {
+    const cpu::RecallShape shape{
+        recalled.how.top_k, how.scale, how.softcap, recalled.how.by_dot, recalled.how.threshold};
+    if (!by_ops_) {
+      return cpu::recall(q, memories.keys, memories.inverse_norms, memories.values, local, masses, shape);
+    }
+    const int tokens = q.shape(0);
+    const int most = std::max<int>(1, most_scores / (size_t(q.shape(1)) * memories.keys.shape(1)));
+    std::vector<mx::array> parts;
+    for (int t = 0; t < tokens; t += most) {
+      const auto part = [&](const mx::array& x) {
+        mx::Shape begin(x.ndim(), 0), end = x.shape();
+        begin[0] = t;
+        end[0] = std::min(tokens, t + most);
+        return mx::slice(x, begin, end);
+      };
+      parts.push_back(recall_by_ops(part(q), memories, part(local), part(masses), shape));
+    }
+    return parts.size() == 1 ? parts[0] : mx::concatenate(parts, 0);
+  }
+
+  int index_;
+  Caches& caches_;
+  const std::vector<Group>& groups_;
+  const int& tokens_; // of the step
+  bool by_ops_;
+};
+
+class RecallCaches : public Caches {
+ public:
+  RecallCaches(std::unique_ptr<Caches> caches, int layers, bool by_ops) : caches_(std::move(caches)) {
+    for (int i = 0; i < layers; ++i) {
+      layers_.emplace_back(i, *caches_, groups_, tokens_, by_ops);
+    }
+  }
+
+  Cache& layer(int index) override {
+    return groups_.empty() ? caches_->layer(index) : layers_.at(index);
+  }
+
+  void begin(std::vector<Span> spans) override {
+    std::map<const Recalled*, std::vector<int>> rows;
+    held_.clear();
+    tokens_ = 0;
+    for (auto& span : spans) {
+      tokens_ += span.count;
+      if (!span.recalled || span.recalled->memories->tokens() == 0) {
+        continue;
+      }
+      held_.push_back(span.recalled);
+      span.shift = span.recalled->how.contiguous ? span.recalled->memories->tokens() : 0;
+      auto& tokens = rows[span.recalled.get()];
+      for (int i = 0; i < span.count; ++i) {
+        tokens.push_back(span.first + i);
+      }
+    }
+    groups_.clear();
+    for (auto& [recalled, tokens] : rows) {
+      groups_.push_back({recalled, std::move(tokens)});
+    }
+    caches_->begin(std::move(spans));
+  }
+
+  const mx::array& positions() override {
+    return caches_->positions();
+  }
+
+ private:
+  std::unique_ptr<Caches> caches_;
+  std::vector<RecallLayer> layers_;
+  std::vector<std::shared_ptr<const Recalled>> held_; // what groups_ points to
+  std::vector<Group> groups_;
+  int tokens_ = 0;
+};
+
+} // namespace
+
+Memories::Memories(std::vector<std::shared_ptr<const Memory>> parts) : parts_(std::move(parts)) {
+  for (auto& part : parts_) {
+    check(part->layers.size() == parts_[0]->layers.size(), "memories are of one model");
+    tokens_ += static_cast<int>(part->tokens.size());
+  }
+  std::erase_if(parts_, [](auto& part) { return part->tokens.empty(); });
+  for (auto& ready : ready_) {
+    ready.resize(parts_.empty() ? 0 : parts_[0]->layers.size());
+  }
+}
+
+const Memories::Ready* Memories::layer(int index, const Rope* rope, bool contiguous) const {
+  if (parts_.empty() || !parts_[0]->layers[index]) {
+    return nullptr;
+  }
+  auto& ready = ready_[contiguous && rope][index];
+  if (!ready) {
+    std::vector<mx::array> keys, values;
+    for (auto& part : parts_) {
+      keys.push_back(part->layers[index]->keys);
+      values.push_back(part->layers[index]->values);
+    }
+    auto all = joined(keys);
+    if (rope && (contiguous || rope->magnitude != 1)) {
+      all = rotated(all, *rope, contiguous);
+    }
+    // A key of zeros is like nothing: it has cosine 0, not NaN.
+    auto lengths = mx::sqrt(mx::sum(mx::square(mx::astype(all, mx::float32)), -1));
+    auto inverse = mx::array(1.0f) / mx::maximum(lengths, mx::array(1e-12f));
+    ready.emplace(Ready{mx::contiguous(all), inverse, mx::contiguous(joined(values))});
+  }
+  return &*ready;
+}
+
+std::string why_no_memories(const std::vector<CacheSpec>& layers) {
+  for (auto& layer : layers) {
+    if (!layer.states.empty()) {
+      return "it has recurrent layers, which keep no keys";
+    }
+    if (layer.kv_heads == 1 && layer.head_dim > layer.v_head_dim) {
+      return "it keeps latents instead of keys (MLA)";
+    }
+    if (layer.index_dim > 0) {
+      return "its tokens attend to few positions, which each layer chooses";
+    }
+  }
+  return "";
+}
+
+std::unique_ptr<Caches> make_recall_caches(std::unique_ptr<Caches> caches, int layers, bool mlx_ops) {
+  return std::make_unique<RecallCaches>(std::move(caches), layers, mlx_ops || !on_cpu());
+}
+
+class RecordingCaches::Layer : public Cache {
+ public:
+  Layer(RecordingCaches& all, int index) : all_(all), index_(index) {}
+
+  mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
+    all_.rotates_ = all_.rotates_ || how.rope;
+    if (takes_memories(how)) {
+      all_.kept_[index_].emplace(MemoryLayer{mx::swapaxes(k, 0, 1), mx::swapaxes(v, 0, 1)});
+    }
+    return all_.caches_->layer(index_).attend(q, k, v, how);
+  }
+
+  mx::array recur(const std::vector<mx::array>& inputs, const Recurrence& f) override {
+    return all_.caches_->layer(index_).recur(inputs, f);
+  }
+
+ private:
+  RecordingCaches& all_;
+  int index_;
+};
+
+RecordingCaches::RecordingCaches(std::unique_ptr<Caches> caches, int layers)
+    : caches_(std::move(caches)), kept_(layers) {
+  for (int i = 0; i < layers; ++i) {
+    layers_.push_back(std::make_unique<Layer>(*this, i));
+  }
+}
+
+RecordingCaches::~RecordingCaches() = default;
+
+Cache& RecordingCaches::layer(int index) {
+  return *layers_.at(index);
+}
+
+void RecordingCaches::begin(std::vector<Span> spans) {
+  check(spans.size() == 1, "kv: one sequence is recorded at a time");
+  caches_->begin(std::move(spans));
+}
+
+const mx::array& RecordingCaches::positions() {
+  return caches_->positions();
+}
+
+std::vector<std::optional<MemoryLayer>> RecordingCaches::take() {
+  return std::exchange(kept_, std::vector<std::optional<MemoryLayer>>(kept_.size()));
+}
+
+} // namespace parallm

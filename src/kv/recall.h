@@ -1,0 +1,95 @@
+// Extended Mind attention (arXiv 2406.02332): keys and values that a model made
+// of other texts, its memories, take part in the softmax of every query, the
+// most similar ones alone. Caches of this file wrap others; rows of a step have
+// memories of their own, or none, and those without get what the wrapped cache
+// gives, bit for bit. Layers with a window or chunks stay as they are. Engine
+// thread only, but for holding and dropping the pointers.
+#pragma once
+
+#include "kv/cache.h"
+#include "kv/recall_how.h"
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace parallm {
+
+/** A layer's memories: keys before RoPE, after norms. */
+struct MemoryLayer {
+  mx::array keys; // [G,N,D]
+  mx::array values; // [G,N,Dv]
+};
+
+/** What a model made of one text. */
+struct Memory {
+  std::vector<int32_t> tokens; // N: one for each memory
+  std::vector<std::optional<MemoryLayer>> layers; // nothing where a layer takes no memories
+};
+
+/** Some texts' memories one after another, as layers read them. Made ready
+ * layer by layer, when first read; requests with the same texts share it. */
+class Memories {
+ public:
+  explicit Memories(std::vector<std::shared_ptr<const Memory>> parts);
+
+  struct Ready {
+    mx::array keys; // [G,N,D], rotated where contiguous
+    mx::array inverse_norms; // float32 [G,N]
+    mx::array values; // [G,N,Dv]
+  };
+  /** Null where the layer has none. */
+  const Ready* layer(int index, const Rope* rope, bool contiguous) const;
+  int tokens() const {
+    return tokens_;
+  }
+
+ private:
+  std::vector<std::shared_ptr<const Memory>> parts_;
+  int tokens_ = 0;
+  mutable std::vector<std::optional<Ready>> ready_[2]; // by `contiguous`
+};
+
+/** What a row recalls, and how. */
+class Recalled {
+ public:
+  Recalled(std::shared_ptr<const Memories> memories, RecallHow how)
+      : memories(std::move(memories)), how(std::move(how)) {}
+
+  const std::shared_ptr<const Memories> memories;
+  const RecallHow how;
+};
+
+/** Why a model of these layers takes no memories; empty: it does. */
+std::string why_no_memories(const std::vector<CacheSpec>& layers);
+
+/** Spans' `recalled` works in these. `mlx_ops`: as make_paged_caches. */
+std::unique_ptr<Caches> make_recall_caches(std::unique_ptr<Caches> caches, int layers, bool mlx_ops = false);
+
+/** Keeps what the layers write in a step of one sequence. */
+class RecordingCaches : public Caches {
+ public:
+  RecordingCaches(std::unique_ptr<Caches> caches, int layers);
+  ~RecordingCaches() override;
+
+  Cache& layer(int index) override;
+  void begin(std::vector<Span> spans) override;
+  const mx::array& positions() override;
+
+  /** The last step's keys and values [G,T,D] by layer, nothing where one takes no memories. */
+  std::vector<std::optional<MemoryLayer>> take();
+  /** Whether a layer had its keys rotated by the cache. */
+  bool rotates() const {
+    return rotates_;
+  }
+
+ private:
+  class Layer;
+  std::unique_ptr<Caches> caches_;
+  std::vector<std::unique_ptr<Layer>> layers_;
+  std::vector<std::optional<MemoryLayer>> kept_;
+  bool rotates_ = false;
+};
+
+} // namespace parallm

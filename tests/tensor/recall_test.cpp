@@ -1,0 +1,334 @@
+// Extended Mind attention: the reference's numbers, and what must be equal whatever the numbers are.
+#include "golden.h"
+
+#include "engine/reader.h"
+#include "kernels/cpu/ops.h"
+#include "kv/recall.h"
+
+#include <boost/json.hpp>
+
+#include <fstream>
+
+namespace parallm::test {
+
+namespace {
+
+const std::filesystem::path fixtures = "tests/golden/extended_mind";
+
+using Logits = std::vector<std::vector<float>>;
+
+/** A model whose rows may have memories. */
+struct Recalling {
+  explicit Recalling(const std::string& path, mx::Dtype dtype = mx::float32) : loaded(path, dtype, 96) {
+    const int layers = loaded.model->cache_specs().size();
+    loaded.caches = make_recall_caches(std::move(loaded.caches), layers);
+  }
+
+  std::shared_ptr<const Memory> read(const std::vector<int>& tokens, ReadHow how = {}) {
+    Reader reader(*loaded.model, loaded.checkpoint.kv_dtype, {tokens.begin(), tokens.end()}, how);
+    while (true) {
+      if (auto memory = reader.step()) {
+        return memory;
+      }
+    }
+  }
+
+  Loaded loaded;
+};
+
+std::shared_ptr<const Recalled> recalled(std::vector<std::shared_ptr<const Memory>> parts, RecallHow how) {
+  return std::make_shared<Recalled>(std::make_shared<Memories>(std::move(parts)), std::move(how));
+}
+
+struct Row {
+  std::vector<int> ids;
+  int offset = 0;
+  std::shared_ptr<const Recalled> memories;
+  int first_block = 0;
+};
+
+/** Logits of all tokens of the rows, run in one step. */
+Logits run(Recalling& model, const std::vector<Row>& rows) {
+  std::vector<int> ids;
+  std::vector<Span> spans;
+  for (auto& row : rows) {
+    Span span{int(ids.size()), int(row.ids.size()), row.offset, block_range(row.first_block, 24), 0, int(spans.size())};
+    span.recalled = row.memories;
+    spans.push_back(span);
+    ids.insert(ids.end(), row.ids.begin(), row.ids.end());
+  }
+  model.loaded.caches->begin(spans);
+  mx::array tokens(ids.data(), {int(ids.size())}, mx::int32);
+  auto all = floats(model.loaded.model->logits(model.loaded.model->hidden(tokens, *model.loaded.caches)));
+  const int width = model.loaded.model->vocabulary();
+  Logits out;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    out.emplace_back(all.begin() + i * width, all.begin() + (i + 1) * width);
+  }
+  return out;
+}
+
+double greatest_difference(const Logits& a, const Logits& b) {
+  REQUIRE(a.size() == b.size());
+  double worst = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    for (size_t j = 0; j < a[i].size(); ++j) {
+      const double d = std::abs(double(a[i][j]) - b[i][j]);
+      worst = std::isnan(d) ? 1e9 : std::max(worst, d);
+    }
+  }
+  return worst;
+}
+
+/** Relative to the greatest logit of b. */
+double relative(const Logits& a, const Logits& b) {
+  double scale = 0;
+  for (auto& row : b) {
+    for (float x : row) {
+      scale = std::max(scale, std::abs(double(x)));
+    }
+  }
+  return greatest_difference(a, b) / scale;
+}
+
+Logits rows_of(const mx::array& x) {
+  auto all = floats(x);
+  Logits out;
+  for (int i = 0; i < x.shape(0); ++i) {
+    out.emplace_back(all.begin() + i * x.shape(1), all.begin() + (i + 1) * x.shape(1));
+  }
+  return out;
+}
+
+int best(const std::vector<float>& logits) {
+  return std::max_element(logits.begin(), logits.end()) - logits.begin();
+}
+
+boost::json::object cases() {
+  std::ifstream file(fixtures / "cases.json");
+  return boost::json::parse(file).as_object();
+}
+
+std::vector<int> numbers(const boost::json::value& value) {
+  return boost::json::value_to<std::vector<int>>(value);
+}
+
+/** Whether every layer of the model sees all that came before, and its positions lie in the cache: contiguous memories
+ * are then a text in the prompt. */
+bool sees_all(Recalling& model, const Memory& memory) {
+  return std::all_of(memory.layers.begin(), memory.layers.end(), [](auto& layer) { return layer.has_value(); }) &&
+      model.loaded.model->own_kv_past() == 0;
+}
+
+/** Golden models that take memories, float weights alone. */
+template <class F>
+int each_model(const F& run) {
+  int ran = 0;
+  for (auto& name : golden_names()) {
+    auto path = golden_folder / name;
+    if (!std::filesystem::is_directory(path) || std::filesystem::exists(path / "model.gguf") ||
+        name.find("bit") != std::string::npos || name.find("_hf") != std::string::npos) {
+      continue;
+    }
+    CAPTURE(name);
+    Recalling model(path.string());
+    if (!why_no_memories(model.loaded.model->cache_specs()).empty()) {
+      continue;
+    }
+    auto tokens = references(name)[0].tokens;
+    tokens.resize(std::min<size_t>(tokens.size(), 24));
+    const std::vector<int> text(tokens.begin(), tokens.begin() + tokens.size() / 2);
+    const std::vector<int> prompt(tokens.begin() + tokens.size() / 2, tokens.end());
+    std::shared_ptr<const Memory> memory;
+    try {
+      memory = model.read(text);
+    } catch (const Error& error) {
+      CHECK(std::string(error.what()).find("takes no memories") != std::string::npos);
+      continue;
+    }
+    run(name, model, *memory, memory, text, prompt);
+    ++ran;
+  }
+  return ran;
+}
+
+} // namespace
+
+TEST_CASE("recall: the reference's logits, tokens, and memories") {
+  const auto file = cases();
+  auto arrays = mx::load_safetensors((fixtures / "reference.safetensors").string()).first;
+  const auto prompt = numbers(file.at("prompt")), text = numbers(file.at("memory"));
+  ReadHow how;
+  for (int id : numbers(file.at("special"))) {
+    how.dropped.push_back(id);
+  }
+  for (bool mlx_ops : {true, false}) {
+    MlxOps ops(mlx_ops);
+    int index = 0;
+    for (auto& entry : file.at("cases").as_array()) {
+      auto& wanted = entry.as_object();
+      const std::string name(wanted.at("model").as_string());
+      CAPTURE(mlx_ops);
+      CAPTURE(index);
+      Recalling model((fixtures / name).string());
+      auto memory = model.read(text, how);
+      RecallHow recall{.top_k = wanted.at("top_k").to_number<int>(), .threshold = {}, .layers = {}};
+      for (auto& layer : wanted.at("layers").as_array()) {
+        recall.layers.push_back(layer.as_bool());
+      }
+      if (!wanted.at("threshold").is_null()) {
+        recall.threshold = wanted.at("threshold").to_number<float>();
+      }
+      auto memories = recalled({memory}, recall);
+      auto logits = run(model, {{prompt, 0, memories}});
+      CHECK(greatest_difference(logits, rows_of(arrays.at(fmt::format("logits.{}", index)))) < 1e-4);
+      // In chunks, then token by token.
+      auto first = run(model, {{{prompt.begin(), prompt.begin() + 5}, 0, memories, 30}});
+      auto rest = run(model, {{{prompt.begin() + 5, prompt.end()}, 5, memories, 30}});
+      first.insert(first.end(), rest.begin(), rest.end());
+      CHECK(greatest_difference(first, logits) < 1e-4);
+      std::vector<int> next{best(logits.back())};
+      while (next.size() < 8) {
+        const int at = prompt.size() + next.size() - 1;
+        next.push_back(best(run(model, {{{next.back()}, at, memories}}).back()));
+      }
+      CHECK(next == numbers(wanted.at("next")));
+      for (int layer = 0; layer < 3; ++layer) {
+        auto key = fmt::format("{}.memory.k.{}", name, layer), value = fmt::format("{}.memory.v.{}", name, layer);
+        REQUIRE(arrays.contains(key));
+        CHECK(mx::allclose(memory->layers[layer]->keys, arrays.at(key), 1e-4, 1e-4).item<bool>());
+        CHECK(mx::allclose(memory->layers[layer]->values, arrays.at(value), 1e-4, 1e-4).item<bool>());
+      }
+      ++index;
+    }
+    CHECK(index == 18);
+  }
+}
+
+TEST_CASE("recall: long texts are read in the reference's windows, whatever the steps") {
+  const auto file = cases();
+  auto arrays = mx::load_safetensors((fixtures / "reference.safetensors").string()).first;
+  for (int chunk : {256, 5}) {
+    for (std::string name : {"mha", "gqa"}) {
+      Recalling model((fixtures / name).string());
+      auto memory =
+          model.read(numbers(file.at("memory")), {.stride = 8, .max_length = 16, .chunk = chunk, .dropped = {}});
+      for (int layer = 0; layer < 3; ++layer) {
+        auto key = arrays.at(fmt::format("{}.window.k.{}", name, layer));
+        auto value = arrays.at(fmt::format("{}.window.v.{}", name, layer));
+        CHECK(mx::allclose(memory->layers[layer]->keys, key, 1e-4, 1e-4).item<bool>());
+        CHECK(mx::allclose(memory->layers[layer]->values, value, 1e-4, 1e-4).item<bool>());
+      }
+    }
+  }
+}
+
+TEST_CASE("recall: on every architecture with RoPE") {
+  for (bool mlx_ops : {true, false}) {
+    MlxOps ops(mlx_ops);
+    int whole = 0;
+    const int ran = each_model([&](auto& name, auto& model, auto& memory, auto shared, auto& text, auto& prompt) {
+      CAPTURE(mlx_ops);
+      const auto plain = run(model, {{prompt, 0, nullptr}});
+      CHECK(run(model, {{prompt, 0, recalled({shared}, {.top_k = 0})}}) == plain);
+      const auto zero = run(model, {{prompt, 0, recalled({shared}, {.top_k = 3})}});
+      CHECK(relative(zero, plain) > 1e-4); // memories change something
+      // All of several texts' memories, in any order.
+      auto other = model.read({text.rbegin(), text.rend()});
+      auto both = run(model, {{prompt, 0, recalled({shared, other}, {.top_k = 1000})}});
+      auto turned = run(model, {{prompt, 0, recalled({other, shared}, {.top_k = 1000})}});
+      CHECK(relative(both, turned) < 2e-4);
+      // Rows with different memories and without, beside each other: as alone.
+      auto mixed =
+          run(model,
+              {{prompt, 0, recalled({shared}, {.top_k = 3}), 0},
+               {prompt, 0, nullptr, 24},
+               {prompt, 0, recalled({shared, other}, {.top_k = 1000}), 48}});
+      const auto part = [&](int i) {
+        const size_t n = prompt.size();
+        return Logits(mixed.begin() + i * n, mixed.begin() + (i + 1) * n);
+      };
+      CHECK(relative(part(0), zero) < 1e-4);
+      CHECK(relative(part(1), plain) < 1e-4);
+      CHECK(relative(part(2), both) < 1e-4);
+      if (!mlx_ops && on_cpu()) {
+        CHECK(part(1) == plain);
+        CHECK(part(0) == zero);
+        CHECK(part(2) == both);
+      }
+      if (sees_all(model, memory)) {
+        auto joined = text;
+        joined.insert(joined.end(), prompt.begin(), prompt.end());
+        auto wanted = run(model, {{joined, 0, nullptr}});
+        wanted.erase(wanted.begin(), wanted.begin() + text.size());
+        auto got = run(model, {{prompt, 0, recalled({shared}, {.top_k = 1000, .contiguous = true})}});
+        CAPTURE(name);
+        CHECK(relative(got, wanted) < 2e-4);
+        ++whole;
+      }
+    });
+    CHECK(ran > 10);
+    CHECK(whole > 10);
+    MESSAGE(ran, " models, ", whole, " of them as a text in the prompt");
+  }
+}
+
+TEST_CASE("recall: 16-bit activations give numbers near float32's") {
+  const auto file = cases();
+  const auto prompt = numbers(file.at("prompt")), text = numbers(file.at("memory"));
+  for (bool mlx_ops : {true, false}) {
+    MlxOps ops(mlx_ops);
+    Recalling wide((fixtures / "gqa").string());
+    auto wanted = run(wide, {{prompt, 0, recalled({wide.read(text)}, {.top_k = 1000})}});
+    for (auto dtype : {mx::float16, mx::bfloat16}) {
+      Recalling model((fixtures / "gqa").string(), dtype);
+      auto memory = model.read(text);
+      for (int top_k : {1, 4, 1000}) {
+        auto got = run(model, {{prompt, 0, recalled({memory}, {.top_k = top_k})}});
+        CHECK(relative(got, got) == 0); // NaN differs from itself
+        if (top_k == 1000) {
+          CHECK(relative(got, wanted) < (dtype == mx::float16 ? 0.02 : 0.15));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("recall: the kernel takes the same memories as a sort, of many") {
+  if (!on_cpu()) {
+    return;
+  }
+  const int tokens = 5, heads = 6, groups = 2, count = 3000, dim = 24, v_dim = 20;
+  auto q = mx::random::normal({tokens, heads, dim});
+  auto keys = mx::random::normal({groups, count, dim}) * mx::random::uniform({groups, count, 1});
+  auto values = mx::random::normal({groups, count, v_dim});
+  auto norms = mx::array(1.0f) / mx::sqrt(mx::sum(mx::square(keys), -1));
+  auto local = mx::random::normal({tokens, heads, v_dim});
+  auto masses = mx::random::normal({tokens, heads});
+  for (bool by_dot : {false, true}) {
+    for (int top_k : {1, 16, 700, 5000}) {
+      const cpu::RecallShape shape{top_k, 0.2f, 0, by_dot, {}};
+      auto got = floats(cpu::recall(q, keys, norms, values, local, masses, shape));
+      auto wide = mx::repeat(keys, heads / groups, 0), lengths = mx::repeat(norms, heads / groups, 0);
+      auto products = mx::matmul(mx::swapaxes(q, 0, 1), mx::swapaxes(wide, 1, 2)); // [H,T,N]
+      auto ranks = by_dot ? products : products * mx::expand_dims(lengths, 1);
+      const int top = std::min(top_k, count);
+      auto least = mx::slice(mx::sort(-ranks, -1), {0, 0, top - 1}, {heads, tokens, top});
+      auto kept = mx::less_equal(-ranks, least);
+      auto scores = mx::where(kept, products * 0.2f, mx::array(-INFINITY));
+      auto own = mx::expand_dims(mx::swapaxes(masses, 0, 1), 2);
+      auto weights = mx::softmax(mx::concatenate({own, scores}, -1), -1, true);
+      auto first = mx::slice(weights, {0, 0, 0}, {heads, tokens, 1});
+      auto rest = mx::slice(weights, {0, 0, 1}, {heads, tokens, count + 1});
+      auto sum = first * mx::swapaxes(local, 0, 1) + mx::matmul(rest, mx::repeat(values, heads / groups, 0));
+      auto wanted = floats(mx::swapaxes(sum, 0, 1));
+      double worst = 0;
+      for (size_t i = 0; i < wanted.size(); ++i) {
+        worst = std::max(worst, std::abs(double(got[i]) - wanted[i]));
+      }
+      CHECK(worst < 1e-4);
+    }
+  }
+}
+
+} // namespace parallm::test
