@@ -6,6 +6,7 @@
 #include "kernels/cpu/ops.h"
 #include "kernels/cuda/ops.h"
 #include "kv/cache.h"
+#include "kv/selection.h"
 #include "kv/step.h"
 #include "nn/device.h"
 
@@ -73,6 +74,10 @@ class States : public Cache {
   std::vector<mx::array> states_; // [slots+1, ...] each
 };
 
+void check_selected(const Attention& how) {
+  check(how.window == 0 && how.chunk == 0 && how.softcap == 0, "kv: a selection is of all positions");
+}
+
 class KernelLayer : public States {
  public:
   KernelLayer(const CacheSpec& spec, const KVOptions& options, Step*& step)
@@ -80,21 +85,37 @@ class KernelLayer : public States {
         block_size_(options.block_size),
         bits_(options.bits),
         k_pool_(pool(spec.kv_heads, spec.head_dim, options)),
-        v_pool_(pool(spec.kv_heads, spec.v_head_dim, options)) {}
+        v_pool_(pool(spec.kv_heads, spec.v_head_dim, options)),
+        index_keys_(spec.index_dim, options, step, true) {}
 
   mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
-    return attend(q, k, v, how, nullptr);
+    return attend(q, k, v, how, nullptr, {});
+  }
+
+  mx::array attend_selected(
+      const mx::array& q,
+      const mx::array& k,
+      const mx::array& v,
+      const Attention& how,
+      const Selector& selector) override {
+    check_selected(how);
+    return attend(q, k, v, how, nullptr, index_keys_.mask(selector));
   }
 
   Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
     mx::array masses(0.0f);
-    auto out = attend(q, k, v, how, &masses);
+    auto out = attend(q, k, v, how, &masses, {});
     return {out, masses, step_->rotated(q, how)};
   }
 
  private:
-  mx::array
-  attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how, mx::array* masses) {
+  mx::array attend(
+      const mx::array& q,
+      const mx::array& k,
+      const mx::array& v,
+      const Attention& how,
+      mx::array* masses,
+      const std::optional<mx::array>& chosen) {
     auto* rope = how.rope;
     auto rotation = rope ? step_->rotation(*rope) : std::pair(mx::array(0.0f), mx::array(0.0f));
     return cpu::paged_attention(
@@ -116,7 +137,8 @@ class KernelLayer : public States {
          .rope_dims = rope ? rope->dims : 0,
          .rope_traditional = rope && rope->traditional,
          .kv_bits = bits_},
-        masses);
+        masses,
+        chosen);
   }
 
   static mx::array pool(int heads, int dim, const KVOptions& options) {
@@ -128,6 +150,7 @@ class KernelLayer : public States {
   int bits_;
   mx::array k_pool_; // [blocks, G, block_size, D or a row of codes]
   mx::array v_pool_;
+  IndexKeys index_keys_;
 };
 
 /** Softmax attention in small ops, for what MLX's fused one can't do: a cap on
@@ -166,46 +189,6 @@ mx::array causal_mask(int queries, int keys) {
   return mx::reshape(mx::greater_equal(rows, columns), {1, 1, queries, keys});
 }
 
-/** One sequence's choice: the chosen blocks' ids, int32 [A,L,choices] in order of
- * position; A is 1 or I. q [I,L,D] and k [S,D] rotated, weights [L,I]. The last
- * query is at position S-1. */
-mx::array
-choose_blocks(const mx::array& q, const mx::array& k, const std::optional<mx::array>& weights, const Selector& how) {
-  int queries = q.shape(1), keys = k.shape(0);
-  auto scores = mx::matmul(mx::astype(q, mx::float32), mx::transpose(mx::astype(k, mx::float32))); // [I,L,S]
-  if (weights) {
-    auto share = mx::expand_dims(mx::transpose(mx::astype(*weights, mx::float32)), 2); // [I,L,1]
-    scores = mx::sum(mx::maximum(scores, mx::array(0.0f)) * share, 0, true);
-  }
-  float infinity = std::numeric_limits<float>::infinity();
-  scores = mx::where(mx::squeeze(causal_mask(queries, keys), 0), scores, mx::array(-infinity));
-  int blocks = (keys + how.block - 1) / how.block;
-  if (how.block > 1) {
-    scores = mx::pad(scores, {{0, 0}, {0, 0}, {0, blocks * how.block - keys}}, mx::array(-infinity));
-    scores = mx::max(mx::reshape(scores, {scores.shape(0), queries, blocks, how.block}), 3);
-  }
-  if (how.local_blocks > 0) {
-    auto own = mx::expand_dims(mx::floor_divide(mx::arange(keys - queries, keys), mx::array(how.block)), 1); // [L,1]
-    auto ids = mx::expand_dims(mx::arange(blocks), 0);
-    auto local = mx::logical_and(mx::less_equal(ids, own), mx::greater(ids, own - how.local_blocks));
-    scores = mx::where(local, mx::array(infinity), scores);
-  }
-  // A stable order: a partition's choice among equal scores would depend on their number.
-  auto best = mx::slice(mx::argsort(-scores, -1), {0, 0, 0}, {scores.shape(0), queries, how.choices});
-  return mx::astype(mx::sort(best, -1), mx::int32);
-}
-
-/** bool [1,A,L,S]: what the chosen blocks [A,L,choices] hold up to each query. */
-mx::array chosen_mask(const mx::array& blocks, int block, int keys) {
-  int choosers = blocks.shape(0), queries = blocks.shape(1);
-  auto mask = mx::zeros({choosers, queries, (keys + block - 1) / block}, mx::bool_);
-  mask = mx::put_along_axis(mask, blocks, mx::array(true), -1);
-  if (block > 1) {
-    mask = mx::slice(mx::repeat(mask, block, -1), {0, 0, 0}, {choosers, queries, keys});
-  }
-  return mx::logical_and(mx::expand_dims(mask, 0), causal_mask(queries, keys));
-}
-
 class OpsLayer : public States {
  public:
   OpsLayer(const CacheSpec& spec, const KVOptions& options, Step*& step, bool mlx_ops)
@@ -213,7 +196,7 @@ class OpsLayer : public States {
         options_(options),
         k_pool_(kept(mx::zeros({0, spec.kv_heads, spec.head_dim}, options.dtype))),
         v_pool_(kept(mx::zeros({0, spec.kv_heads, spec.v_head_dim}, options.dtype))),
-        index_pool_(mx::zeros({0, 1, spec.index_dim}, options.dtype)),
+        index_keys_(spec.index_dim, options, step, false),
         kernels_(
             cuda_kernels() && !mlx_ops && options.bits == 0 && spec.index_dim == 0 &&
             cuda::attends(options.dtype, spec.head_dim, spec.v_head_dim)) {}
@@ -222,9 +205,9 @@ class OpsLayer : public States {
     if (kernels_ && q.dtype() == options_.dtype && k.dtype() == options_.dtype && v.dtype() == options_.dtype) {
       return attend_in_place(q, k, v, how);
     }
-    write(k_pool_, rotate(k, how.rope));
+    write(k_pool_, step_->rotate(k, how.rope));
     write(v_pool_, v);
-    auto rotated = rotate(q, how.rope);
+    auto rotated = step_->rotate(q, how.rope);
     std::vector<mx::array> parts;
     for (auto& reading : step_->readings({how.window, how.chunk})) {
       parts.push_back(attend(rotated, read(k_pool_, reading), read(v_pool_, reading), reading, how));
@@ -250,57 +233,31 @@ class OpsLayer : public States {
       const mx::array& v,
       const Attention& how,
       const Selector& selector) override {
-    check(index_pool_.shape(2) > 0, "kv: a layer that selects keys has index keys");
-    check(how.window == 0 && how.chunk == 0 && how.softcap == 0, "kv: a selection is of all positions");
-    write(k_pool_, rotate(k, how.rope));
+    check_selected(how);
+    write(k_pool_, step_->rotate(k, how.rope));
     write(v_pool_, v);
-    write(index_pool_, rotate(mx::expand_dims(selector.k, 1), selector.rope));
-    auto rotated = rotate(q, how.rope);
-    auto index_q = rotate(selector.q, selector.rope);
+    auto rotated = step_->rotate(q, how.rope);
+    auto chosen = index_keys_.choose(selector);
     std::vector<mx::array> parts;
-    for (auto& reading : step_->sequences()) {
-      parts.push_back(attend(rotated, select(reading, index_q, selector, q.shape(1)), how));
+    for (size_t i = 0; i < chosen.size(); ++i) {
+      auto& sequence = step_->sequences()[i];
+      auto reading = chosen[i] ? select(sequence, *chosen[i], selector.block, q.shape(1)) : sequence;
+      parts.push_back(attend(rotated, read(k_pool_, reading), read(v_pool_, reading), reading, how));
     }
     return mx::astype(parts.size() == 1 ? parts[0] : mx::concatenate(parts, 0), q.dtype());
   }
 
  private:
-  mx::array rotate(const mx::array& x, const Rope* rope) {
-    if (!rope) {
-      return x;
-    }
-    auto& [cos, sin] = step_->rotation(*rope);
-    return rope->rotate(x, cos, sin);
-  }
-
-  mx::array attend(const mx::array& q, const Reading& reading, const Attention& how) {
-    return attend(q, read(k_pool_, reading), read(v_pool_, reading), reading, how);
-  }
-
-  /** One sequence's reading, of what is selected only. A single query whose heads
-   * choose together reads just that; others read all through a mask. */
-  Reading select(Reading reading, const mx::array& index_q, const Selector& selector, int heads) {
-    if ((reading.keys + selector.block - 1) / selector.block <= selector.choices) {
-      return reading;
-    }
-    int first = reading.tokens[0], last = first + reading.queries;
-    auto rows = [&](const mx::array& x) {
-      mx::Shape start(x.ndim(), 0);
-      auto stop = x.shape();
-      start[0] = first;
-      stop[0] = last;
-      return mx::slice(x, start, stop);
-    };
-    auto keys = mx::squeeze(mx::take(index_pool_, reading.slots, 0), 1);
-    auto weights = selector.weights ? std::optional(rows(*selector.weights)) : std::nullopt;
-    auto chosen = choose_blocks(mx::swapaxes(rows(index_q), 0, 1), keys, weights, selector);
+  /** A single query whose heads choose together reads just what is chosen; others read all through a mask. */
+  static Reading select(Reading reading, const mx::array& chosen, int block, int heads) {
+    const int choosers = chosen.shape(0);
     reading.causal = false;
-    if (reading.queries == 1 && selector.block == 1 && chosen.shape(0) == 1) {
+    if (reading.queries == 1 && block == 1 && choosers == 1) {
       reading.slots = mx::take(reading.slots, mx::flatten(chosen), 0);
-      reading.keys = selector.choices;
+      reading.keys = chosen.shape(2);
     } else {
-      auto mask = chosen_mask(chosen, selector.block, reading.keys);
-      reading.mask = chosen.shape(0) == 1 ? mask : mx::repeat(mask, heads / chosen.shape(0), 1);
+      auto mask = mx::expand_dims(chosen_mask(chosen, block, reading.keys), 0);
+      reading.mask = choosers == 1 ? mask : mx::repeat(mask, heads / choosers, 1);
     }
     return reading;
   }
@@ -329,8 +286,8 @@ class OpsLayer : public States {
 
   /** By kernels/cuda, but for a prefill's sums. */
   mx::array attend_in_place(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) {
-    grow(k_pool_[0]);
-    grow(v_pool_[0]);
+    step_->grow(k_pool_[0]);
+    step_->grow(v_pool_[0]);
     auto* rope = how.rope;
     auto rotation = rope ? step_->rotation(*rope) : std::pair(mx::array(0.0f), mx::array(0.0f));
     auto rotated = cuda::rotate_and_write(
@@ -375,20 +332,6 @@ class OpsLayer : public States {
     return out;
   }
 
-  /** The pool grows by doubling up to its capacity, as higher block ids come
-   * into use. */
-  void grow(mx::array& pool) {
-    int have = pool.shape(0);
-    if (step_->blocks_used() * options_.block_size <= have) {
-      return;
-    }
-    int blocks = std::max(step_->blocks_used(), have / options_.block_size * 2);
-    blocks = std::min(std::max(blocks, 64), options_.blocks);
-    auto shape = pool.shape();
-    shape[0] = blocks * options_.block_size - have;
-    pool = mx::concatenate({pool, mx::zeros(shape, pool.dtype())}, 0);
-  }
-
   /** x [.., D] as the pools hold it: itself, or its codes, scales and biases. */
   std::vector<mx::array> kept(const mx::array& x) const {
     if (options_.bits == 0) {
@@ -410,8 +353,7 @@ class OpsLayer : public States {
   void write(std::vector<mx::array>& pool, const mx::array& x) {
     auto parts = kept(x);
     for (size_t i = 0; i < pool.size(); ++i) {
-      grow(pool[i]);
-      pool[i] = mx::scatter(pool[i], step_->write_slots(), mx::expand_dims(parts[i], 1), 0);
+      step_->write(pool[i], parts[i]);
     }
   }
 
@@ -454,7 +396,7 @@ class OpsLayer : public States {
   KVOptions options_;
   std::vector<mx::array> k_pool_; // [blocks*block_size, G, D], or its codes, scales and biases
   std::vector<mx::array> v_pool_;
-  mx::array index_pool_; // [blocks*block_size, 1, index_dim]
+  IndexKeys index_keys_;
   bool kernels_;
 };
 
@@ -462,7 +404,7 @@ class PagedCaches : public Caches {
  public:
   PagedCaches(const std::vector<CacheSpec>& specs, const KVOptions& options, bool mlx_ops) : options_(options) {
     for (auto& spec : specs) {
-      if (on_cpu() && !mlx_ops && spec.index_dim == 0) {
+      if (on_cpu() && !mlx_ops) {
         layers_.push_back(std::make_unique<KernelLayer>(spec, options, now_));
       } else {
         layers_.push_back(std::make_unique<OpsLayer>(spec, options, now_, mlx_ops));
