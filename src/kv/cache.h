@@ -84,8 +84,8 @@ class Cache {
   /** As attend, and what it takes to go on with it. Slower, on GPUs by much. Not every cache can. */
   virtual Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how);
 
-  /** As attend, of the positions that `selector` chooses, in a layer whose spec has an index_dim. Among equal scores the
-   * earlier position is chosen. No window, chunk or softcap. Not every cache can. */
+  /** As attend, of the positions that `selector` chooses, in a layer whose spec has an index_dim. Among equal scores
+   * the earlier position is chosen. No window, chunk or softcap. Not every cache can. */
   virtual mx::array attend_selected(
       const mx::array& q,
       const mx::array& k,

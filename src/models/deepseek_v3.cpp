@@ -1,7 +1,7 @@
 // DeepSeek-V3 and R1 (arXiv 2412.19437), V2 (arXiv 2405.04434): latent attention
 // and DeepSeekMoE; Kimi K2 (arXiv 2507.20534) and Moonlight, which are V3; the
-// language models of Kimi-VL (arXiv 2504.07491) and K2.5; V3.2 and GLM-5, whose tokens
-// attend to few positions; GLM-4.7-Flash; Youtu-LLM
+// language models of Kimi-VL (arXiv 2504.07491) and K2.5; V3.2 (arXiv 2512.02556)
+// and GLM-5, whose tokens attend to few positions; GLM-4.7-Flash; Youtu-LLM
 // (arXiv 2512.24618), which has no experts.
 #include "base/error.h"
 #include "models/latent_attention.h"

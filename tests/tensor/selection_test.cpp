@@ -13,7 +13,7 @@ namespace parallm::test {
 
 namespace {
 
-constexpr int heads = 4, groups = 2, dims = 8, index_heads = 2, index_dims = 4;
+constexpr int heads = 4, groups = 2, dims = 32, index_heads = 2, index_dims = 4;
 
 struct Inputs { // of one sequence
   explicit Inputs(int count)
@@ -95,7 +95,15 @@ std::set<int> chosen(const Inputs& in, int t, int i, const Choice& choice) {
   return {order.begin(), order.end()};
 }
 
-void check_tokens(const mx::array& got, int at, const Inputs& in, int from, int to, const Choice& choice) {
+/** `allowed`: how far numbers may be off. */
+void check_tokens(
+    const mx::array& got,
+    int at,
+    const Inputs& in,
+    int from,
+    int to,
+    const Choice& choice,
+    double allowed = 1e-4) {
   for (int t = from; t < to; ++t) {
     for (int h = 0; h < heads; ++h) {
       auto blocks = chosen(in, t, h / (heads / index_heads), choice);
@@ -118,7 +126,7 @@ void check_tokens(const mx::array& got, int at, const Inputs& in, int from, int 
       }
       for (int d = 0; d < dims; ++d) {
         CAPTURE(t);
-        CHECK(data(got)[((at + t - from) * heads + h) * dims + d] == doctest::Approx(out[d] / mass).epsilon(1e-4));
+        CHECK(std::abs(data(got)[((at + t - from) * heads + h) * dims + d] - out[d] / mass) < allowed);
       }
     }
   }
@@ -155,6 +163,22 @@ TEST_CASE("selection: each token attends to the chosen positions, prefilled in c
       CHECK(std::equal(data(last), data(last) + heads * dims, data(both) + heads * dims));
     }
   }
+}
+
+TEST_CASE("selection: of keys and values in codes, index keys stay as they are") {
+  for (bool mlx_ops : {false, true}) {
+    CAPTURE(mlx_ops);
+    mx::random::seed(7);
+    Inputs a(12);
+    mx::eval(a.q, a.k, a.v, a.index_q, a.index_k, a.weights);
+    KVOptions options{.block_size = 4, .blocks = 8, .dtype = mx::float32, .bits = 8};
+    auto caches = make_paged_caches({{groups, dims, dims, {}, index_dims}}, options, mlx_ops);
+    Choice choice{3, 1, 0, true};
+    check_tokens(step(*caches, {{&a, 0, 11, {5, 0, 3}}}, choice), 0, a, 0, 11, choice, 0.1);
+    check_tokens(step(*caches, {{&a, 11, 12, {5, 0, 3}}}, choice), 0, a, 11, 12, choice, 0.1);
+  }
+  KVOptions coded{.block_size = 16, .dtype = mx::float16, .bits = 8};
+  CHECK(kv_block_bytes({{2, 64, 64, {}, 8}}, coded) == 16 * (2 * 2 * (64 + 8) + 8 * 2));
 }
 
 } // namespace parallm::test
