@@ -81,6 +81,7 @@ Maker make_mimo_v2_flash;
 Maker make_minicpm;
 Maker make_minicpm3;
 Maker make_minimax;
+Maker make_minimax_m3_vl;
 Maker make_ministral3;
 Maker make_mistral3;
 Maker make_mistral4;
@@ -210,6 +211,7 @@ constexpr struct {
     {"minicpm3", make_minicpm3},
     {"minimax", make_minimax},
     {"minimax_m2", make_minimax},
+    {"minimax_m3_vl", make_minimax_m3_vl},
     {"ministral3", make_ministral3},
     {"mistral", make_llama},
     {"mistral3", make_mistral3},
