@@ -4,6 +4,7 @@
 #include "api/routes.h"
 #include "api/sse.h"
 #include "base/log.h"
+#include "base/random_hex.h"
 
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
@@ -116,7 +117,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     version_ = parser.get().version() == 10 ? 10 : 11;
     keep_alive_ = parser.get().keep_alive();
     request_ = {};
-    request_.id = make_id();
+    request_.id = random_hex(24);
     origin_.clear();
     path_label_ = "other";
   }
@@ -140,6 +141,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void read_request(http::request<http::string_body> message) {
     request_.method = std::string(message.method_string());
     request_.path = decode_path(message.target());
+    request_.query = decode_query(message.target());
     auto id = message["x-request-id"];
     if (is_id({id.data(), id.size()})) {
       request_.id = std::string(id);
@@ -198,6 +200,23 @@ class Connection : public std::enable_shared_from_this<Connection> {
     return key.empty() || route.open || (bearer && same_secret(given.substr(scheme.size()), key));
   }
 
+  net::awaitable<std::optional<Error>> reply_on(Route::On on, Reply& reply, const std::function<Reply()>& make) {
+    std::optional<Error> error;
+    const auto handle = [&] { error = caught([&] { reply = make(); }); };
+    if (on == Route::On::connection) {
+      handle();
+      co_return error;
+    }
+    co_await net::co_spawn(
+        on == Route::On::work ? *shared_.work : *shared_.waiting,
+        [&]() -> net::awaitable<void> {
+          handle();
+          co_return;
+        },
+        net::use_awaitable);
+    co_return error;
+  }
+
   net::awaitable<void> dispatch(Answer& answer, std::unique_ptr<Live>& live) {
     const Route* route = nullptr;
     std::string allow;
@@ -215,17 +234,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
     if (!error) {
       path_label_ = std::string(route->path);
       Reply reply;
-      auto handle = [&] { reply = route->handle(request_, shared_.service); };
-      if (route->heavy) {
-        co_await net::co_spawn(
-            *shared_.work,
-            [&]() -> net::awaitable<void> {
-              error = caught(handle);
-              co_return;
-            },
-            net::use_awaitable);
-      } else {
-        error = caught(handle);
+      error = co_await reply_on(route->on, reply, [&] { return route->handle(request_, shared_.service); });
+      while (!error && std::holds_alternative<std::unique_ptr<Later>>(reply)) {
+        auto later = std::get<std::unique_ptr<Later>>(std::move(reply));
+        error = co_await reply_on(Route::On::waiting, reply, later->work);
       }
       if (!error) {
         if (auto made = std::get_if<std::unique_ptr<Live>>(&reply)) {

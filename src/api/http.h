@@ -18,6 +18,7 @@ using Headers = std::vector<std::pair<std::string, std::string>>;
 struct HttpRequest {
   std::string method; // "GET"
   std::string path; // percent-decoded, without the query
+  std::map<std::string, std::string> query; // percent-decoded; of several with one name the last
   std::string rest; // what a route that ends in * matched there
   std::string body;
   std::string id; // x-request-id: the caller's, or made
@@ -53,6 +54,13 @@ class Live {
   Headers headers;
 };
 
-using Reply = std::variant<Answer, std::unique_ptr<Live>>;
+struct Later;
+using Reply = std::variant<Answer, std::unique_ptr<Live>, std::unique_ptr<Later>>;
+
+/** A reply that first has to wait for something outside the process (a database): made on threads that only such
+ * replies hold up. */
+struct Later {
+  std::function<Reply()> work;
+};
 
 } // namespace parallm

@@ -5,6 +5,7 @@
 
 #include "api/metrics.h"
 #include "engine/engine.h"
+#include "mind/manager.h"
 #include "text/chat_template.h"
 #include "text/grammar.h"
 #include "text/tokenizer.h"
@@ -29,6 +30,7 @@ struct ServedModel {
   std::shared_ptr<Engine> engine;
   int32_t bos = -1; // what stands for an empty prompt; -1: none
   Sampling sampling_defaults; // from generation_config.json; else OpenAI's
+  std::shared_ptr<MemoryManager> memories; // null: the server was started without
 };
 
 struct ServiceOptions {

@@ -27,6 +27,7 @@ struct Attention {
 };
 
 class Recalled; // recall.h
+struct MemoryRecord; // recall.h
 
 /** One sequence's part of a flat step: tokens [first, first + count) of the
  * step take positions [offset, offset + count); position p lives in block
@@ -40,6 +41,7 @@ struct Span {
   int slot = 0; // RowStep::slot: where the sequence's states lie
   std::shared_ptr<const Recalled> recalled = nullptr; // memories, null: none; read by recall.h's caches alone
   int shift = 0; // what RoPE adds to its positions: tokens that came before and lie elsewhere
+  std::shared_ptr<MemoryRecord> record = nullptr; // takes what the last token gives to its memories; null: not told
 };
 
 /** A recurrence over the tokens of sequences of one length: inputs, each

@@ -1,12 +1,12 @@
 #include "memory/store.h"
 
 #include "base/error.h"
+#include "base/random_hex.h"
 #include "memory/records.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <random>
 
 namespace parallm {
 
@@ -14,7 +14,7 @@ namespace {
 
 constexpr size_t most_name_bytes = 512, most_key_bytes = 128, most_dimensions = 16'000;
 
-void check_name(const std::string& name, const char* field) {
+void check_name(const std::string& name, const std::string& field) {
   if (name.empty() || name.size() > most_name_bytes) {
     fail_field(field, "[memory] {} must have 1 to {} bytes; got {}", field, most_name_bytes, name.size());
   }
@@ -35,27 +35,23 @@ void check_embedding(const std::vector<float>& embedding) {
   }
 }
 
-void check_metadata(const json::object& metadata) {
+void check_metadata(const json::object& metadata, const std::string& field) {
   for (const auto& [key, value] : metadata) {
     if (key.empty() || key.size() > most_key_bytes || std::string_view(key).find('\0') != std::string_view::npos) {
-      fail_field("metadata", "[memory] a key of metadata must have 1 to {} bytes, none of them 0", most_key_bytes);
+      fail_field(field, "[memory] a key of {} must have 1 to {} bytes, none of them 0", field, most_key_bytes);
     }
     if (!(value.is_string() || value.is_number() || value.is_bool())) {
       fail_field(
-          "metadata",
-          "[memory] metadata.{} must be a string, a number or a boolean; got {}",
+          field,
+          "[memory] {}.{} must be a string, a number or a boolean; got {}",
+          field,
           std::string_view(key),
           json_kind(value));
     }
     if (value.is_string() && value.get_string().find('\0') != json::string::npos) {
-      fail_field("metadata", "[memory] metadata.{} must not hold a zero byte", std::string_view(key));
+      fail_field(field, "[memory] {}.{} must not hold a zero byte", field, std::string_view(key));
     }
   }
-}
-
-std::string new_uid() {
-  thread_local std::random_device random;
-  return fmt::format("{:08x}{:08x}{:08x}{:08x}", random(), random(), random(), random());
 }
 
 } // namespace
@@ -78,16 +74,20 @@ void Store::sweep_at_times() {
   }
 }
 
-std::string Store::put(Document document, const Pieces& pieces, IfExists if_exists) {
+void Store::check(const Document& document, const std::string& where) {
   check_name(document.space, "namespace");
-  check_name(document.id, "id");
+  check_name(document.id, where + "id");
   check_embedding(document.embedding);
-  check_metadata(document.metadata);
+  check_metadata(document.metadata, where + "metadata");
   if (document.text.find('\0') != std::string::npos || document.header.find('\0') != std::string::npos) {
-    fail_field("text", "[memory] a text must not hold a zero byte"); // PostgreSQL keeps none
+    fail_field(where + "text", "[memory] a text must not hold a zero byte"); // PostgreSQL keeps none
   }
+}
+
+std::string Store::put(Document document, const Pieces& pieces, IfExists if_exists) {
+  check(document);
   sweep_at_times();
-  document.uid = new_uid();
+  document.uid = random_hex(32);
   document.created =
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
   if (!pieces.empty()) {
