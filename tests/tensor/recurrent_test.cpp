@@ -244,7 +244,7 @@ TEST_CASE("recurrent: on our kernels one call or many, one row or many, are the 
   constexpr int rows = 3, length = 37, heads = 6, groups = 2, keys = 20, values = 11;
   for (auto dtype : {mx::float32, mx::float16, mx::bfloat16}) {
     for (auto [delta, moves] : {std::pair(false, false), {true, false}, {false, true}}) {
-      auto some = [&](mx::Shape shape) { return mx::astype(mx::random::normal(std::move(shape)) * 0.3f, dtype); };
+      auto some = [&](const mx::Shape& shape) { return mx::astype(mx::random::normal(shape) * 0.3f, dtype); };
       // q and k out of one array, as a projection gives them
       auto both = some({rows, length, 2 * groups * keys});
       auto halves = mx::split(both, 2, 2);
