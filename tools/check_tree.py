@@ -33,6 +33,8 @@ MAY_INCLUDE_MLX = ("src/kernels/", "src/nn/", "src/kv/", "src/models/", "src/eng
 MAY_CATCH = {
     "src/api/server.cpp",  # an error becomes a response
     "src/mind/jobs.cpp",  # an error becomes the job's
+    "src/mind/recall.cpp",  # a document that was replaced meanwhile; a full disk
+    "src/library/memories.cpp",  # what a reading leaves behind
     "src/engine/engine.cpp",  # a failed step fails its rows, and serves on
     "src/library/generate.cpp",  # a prompt that can't begin fails alone
     "src/commands/serve.cpp",  # CLI11's own errors; the thread that loads the model

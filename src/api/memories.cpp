@@ -1,10 +1,12 @@
 // /v1/memories and what is under it: documents that the model reads once and
 // that requests name in `memory` (memory_fields.h). The same routes stand under
 // /v1/models/<id>/memories.
+#include "api/answers.h"
 #include "api/choices.h"
 #include "api/memory_fields.h"
 #include "api/routes.h"
 #include "api/schema.h"
+#include "text/utf8.h"
 
 #include <algorithm>
 
@@ -29,10 +31,39 @@ MemoryManager& memories_of(Service& service) {
   return *memories;
 }
 
+void check_utf8(const std::string& text, const std::string& field) {
+  if (valid_utf8(text) != text) {
+    fail_field(field, "[{}] must be UTF-8, percent-encoded", field);
+  }
+}
+
 /** A parameter of the query, or what stands for it. */
 std::string parameter(const HttpRequest& request, const std::string& name, const std::string& otherwise = "") {
   const auto found = request.query.find(name);
-  return found == request.query.end() ? otherwise : found->second;
+  if (found == request.query.end()) {
+    return otherwise;
+  }
+  check_utf8(found->second, name);
+  return found->second;
+}
+
+/** A parameter that is JSON, where it is there. */
+std::optional<json::value> json_parameter(const HttpRequest& request, const std::string& name) {
+  if (!request.query.contains(name)) {
+    return std::nullopt;
+  }
+  boost::system::error_code error;
+  json::value value = json::parse(parameter(request, name), error);
+  if (error) {
+    fail_field(name, "[{}] is not valid JSON: {}", name, error.message());
+  }
+  return value;
+}
+
+/** The document's id in the path. */
+const std::string& path_id(const HttpRequest& request) {
+  check_utf8(request.rest, "id");
+  return request.rest;
 }
 
 /** Checks the query's model, where it names one, and that every parameter is known. */
@@ -47,8 +78,8 @@ void check_query(const HttpRequest& request, const Service& service, std::initia
 }
 
 Filter filter_of(const HttpRequest& request) {
-  const std::string text = parameter(request, "filter");
-  return text.empty() ? Filter{} : parse_filter(parse_json(text, "filter"));
+  const auto filter = json_parameter(request, "filter");
+  return filter ? parse_filter(*filter) : Filter{};
 }
 
 json::object document_json(const Document& document) {
@@ -87,12 +118,18 @@ json::object job_json(const JobState& job) {
       {"status", status_name(job.status)},
       {"created", job.created},
       {"tokens", {{"done", job.tokens_done}, {"total", job.tokens_total}}},
-      {"documents", {{"done", job.documents.size()}, {"total", job.documents_total}}},
-      {"data", added_json(job)},
+      {"documents", {{"done", job.documents_done}, {"total", job.documents_total}}},
       {"error", nullptr}};
   if (job.error && job.status == JobState::Status::failed) {
     out["error"] = {{"message", job.error->what()}, {"param", job.error->param}};
   }
+  return out;
+}
+
+/** With its documents. */
+json::object whole_job_json(const JobState& job) {
+  json::object out = job_json(job);
+  out["data"] = added_json(job);
   return out;
 }
 
@@ -105,8 +142,8 @@ json::object job_json(const JobState& job) {
 /** Waits for a job; who leaves does not end it. */
 class LiveJob : public Live {
  public:
-  LiveJob(MemoryManager& memories, AddDocuments add) : memories_(memories) {
-    id_ = memories.submit(std::move(add), [shared = shared_] { shared->end(); });
+  LiveJob(MemoryManager& memories, AddDocuments add) {
+    memories.submit(std::move(add), [shared = shared_](const JobState& job) { shared->end(job); });
   }
 
   void on_ready(std::function<void()> wake) override {
@@ -120,14 +157,14 @@ class LiveJob : public Live {
   }
 
   Progress advance() override {
+    std::optional<JobState> job;
     {
       std::lock_guard lock(shared_->mutex);
-      if (!shared_->ended) {
-        return {};
-      }
+      job = std::move(shared_->ended);
     }
-    const auto job = memories_.jobs().find(id_);
-    check(job.has_value(), "a job that has just ended is known");
+    if (!job) {
+      return {};
+    }
     if (job->error) {
       throw *job->error;
     }
@@ -138,13 +175,13 @@ class LiveJob : public Live {
  private:
   struct Shared {
     std::mutex mutex;
-    bool ended = false;
+    std::optional<JobState> ended;
     std::function<void()> wake;
-    void end() {
+    void end(const JobState& job) {
       std::function<void()> call;
       {
         std::lock_guard lock(mutex);
-        ended = true;
+        ended = job;
         call = std::move(wake);
       }
       if (call) {
@@ -152,9 +189,7 @@ class LiveJob : public Live {
       }
     }
   };
-  MemoryManager& memories_;
   std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
-  std::string id_;
 };
 
 AddDocuments read_documents(Fields& fields, const ServedModel& served) {
@@ -225,8 +260,12 @@ Reply add_memories(const HttpRequest& request, Service& service) {
   const bool background = fields.boolean("background").value_or(false);
   Headers headers = ignored_fields(fields, service);
   if (background) {
-    const std::string id = memories.submit(std::move(add));
-    return Answer{.status = 202, .body = json_text(job_json(memories.jobs().find(id).value())), .headers = headers};
+    JobState job; // in place of one that has ended and is forgotten by now
+    job.id = memories.submit(std::move(add));
+    return Answer{
+        .status = 202,
+        .body = json_text(whole_job_json(memories.jobs().find(job.id).value_or(job))),
+        .headers = headers};
   }
   auto live = std::make_unique<LiveJob>(memories, std::move(add));
   live->headers = std::move(headers);
@@ -236,8 +275,8 @@ Reply add_memories(const HttpRequest& request, Service& service) {
 Reply list_memories(const HttpRequest& request, Service& service) {
   MemoryManager& memories = memories_of(service);
   check_query(request, service, {"namespace", "limit", "after", "filter"});
-  const std::string limit = parameter(request, "limit", "100");
-  const int64_t count = read_integer(parse_json(limit, "limit"), "limit", 1, most_listed);
+  const auto limit = json_parameter(request, "limit");
+  const int64_t count = limit ? read_integer(*limit, "limit", 1, most_listed) : 100;
   const Page page = memories.store().list(
       parameter(request, "namespace", usual_space), parameter(request, "after"), count, filter_of(request));
   json::array data;
@@ -266,9 +305,10 @@ Reply show_memory(const HttpRequest& request, Service& service) {
     }
   }
   const std::string space = parameter(request, "namespace", usual_space);
-  const auto document = memories.store().get(space, request.rest);
+  const std::string& id = path_id(request);
+  const auto document = memories.store().get(space, id);
   if (!document) {
-    no_document(space, request.rest);
+    no_document(space, id);
   }
   json::object out = document_json(*document);
   out["header"] = document->header;
@@ -286,10 +326,11 @@ Reply delete_memory(const HttpRequest& request, Service& service) {
   MemoryManager& memories = memories_of(service);
   check_query(request, service, {"namespace"});
   const std::string space = parameter(request, "namespace", usual_space);
-  if (memories.store().erase(space, {request.rest}) == 0) {
-    no_document(space, request.rest);
+  const std::string& id = path_id(request);
+  if (memories.store().erase(space, {id}) == 0) {
+    no_document(space, id);
   }
-  return Answer{.body = json_text(json::object{{"id", request.rest}, {"object", "memory"}, {"deleted", true}})};
+  return Answer{.body = json_text(json::object{{"id", id}, {"object", "memory"}, {"deleted", true}})};
 }
 
 Reply delete_memories(const HttpRequest& request, Service& service) {
@@ -354,15 +395,18 @@ Reply list_memory_jobs(const HttpRequest& request, Service& service) {
 }
 
 Reply show_memory_job(const HttpRequest& request, Service& service) {
-  const auto job = memories_of(service).jobs().find(request.rest);
+  MemoryManager& memories = memories_of(service);
+  check_query(request, service, {});
+  const auto job = memories.jobs().find(request.rest);
   if (!job) {
     fail(Kind::not_found, "[memory] there is no job {}", request.rest);
   }
-  return Answer{.body = json_text(job_json(*job))};
+  return Answer{.body = json_text(whole_job_json(*job))};
 }
 
 Reply cancel_memory_job(const HttpRequest& request, Service& service) {
   MemoryManager& memories = memories_of(service);
+  check_query(request, service, {});
   const auto job = memories.jobs().find(request.rest);
   if (!job) {
     fail(Kind::not_found, "[memory] there is no job {}", request.rest);
@@ -370,7 +414,7 @@ Reply cancel_memory_job(const HttpRequest& request, Service& service) {
   if (!memories.jobs().cancel(request.rest)) {
     fail(Kind::conflict, "[memory] the job {} has ended", request.rest);
   }
-  return Answer{.body = json_text(job_json(memories.jobs().find(request.rest).value_or(*job)))};
+  return Answer{.body = json_text(whole_job_json(memories.jobs().find(request.rest).value_or(*job)))};
 }
 
 std::optional<Reply> under_model(const HttpRequest& request, Service& service) {
@@ -389,7 +433,7 @@ std::optional<Reply> under_model(const HttpRequest& request, Service& service) {
     std::string allow;
     const Route* route = find_route(inner, allow);
     if (!route) {
-      fail(Kind::not_found, "[server] {} takes {}; got {}", request.path, allow, request.method);
+      return wrong_method(request, allow);
     }
     if (route->on == Route::On::waiting) {
       return later([handle = route->handle, inner = std::move(inner), &service] { return handle(inner, service); });

@@ -44,7 +44,7 @@ std::vector<bool> read_layers(Fields& fields, int layers) {
     const auto from = inner.integer("from", 0, layers - 1).value_or(0);
     const auto to = inner.integer("to", from, layers - 1).value_or(layers - 1);
     if (auto unknown = inner.unknown(); !unknown.empty()) {
-      fail_field(inner.name(unknown[0]), "[{}] is not a known field", inner.name(unknown[0]));
+      fail_field(unknown[0], "[{}] is not a known field", unknown[0]);
     }
     std::fill(out.begin() + from, out.begin() + to + 1, true);
   } else {
@@ -106,7 +106,7 @@ MemoryAsk read_object(const json::object& object, const ServedModel& served) {
   ask.by_document = citations == "documents";
   ask.most_citations = static_cast<int>(fields.integer("max_citations", 1, 1000).value_or(ask.most_citations));
   if (auto unknown = fields.unknown(); !unknown.empty()) {
-    fail_field(fields.name(unknown[0]), "[{}] is not a known field", fields.name(unknown[0]));
+    fail_field(unknown[0], "[{}] is not a known field", unknown[0]);
   }
   return ask;
 }
@@ -123,9 +123,14 @@ std::optional<MemoryAsk> read_plain(Fields& fields) {
     return std::nullopt;
   }
   MemoryAsk ask;
+  ask.wanted.spaces_field = "memory_namespace";
+  ask.wanted.ids_field = "memories";
   ask.wanted.spaces = {space.value_or(usual_space)};
   if (ids) {
     ask.wanted.ids = read_names(*ids, "memories");
+    if (ids->empty()) {
+      fail_field("memories", "[memories] must name a document at least; leave it out for all");
+    }
   }
   ask.wanted.cited = cited;
   ask.by_document = false;
@@ -169,7 +174,7 @@ NewDocument read_document(const json::value& value, const std::string& where, co
     out.metadata = *metadata;
   }
   if (auto unknown = fields.unknown(); !unknown.empty()) {
-    fail_field(fields.name(unknown[0]), "[{}] is not a known field", fields.name(unknown[0]));
+    fail_field(unknown[0], "[{}] is not a known field", unknown[0]);
   }
   return out;
 }

@@ -164,6 +164,8 @@ void Server::run() {
     thread.join();
   }
   parts_->work.join();
+  parts_->shared.service.cut_off();
+  parts_->waiting.stop(); // what has not begun never will
   parts_->waiting.join();
 }
 

@@ -51,12 +51,16 @@ class Service {
   void ready(ServedModel model);
   void failed(std::string why);
   void draining();
+  /** What has not ended is given up: no document is read on. */
+  void cut_off();
 
   State state() const;
   /** Errors: unavailable, while there is none. */
   const ServedModel& model() const;
   /** The model's engine, also while draining; null before loading ended. */
   Engine* engine() const;
+  /** Its memories, likewise; null also where the server was started without. */
+  MemoryManager* memories() const;
   const std::string& failure() const; // where state is failed
 
   bool serves(std::string_view id) const;

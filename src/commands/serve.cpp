@@ -119,7 +119,7 @@ void add_memory_flags(CLI::App& app, ServeFlags& flags) {
       "--memory-ram",
       [&](const std::string& text) { flags.memory.ram_bytes = parse_size("--memory-ram", text); },
       "keys and values of memories that are held in RAM, such as 2GB, which is also the most that one request may have; "
-      "default: a quarter of the free memory");
+      "default: an eighth of the free memory");
   app.add_option("--memory-document-tokens", flags.memory.document_tokens, "most tokens of one document")
       ->check(CLI::Range(1, 1 << 30))
       ->capture_default_str();

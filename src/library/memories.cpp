@@ -133,20 +133,19 @@ class ModelEncoder : public MemoryEncoder {
     step([&](Model& model) {
       reader = std::make_unique<Reader>(model, dtype_, std::move(reading.ids), std::move(how));
     });
-    // A reader that `progress` leaves behind ends on the engine's thread too.
-    struct Left {
-      std::function<void()> end;
-      ~Left() {
-        end();
+    try {
+      while (!memory) {
+        progress(reader->done());
+        step([&](Model&) { memory = reader->step(); });
       }
-    } left{[&] {
-      if (reader) {
-        step([&](Model&) { reader.reset(); });
+      step([&](Model&) { reader.reset(); });
+    } catch (...) {
+      // What `progress` leaves behind ends on the engine's thread too, if there still is one.
+      std::shared_ptr<Reader> left = std::move(reader);
+      if (left) {
+        model_.engine().run([left = std::exchange(left, nullptr)](Runner&) {});
       }
-    }};
-    while (!memory) {
-      progress(reader->done());
-      step([&](Model&) { memory = reader->step(); });
+      throw;
     }
     return memory;
   }
@@ -356,7 +355,7 @@ std::unique_ptr<MemoryManager> open_memories(LanguageModel& model, MemoryOptions
     fail(Kind::invalid, "[memory] the model must be loaded with extended_mind");
   }
   if (options.ram_bytes == 0) {
-    options.ram_bytes = free_memory() / 4;
+    options.ram_bytes = free_memory() / 8;
   }
   if (options.store.empty()) {
     options.store = default_memory_store();

@@ -15,6 +15,7 @@ namespace {
 
 // Documents of at most so many tokens are packed, and so many of them together.
 constexpr size_t most_packed = 256, most_pack = 512;
+constexpr size_t most_header = 1024; // tokens: each document of a request has a copy
 // The reference's.
 constexpr int usual_length = 3072, usual_stride = 512;
 
@@ -51,7 +52,14 @@ MemoryManager::MemoryManager(
   stats_.ram_limit = options_.ram_bytes;
 }
 
-MemoryManager::~MemoryManager() = default;
+MemoryManager::~MemoryManager() {
+  stop();
+}
+
+void MemoryManager::stop() {
+  stopping_ = true;
+  jobs_.stop();
+}
 
 std::vector<int32_t> MemoryManager::kept(const std::vector<int32_t>& ids) const {
   std::vector<int32_t> out;
@@ -61,13 +69,25 @@ std::vector<int32_t> MemoryManager::kept(const std::vector<int32_t>& ids) const 
   return out;
 }
 
-MemoryManager::Planned
-MemoryManager::plan_one(const NewDocument& document, const ReadOptions& how, const std::string& field) const {
+MemoryManager::Header MemoryManager::header_of(const ReadOptions& how) const {
+  Header out{how.header, how.header.empty() ? std::vector<int32_t>() : tokenizer_.encode(how.header, false)};
+  const size_t most = std::min<size_t>(most_header, how.max_length - 1);
+  if (out.ids.size() > most) {
+    fail_field("header", "[memory] a header may have {} tokens; got {}", most, out.ids.size());
+  }
+  return out;
+}
+
+MemoryManager::Planned MemoryManager::plan_one(
+    const NewDocument& document,
+    const ReadOptions& how,
+    const Header& header,
+    const std::string& field) const {
   Planned out;
   Document& planned = out.document;
   planned.id = document.id.empty() ? "mem_" + random_hex(24) : document.id;
   planned.metadata = document.metadata;
-  planned.header = how.header;
+  planned.header = header.text;
   if (document.text.has_value() == !document.ids.empty()) {
     fail_field(
         field + ".text",
@@ -100,9 +120,19 @@ MemoryManager::plan_one(const NewDocument& document, const ReadOptions& how, con
         "[memory] a document must have a token that is not special; got {} tokens",
         size);
   }
+  if (const size_t bytes = planned.tokens * encoder_->token_bytes(); bytes > options_.ram_bytes) {
+    throw Error(
+        Kind::too_large,
+        field,
+        fmt::format(
+            "[memory] a document of {} tokens takes {} bytes; there is room for {}",
+            planned.tokens,
+            bytes,
+            options_.ram_bytes));
+  }
   out.given_ids = !document.text;
   out.how = how;
-  out.before = how.header.empty() ? std::vector<int32_t>() : tokenizer_.encode(how.header, false);
+  out.before = header.ids;
   return out;
 }
 
@@ -124,6 +154,7 @@ ReadOptions MemoryManager::completed(ReadOptions how) const {
 
 std::vector<MemoryManager::Planned> MemoryManager::plan(const AddDocuments& add) const {
   const ReadOptions how = completed(add.how);
+  const Header header = header_of(how);
   if (add.documents.empty()) {
     fail_field("documents", "[memory] at least one document is needed; got none");
   }
@@ -133,7 +164,7 @@ std::vector<MemoryManager::Planned> MemoryManager::plan(const AddDocuments& add)
   const auto separator = add.pack ? tokenizer_.encode("\n", false) : std::vector<int32_t>();
   for (size_t i = 0; i < add.documents.size(); ++i) {
     const std::string field = fmt::format("documents[{}]", i);
-    Planned planned = plan_one(add.documents[i], how, field);
+    Planned planned = plan_one(add.documents[i], how, header, field);
     planned.document.space = add.space;
     Store::check(planned.document, field + ".");
     if (!ids.insert(planned.document.id).second) {
@@ -169,6 +200,12 @@ Reading MemoryManager::reading(const Planned& planned) const {
   out.stride = planned.how.stride;
   out.max_length = planned.how.max_length;
   return out;
+}
+
+void MemoryManager::go_on() const {
+  if (stopping_) {
+    fail(Kind::unavailable, "[memory] the server is shutting down");
+  }
 }
 
 std::shared_ptr<const Memory> MemoryManager::read(const Planned& planned, const std::function<void(int)>& progress) {
@@ -236,7 +273,7 @@ void MemoryManager::read_all(std::vector<Planned>& plans, const AddDocuments& ad
   progress.tokens(done);
 }
 
-std::string MemoryManager::submit(AddDocuments add, std::function<void()> ended) {
+std::string MemoryManager::submit(AddDocuments add, Jobs::Ended ended) {
   auto plans = std::make_shared<std::vector<Planned>>(plan(add));
   JobState state;
   state.space = add.space;
@@ -254,15 +291,13 @@ std::string MemoryManager::submit(AddDocuments add, std::function<void()> ended)
 }
 
 std::vector<AddedDocument> MemoryManager::add(AddDocuments add) {
-  std::promise<void> done;
-  const std::string id = submit(std::move(add), [&] { done.set_value(); });
-  done.get_future().get();
-  const auto job = jobs_.find(id);
-  check(job.has_value(), "a job that has just ended is known");
-  if (job->error) {
-    throw *job->error;
+  std::promise<JobState> done;
+  submit(std::move(add), [&](const JobState& job) { done.set_value(job); });
+  JobState job = done.get_future().get();
+  if (job.error) {
+    throw *job.error;
   }
-  return job->documents;
+  return std::move(job.documents);
 }
 
 int MemoryManager::add_memories(
@@ -280,6 +315,8 @@ MemoryStats MemoryManager::stats() const {
   MemoryStats out = stats_;
   out.ram_bytes = shelf_bytes_;
   out.ram_documents = shelf_.size();
+  out.joined_bytes = joined_bytes();
+  out.jobs = jobs_.count();
   return out;
 }
 

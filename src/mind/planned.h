@@ -5,6 +5,11 @@
 
 namespace parallm {
 
+struct MemoryManager::Header {
+  std::string text;
+  std::vector<int32_t> ids;
+};
+
 struct MemoryManager::Planned {
   Document document; // without what reading makes of it
   std::vector<int32_t> before; // read before it, after the begin token, and not kept

@@ -5,6 +5,8 @@
 #include "mind/planned.h"
 #include "text/text_stream.h"
 
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -12,9 +14,11 @@ namespace parallm {
 
 namespace {
 
-// Joined documents that are kept ready beyond the requests that use them.
-constexpr size_t most_joined = 4;
+// Joined documents that are kept ready beyond the requests that use them, and the bytes of all that are in use, in
+// units of MemoryOptions::ram_bytes.
+constexpr size_t most_joined = 4, joined_share = 2;
 constexpr size_t most_backgrounds = 64; // 4 bytes a memory
+constexpr int most_tries = 5;
 // The end of a prompt that stands for it when documents are chosen.
 constexpr size_t most_query = 512;
 
@@ -22,7 +26,49 @@ uint32_t characters(std::string_view text) {
   return static_cast<uint32_t>(std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
 }
 
+void check_known(const Selection& selection, const std::vector<std::string>& spaces, const std::string& field) {
+  for (size_t i = 0; i < spaces.size(); ++i) {
+    if (selection.versions.at(i) == 0) {
+      throw Error(
+          Kind::not_found, field, fmt::format("[memory] there is no namespace of this name; got {}", spaces[i]));
+    }
+  }
+}
+
+/** A document went while a request was getting it ready. */
+struct Replaced : Error {
+  explicit Replaced(const Document& version)
+      : Error(
+            Kind::unavailable,
+            "",
+            fmt::format("[memory] {} was replaced or erased while it was being read; ask again", version.id)) {}
+};
+
 } // namespace
+
+/** Of several requests that need the same document, one makes it ready, and the others wait for it. */
+class MemoryManager::Turn {
+ public:
+  Turn(MemoryManager& manager, const std::string& name) : manager_(manager), name_(name) {
+    Lock lock(manager_.mutex_);
+    while (!manager_.turns_.insert(name_).second) {
+      lock.wait(manager_.turn_);
+    }
+  }
+  ~Turn() {
+    {
+      Lock lock(manager_.mutex_);
+      manager_.turns_.erase(name_);
+    }
+    manager_.turn_.notify_all();
+  }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  MemoryManager& manager_;
+  const std::string name_;
+};
 
 void MemoryManager::check_how(const RecallHow& how) const {
   if (how.top_k < 0) {
@@ -101,7 +147,7 @@ MemoryManager::Planned MemoryManager::again(const Document& document) const {
 Document MemoryManager::with_contents(const Document& version) {
   auto found = store_->get(version.space, version.id);
   if (!found || found->uid != version.uid) {
-    fail(Kind::unavailable, "[memory] {} was replaced or erased while it was being read; ask again", version.id);
+    throw Replaced(version);
   }
   return std::move(*found);
 }
@@ -110,11 +156,11 @@ MemoryManager::Held MemoryManager::held(const Document& version) {
   if (auto held = on_shelf(version.uid)) {
     return *held;
   }
-  // One at a time: several requests that need the same document read it once.
-  std::lock_guard one(reading_);
+  const Turn turn(*this, version.uid);
   if (auto held = on_shelf(version.uid)) {
     return *held;
   }
+  go_on();
   Held out;
   const FoundTensors found = store_->tensors(version.uid, fingerprint_);
   if (found.state == FoundTensors::State::present) {
@@ -123,8 +169,12 @@ MemoryManager::Held MemoryManager::held(const Document& version) {
     ++stats_.loads;
   } else {
     spdlog::info("[memory] {} in {} is read again", version.id, version.space);
-    out.memory = read(again(with_contents(version)), [](int) {});
-    store_->put_tensors(version.uid, fingerprint_, encoder_->bytes(out.memory).pieces);
+    out.memory = read(again(with_contents(version)), [this](int) { go_on(); });
+    try {
+      store_->put_tensors(version.uid, fingerprint_, encoder_->bytes(out.memory).pieces);
+    } catch (const Error& error) { // it will be read once more, some day
+      spdlog::warn("{}", error.what());
+    }
   }
   out.bytes = encoder_->tokens(*out.memory) * encoder_->token_bytes();
   shelve(version.uid, out);
@@ -146,12 +196,12 @@ MemoryManager::Held MemoryManager::held_inlined(const Planned& planned) {
   if (auto held = on_shelf(name)) {
     return *held;
   }
-  std::lock_guard one(reading_);
+  const Turn turn(*this, name);
   if (auto held = on_shelf(name)) {
     return *held;
   }
   Held out;
-  out.memory = read(planned, [](int) {});
+  out.memory = read(planned, [this](int) { go_on(); });
   out.bytes = planned.document.tokens * encoder_->token_bytes();
   shelve(name, out);
   return out;
@@ -181,15 +231,15 @@ std::vector<TextSpan> MemoryManager::spans_of(const Planned& planned) const {
   return out;
 }
 
-std::vector<float> MemoryManager::embedding_of(const std::vector<int32_t>& ids) {
+std::vector<float> MemoryManager::embedding_of(const std::vector<int32_t>& ids, const std::string& field) {
   Planned prompt;
   prompt.document.token_ids = ids.size() > most_query ? std::vector(ids.end() - most_query, ids.end()) : ids;
   if (kept(prompt.document.token_ids).empty()) {
-    fail_field("input", "[memory] it must have a token that is not special; got {} tokens", ids.size());
+    fail_field(field, "[memory] {} must have a token that is not special; got {} tokens", field, ids.size());
   }
   prompt.how = completed({});
   prompt.how.bos = prompt.document.token_ids.front() != bos_;
-  return encoder_->embedding(encoder_->read(reading(prompt), [](int) {}));
+  return encoder_->embedding(encoder_->read(reading(prompt), [this](int) { go_on(); }));
 }
 
 std::vector<Document> MemoryManager::select(const RecallDocuments& wanted) {
@@ -204,18 +254,13 @@ std::vector<Document> MemoryManager::select(const RecallDocuments& wanted) {
       .top = 0,
       .contents = false};
   if (wanted.most > 0) {
-    selector.embedding = embedding_of(wanted.prompt);
+    selector.embedding = embedding_of(wanted.prompt, "prompt");
     selector.top = static_cast<size_t>(wanted.most);
   }
+  Store::check_spaces(wanted.spaces, wanted.spaces_field);
+  Store::check_ids(wanted.ids, wanted.ids_field);
   Selection selection = store_->select(selector);
-  for (size_t i = 0; i < wanted.spaces.size(); ++i) {
-    if (selection.versions.at(i) == 0) {
-      throw Error(
-          Kind::not_found,
-          "memory.namespaces",
-          fmt::format("[memory] there is no namespace of this name; got {}", wanted.spaces[i]));
-    }
-  }
+  check_known(selection, wanted.spaces, wanted.spaces_field);
   std::vector<Document> out;
   for (Hit& hit : selection.hits) {
     out.push_back(std::move(hit.document));
@@ -225,7 +270,7 @@ std::vector<Document> MemoryManager::select(const RecallDocuments& wanted) {
         std::none_of(out.begin(), out.end(), [&](auto& document) { return document.id == id; })) {
       throw Error(
           Kind::not_found,
-          "memory.ids",
+          wanted.ids_field,
           fmt::format("[memory] no document of this id in these namespaces; got {}", id));
     }
   }
@@ -257,21 +302,25 @@ MemoryManager::background_of(const std::string& key, std::shared_ptr<const Memor
 Recall MemoryManager::make_recall(
     const std::string& names,
     std::vector<std::shared_ptr<const Memory>> parts,
+    size_t bytes,
     RecallHow how,
     bool cited) {
   std::shared_ptr<const Memories> joined;
   {
     Lock lock(mutex_);
-    const auto known = std::find_if(joined_.begin(), joined_.end(), [&](auto& entry) { return entry.first == names; });
-    if (known == joined_.end()) {
-      joined_.emplace_front(names, encoder_->join(std::move(parts)));
-    } else {
-      joined_.splice(joined_.begin(), joined_, known);
+    joined = find_joined(names);
+    if (!joined) {
+      make_room(bytes);
+      joined = encoder_->join(std::move(parts));
+      joined_.push_front({names, joined, nullptr, bytes});
     }
-    if (joined_.size() > most_joined) {
-      joined_.pop_back();
+    joined_.front().kept = joined;
+    size_t kept = 0;
+    for (Joined& one : joined_) {
+      if (one.kept && ++kept > most_joined) {
+        one.kept = nullptr;
+      }
     }
-    joined = joined_.front().second;
   }
   std::string key = fmt::format(
       "{}/{}/{}/{}/{}/",
@@ -290,11 +339,57 @@ Recall MemoryManager::make_recall(
   return out;
 }
 
+std::shared_ptr<const Memories> MemoryManager::find_joined(const std::string& names) {
+  std::erase_if(joined_, [](const Joined& one) { return one.memories.expired(); });
+  const auto known = std::find_if(joined_.begin(), joined_.end(), [&](auto& one) { return one.name == names; });
+  if (known == joined_.end()) {
+    return nullptr;
+  }
+  joined_.splice(joined_.begin(), joined_, known);
+  return known->memories.lock(); // null where its last request ended this moment
+}
+
+/** Lets go of what no request uses until `bytes` more fit beside the rest. */
+void MemoryManager::make_room(size_t bytes) {
+  const size_t most = joined_share * options_.ram_bytes;
+  for (auto one = joined_.rbegin(); one != joined_.rend() && joined_bytes() + bytes > most; ++one) {
+    one->kept = nullptr;
+  }
+  if (const size_t used = joined_bytes(); used + bytes > most) {
+    fail(
+        Kind::busy,
+        "[memory] these documents take {} bytes, beside {} bytes of running requests; there is room for {}",
+        bytes,
+        used,
+        most);
+  }
+}
+
+size_t MemoryManager::joined_bytes() const {
+  size_t sum = 0;
+  for (const Joined& one : joined_) {
+    sum += one.memories.expired() ? 0 : one.bytes;
+  }
+  return sum;
+}
+
 MemoryView MemoryManager::recall(const RecallDocuments& wanted, const RecallHow& how) {
+  for (int tries = 1;; ++tries) {
+    try {
+      return recall_once(wanted, how);
+    } catch (const Replaced&) {
+      if (tries == most_tries) {
+        throw;
+      }
+    }
+  }
+}
+
+MemoryView MemoryManager::recall_once(const RecallDocuments& wanted, const RecallHow& how) {
   check_how(how);
   std::vector<Planned> inlined;
   for (size_t i = 0; i < wanted.inlined.size(); ++i) {
-    inlined.push_back(plan_one(wanted.inlined[i], completed({}), fmt::format("memory.inline[{}]", i)));
+    inlined.push_back(plan_one(wanted.inlined[i], completed({}), {}, fmt::format("memory.inline[{}]", i)));
   }
   std::vector<Document> documents = select(wanted);
   uint64_t tokens = 0;
@@ -342,7 +437,7 @@ MemoryView MemoryManager::recall(const RecallDocuments& wanted, const RecallHow&
   if (parts.empty()) {
     return view;
   }
-  view.recall = make_recall(names.hex(), std::move(parts), how, wanted.cited);
+  view.recall = make_recall(names.hex(), std::move(parts), view.tokens * encoder_->token_bytes(), how, wanted.cited);
   Lock lock(mutex_);
   ++stats_.views;
   stats_.view_tokens += view.tokens;
@@ -361,15 +456,18 @@ std::vector<FoundDocument> MemoryManager::query(
     const Filter& filter,
     const std::vector<int32_t>& ids,
     int top) {
+  Store::check_spaces(spaces, "namespaces");
   Selector selector{
       .spaces = spaces,
       .ids = {},
       .filter = filter,
-      .embedding = embedding_of(ids),
+      .embedding = embedding_of(ids, "input"),
       .top = static_cast<size_t>(top),
       .contents = true};
+  Selection selection = store_->select(selector);
+  check_known(selection, spaces, "namespaces");
   std::vector<FoundDocument> out;
-  for (Hit& hit : store_->select(selector).hits) {
+  for (Hit& hit : selection.hits) {
     const bool ours = hit.document.fingerprint == fingerprint_;
     out.push_back({std::move(hit.document), ours ? std::optional(hit.similarity) : std::nullopt});
   }
