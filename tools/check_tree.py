@@ -22,7 +22,7 @@ MAY_INCLUDE = {
     "nn": ["kernels/"],
     "kv": ["nn/", "kernels/"],
     "models": ["nn/", "kv/cache.h"],
-    "engine": ["models/model.h", "models/models.h", "kv/", "memory/store.h", "nn/lora.h", "nn/pick.h"],
+    "engine": ["models/model.h", "models/models.h", "kv/", "memory/store.h", "nn/lora.h", "nn/pick.h", "nn/host_array.h"],
     "api": ["engine/engine.h", "engine/plan.h", "engine/sampling.h", "text/", "memory/store.h"],
     "library": ["text/", "memory/", "hub/", "kernels/", "nn/", "kv/", "models/", "engine/"],
     "commands": ["library/", "api/", "engine/", "text/", "kernels/"],
