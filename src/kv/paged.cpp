@@ -290,30 +290,33 @@ class OpsLayer : public States {
     step_->grow(v_pool_[0]);
     auto* rope = how.rope;
     auto rotation = rope ? step_->rotation(*rope) : std::pair(mx::array(0.0f), mx::array(0.0f));
-    auto rotated = cuda::rotate_and_write(
-        q,
-        k,
-        v,
-        rotation.first,
-        rotation.second,
-        k_pool_[0],
-        v_pool_[0],
-        step_->write_slots(),
-        rope ? rope->dims : 0,
-        rope && rope->traditional);
     View view{how.window, how.chunk};
-    std::vector<mx::array> parts;
-    if (auto& rows = step_->decoding_rows()) {
-      parts.push_back(cuda::paged_decode(
-          rotated,
+    const int rope_dims = rope ? rope->dims : 0;
+    const bool traditional = rope && rope->traditional;
+    auto& [cos, sin] = rotation;
+    const auto decode = [&](const mx::array& queries, const std::optional<cuda::Fresh>& fresh) {
+      auto& rows = *step_->decoding_rows();
+      return cuda::paged_decode(
+          queries,
           k_pool_[0],
           v_pool_[0],
-          rows->tokens,
-          rows->positions,
-          rows->table,
+          rows.tokens,
+          rows.positions,
+          rows.table,
           how.sinks ? std::optional(mx::astype(*how.sinks, mx::float32)) : std::nullopt,
           step_->most_seen(view),
-          {options_.block_size, how.scale, how.window, how.chunk, how.softcap}));
+          {options_.block_size, how.scale, how.window, how.chunk, how.softcap},
+          fresh);
+    };
+    auto& slots = step_->write_slots();
+    if (step_->only_decodes()) {
+      return in_order({decode(q, cuda::Fresh{k, v, cos, sin, slots, rope_dims, traditional})});
+    }
+    auto rotated =
+        cuda::rotate_and_write(q, k, v, cos, sin, k_pool_[0], v_pool_[0], slots, rope_dims, traditional);
+    std::vector<mx::array> parts;
+    if (step_->decoding_rows()) {
+      parts.push_back(decode(rotated, {}));
     }
     for (auto& reading : step_->readings(view, false)) {
       auto keys = cuda::read_pool(k_pool_[0], reading.slots, rotated);
