@@ -1,6 +1,7 @@
 // Speed of the model's own steps, without scheduler and HTTP: prefill of one prompt, then greedy decoding of equal
-// rows. `bench_step MODEL [PROMPT=128] [OUTPUT=64] [ROWS=1,8,32] [MEMORIES=0] [TOP_K=16]`: a line for each count of
-// rows; best and median of its rounds. MEMORIES: of random numbers, which all rows recall.
+// rows. `bench_step MODEL [PROMPT=128] [OUTPUT=64] [ROWS=1,8,32] [MEMORIES=0] [TOP_K=16] [ROUNDS=5]`: a line for each
+// count of rows; best and median of its rounds. MEMORIES: counts such as 0,1000,10000, of random numbers, which all
+// rows recall; the counts take turns, and lines after the first say how much longer a step took.
 #include "engine/runner.h"
 #include "kv/recall.h"
 #include "models/checkpoint.h"
@@ -96,19 +97,28 @@ round(ModelRunner& runner, const Sizes& sizes, int vocabulary, const std::shared
 
 } // namespace
 
+std::vector<int> numbers(const std::string& text) {
+  std::vector<int> out;
+  std::istringstream parts(text);
+  for (std::string part; std::getline(parts, part, ',');) {
+    out.push_back(std::atoi(part.c_str()));
+  }
+  return out;
+}
+
 int main(int argc, char** argv) {
   if (argc < 2) {
-    fmt::print(stderr, "bench_step MODEL [PROMPT] [OUTPUT] [ROWS,...] [MEMORIES] [TOP_K]\n");
+    fmt::print(stderr, "bench_step MODEL [PROMPT] [OUTPUT] [ROWS,...] [MEMORIES,...] [TOP_K] [ROUNDS]\n");
     return 2;
   }
   prepare_device();
   const int prompt = argc > 2 ? std::atoi(argv[2]) : 128;
   const int output = argc > 3 ? std::atoi(argv[3]) : 64;
-  const int memories = argc > 5 ? std::atoi(argv[5]) : 0;
+  const auto memories = numbers(argc > 5 ? argv[5] : "0");
   const int top_k = argc > 6 ? std::atoi(argv[6]) : 16;
-  std::istringstream counts(argc > 4 ? argv[4] : "1,8,32");
-  for (std::string count; std::getline(counts, count, ',');) {
-    const Sizes sizes{prompt, output, std::atoi(count.c_str())};
+  const int rounds = argc > 7 ? std::atoi(argv[7]) : 5;
+  for (const int rows : numbers(argc > 4 ? argv[4] : "1,8,32")) {
+    const Sizes sizes{prompt, output, rows};
     auto checkpoint = open_checkpoint(argv[1], {});
     auto model = make_model(checkpoint.config, checkpoint.weights);
     const int vocabulary = model->vocabulary();
@@ -118,29 +128,45 @@ int main(int argc, char** argv) {
          .blocks = sizes.rows * sizes.blocks(),
          .slots = sizes.rows,
          .dtype = checkpoint.kv_dtype});
-    std::shared_ptr<const Recalled> recalled;
-    if (memories > 0) {
-      recalled = random_memories(*model, checkpoint.kv_dtype, memories, top_k);
+    struct Times {
+      std::shared_ptr<const Recalled> recalled;
+      std::vector<double> prefills, steps;
+    };
+    std::vector<Times> all;
+    for (const int count : memories) {
+      all.push_back({count > 0 ? random_memories(*model, checkpoint.kv_dtype, count, top_k) : nullptr, {}, {}});
+    }
+    if (std::any_of(all.begin(), all.end(), [](auto& times) { return times.recalled != nullptr; })) {
       caches = make_recall_caches(std::move(caches), static_cast<int>(model->cache_specs().size()));
     }
     ModelRunner runner(std::move(model), std::move(caches), sizes.rows);
-    round(runner, sizes, vocabulary, recalled); // pages, kernels and buffers warm up
-    std::vector<double> prefills, steps;
-    for (int i = 0; i < 5; ++i) {
-      auto [prefill, step] = round(runner, sizes, vocabulary, recalled);
-      prefills.push_back(prefill);
-      steps.push_back(step);
+    for (int i = -1; i < rounds; ++i) {
+      for (Times& times : all) {
+        auto [prefill, step] = round(runner, sizes, vocabulary, times.recalled);
+        if (i >= 0) { // before, pages, kernels and buffers warm up
+          times.prefills.push_back(prefill);
+          times.steps.push_back(step);
+        }
+      }
     }
-    std::sort(prefills.begin(), prefills.end());
-    std::sort(steps.begin(), steps.end());
-    const auto speeds = [](double count, const std::vector<double>& times) {
-      return fmt::format("{:8.1f} ({:.1f})", count / times[times.size() / 2], count / times.front());
+    for (Times& times : all) {
+      std::sort(times.prefills.begin(), times.prefills.end());
+      std::sort(times.steps.begin(), times.steps.end());
+    }
+    const auto median = [](const std::vector<double>& sorted) { return sorted[sorted.size() / 2]; };
+    const auto speeds = [&](double count, const std::vector<double>& sorted) {
+      return fmt::format("{:8.1f} ({:.1f})", count / median(sorted), count / sorted.front());
     };
-    fmt::print(
-        "rows {:3}: prefill tokens/s {}, decode tokens/s {}, a step {:.2f} ms\n",
-        sizes.rows,
-        speeds(1.0 * sizes.rows * prompt, prefills),
-        speeds(sizes.rows, steps),
-        steps[steps.size() / 2] * 1e3);
+    for (size_t i = 0; i < all.size(); ++i) {
+      fmt::print(
+          "rows {:3}: prefill tokens/s {}, decode tokens/s {}, a step {:.2f} ms{}\n",
+          sizes.rows,
+          speeds(1.0 * sizes.rows * prompt, all[i].prefills),
+          speeds(sizes.rows, all[i].steps),
+          median(all[i].steps) * 1e3,
+          i == 0 && memories[i] == 0
+              ? ""
+              : fmt::format(", {} memories: {:.2f} times", memories[i], median(all[i].steps) / median(all[0].steps)));
+    }
   }
 }

@@ -15,6 +15,7 @@ void Part::append(Part&& next) {
   }
   if (next.finish != Finish::none) {
     finish = next.finish;
+    use = std::move(next.use);
   }
 }
 
@@ -218,6 +219,9 @@ void Choices::end(Row& row, Part& part, Finish finish) {
     finish = Finish::stop;
   }
   part.finish = finish;
+  if (ask_.memory && ask_.memory->wanted.cited) {
+    part.use = std::move(row.use);
+  }
   row.ended = true;
   if (++ended_ == rows_.size()) {
     metrics_.request_done(std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count());
@@ -227,6 +231,15 @@ void Choices::end(Row& row, Part& part, Finish finish) {
 void Choices::take_event(Row& row, Event event, Part& part) {
   if (event.error) {
     throw *event.error;
+  }
+  if (event.whole_use) {
+    row.use.whole = std::move(*event.whole_use);
+  }
+  if (row.stopping) {
+    if (event.finish != Finish::none) {
+      end(row, part, Finish::stop);
+    }
+    return;
   }
   if (event.finish == Finish::cancelled) {
     fail(Kind::unavailable, "[engine] the request was cancelled");
@@ -239,6 +252,9 @@ void Choices::take_event(Row& row, Event event, Part& part) {
   bool end_token = event.finish == Finish::stop;
   if (event.token) {
     ++row.tokens;
+    if (event.token_use) {
+      row.use.tokens.push_back(std::move(*event.token_use));
+    }
     observe(row);
     if (!end_token || ask_.keep_stop) {
       part.text += row.text.push(event.token->token.id);
@@ -247,7 +263,10 @@ void Choices::take_event(Row& row, Event event, Part& part) {
   }
   if (row.text.stopped()) {
     row.stream.cancel();
-    end(row, part, Finish::stop);
+    row.stopping = ask_.memory && ask_.memory->wanted.cited && event.finish == Finish::none;
+    if (!row.stopping) {
+      end(row, part, Finish::stop);
+    }
   } else if (event.finish != Finish::none) {
     end(row, part, event.finish);
   }

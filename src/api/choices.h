@@ -54,6 +54,7 @@ struct Part {
   std::optional<std::vector<Scored>> prompt; // prompt_logprobs, once
   bool first = false; // the choice's first part
   Finish finish = Finish::none;
+  std::optional<AnswerUse> use; // of memories, with `finish`, where citations were asked for
 
   void append(Part&& next);
 };
@@ -80,6 +81,8 @@ class Choices {
     TextStream text;
     bool begun = false;
     bool ended = false;
+    bool stopping = false; // a stop string was found; its last event tells what it used
+    AnswerUse use; // of memories, where citations were asked for
     int tokens = 0;
     int cached = 0;
     std::chrono::steady_clock::time_point last{}; // when its last token came

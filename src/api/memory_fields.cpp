@@ -12,6 +12,10 @@ namespace {
 constexpr const char* usual_space = "default";
 constexpr int most_k = 1 << 20, most_documents = 1 << 20;
 
+json::value name_or_null(const std::string& space) {
+  return space.empty() ? json::value() : json::value(space);
+}
+
 std::vector<std::string> read_names(const json::array& array, const std::string& field) {
   std::vector<std::string> out;
   for (size_t i = 0; i < array.size(); ++i) {
@@ -94,6 +98,13 @@ MemoryAsk read_object(const json::object& object, const ServedModel& served) {
   }
   ask.how.contiguous = read_choice(fields, "position", "zero", "contiguous");
   ask.how.by_dot = read_choice(fields, "rank", "cosine", "dot");
+  const std::string citations = fields.string("citations").value_or("none");
+  if (citations != "none" && citations != "documents" && citations != "tokens") {
+    fail_field("memory.citations", "[memory.citations] must be none, documents or tokens; got {}", citations);
+  }
+  ask.wanted.cited = citations != "none";
+  ask.by_document = citations == "documents";
+  ask.most_citations = static_cast<int>(fields.integer("max_citations", 1, 1000).value_or(ask.most_citations));
   if (auto unknown = fields.unknown(); !unknown.empty()) {
     fail_field(fields.name(unknown[0]), "[{}] is not a known field", fields.name(unknown[0]));
   }
@@ -107,6 +118,7 @@ std::optional<MemoryAsk> read_plain(Fields& fields) {
   const auto space = fields.string("memory_namespace");
   const auto top_k = fields.integer("memory_topk", 0, most_k);
   const auto threshold = fields.number("memory_similarity_threshold", -1, 1);
+  const bool cited = fields.boolean("output_retrieved_memory_idx").value_or(false);
   if (!use.value_or(ids != nullptr || space.has_value())) {
     return std::nullopt;
   }
@@ -115,6 +127,8 @@ std::optional<MemoryAsk> read_plain(Fields& fields) {
   if (ids) {
     ask.wanted.ids = read_names(*ids, "memories");
   }
+  ask.wanted.cited = cited;
+  ask.by_document = false;
   ask.how.top_k = static_cast<int>(top_k.value_or(ask.how.top_k));
   if (threshold) {
     ask.how.threshold = static_cast<float>(*threshold);
@@ -177,14 +191,35 @@ std::optional<MemoryAsk> read_memory(Fields& fields, const ServedModel& served) 
   return plain ? plain : read_object(*object, served);
 }
 
-json::object memory_json(const MemoryView& view) {
+json::object memory_json(const MemoryView& view, const MemoryAsk& ask, const AnswerUse& use) {
   json::array documents;
   for (const RecalledDocument& document : view.documents) {
-    json::object one{{"id", document.id}, {"n_tokens", document.tokens}};
-    one["namespace"] = document.space.empty() ? json::value() : json::value(document.space);
-    documents.push_back(std::move(one));
+    documents.push_back(
+        json::object{{"id", document.id}, {"namespace", name_or_null(document.space)}, {"n_tokens", document.tokens}});
   }
-  return {{"tokens_searched", view.tokens}, {"documents", std::move(documents)}};
+  json::object out{{"tokens_searched", view.tokens}, {"documents", std::move(documents)}};
+  if (!ask.wanted.cited) {
+    return out;
+  }
+  const Citations cited = cite(view, use, ask.by_document, ask.most_citations);
+  out["mass"] = shortest(cited.mass);
+  json::array list;
+  for (const Citation& citation : cited.list) {
+    list.push_back(json::object{
+        {"document_id", citation.id},
+        {"namespace", name_or_null(citation.space)},
+        {"score", shortest(citation.score)},
+        {"similarity", shortest(citation.similarity)},
+        {"count", citation.count},
+        {"token_start", citation.token_begin},
+        {"token_end", citation.token_end},
+        {"char_start", citation.place.begin},
+        {"char_end", citation.place.end},
+        {"text", citation.text},
+        {"answer_tokens", json::value_from(citation.answer_tokens)}});
+  }
+  out["citations"] = std::move(list);
+  return out;
 }
 
 } // namespace parallm

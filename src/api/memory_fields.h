@@ -4,7 +4,7 @@
 
 #include "api/http.h"
 #include "base/json.h"
-#include "mind/manager.h"
+#include "mind/citations.h"
 
 #include <functional>
 #include <optional>
@@ -20,6 +20,8 @@ struct ServedModel;
 struct MemoryAsk {
   RecallDocuments wanted;
   RecallHow how;
+  bool by_document = true; // citations, where `wanted` has them
+  int most_citations = 10;
 };
 
 /** `memory`, or use_memories, memories, memory_namespace, memory_topk, memory_similarity_threshold; nothing where the
@@ -33,6 +35,6 @@ std::vector<std::string> read_spaces(Fields& fields);
 NewDocument read_document(const json::value& value, const std::string& where, const ServedModel& served);
 
 /** What a choice says of its memories. */
-json::object memory_json(const MemoryView& view);
+json::object memory_json(const MemoryView& view, const MemoryAsk& ask, const AnswerUse& use);
 
 } // namespace parallm

@@ -1,6 +1,7 @@
 #include "engine/memory_tally.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 namespace parallm {
@@ -26,13 +27,12 @@ MemoryUse MemoryTally::take() {
 }
 
 MemoryUse most_used(MemoryUse use, size_t count, const std::vector<float>* background) {
-  const auto above = [&](const UsedMemory& used) {
+  const auto cited = [&](const UsedMemory& used) {
     const bool known = background && used.memory < static_cast<int32_t>(background->size());
-    return used.mass - (known ? use.queries * (*background)[used.memory] : 0);
+    return cited_mass(used, use.queries, known ? (*background)[used.memory] : 0);
   };
   const auto more = [&](const UsedMemory& a, const UsedMemory& b) {
-    const float x = above(a), y = above(b);
-    return x != y ? x > y : a.memory < b.memory;
+    return std::tuple(-cited(a), -a.mass, a.memory) < std::tuple(-cited(b), -b.mass, b.memory);
   };
   auto& all = use.memories;
   const auto end = all.begin() + std::min(count, all.size());

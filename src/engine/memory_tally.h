@@ -18,8 +18,7 @@ class MemoryTally {
 /** Memories that an event tells of a token. */
 constexpr size_t most_told = 32;
 
-/** `use` with the `count` memories alone whose mass is most, or most above `background` (Recall::background), falling.
- */
+/** `use` with the `count` memories alone whose cited_mass (then mass) is most, falling. `background`: Recall's. */
 MemoryUse most_used(MemoryUse use, size_t count, const std::vector<float>* background = nullptr);
 
 } // namespace parallm

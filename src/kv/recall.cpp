@@ -183,7 +183,9 @@ class RecallLayer : public Cache {
       record = &*all;
     }
     if (!by_ops_) {
-      return cpu::recall(q, memories.keys, memories.inverse_norms, memories.values, local, masses, shape, record);
+      const auto* codes = memories.codes ? &*memories.codes : nullptr;
+      return cpu::recall(
+          q, memories.keys, memories.inverse_norms, memories.values, local, masses, shape, record, codes);
     }
     const int most = std::max<int>(1, most_scores / (size_t(q.shape(1)) * memories.keys.shape(1)));
     std::vector<mx::array> parts, records;
@@ -297,7 +299,10 @@ const Memories::Ready* Memories::layer(int index, const Rope* rope, bool contigu
     // A key of zeros is like nothing: it has cosine 0, not NaN.
     auto lengths = mx::sqrt(mx::sum(mx::square(mx::astype(all, mx::float32)), -1));
     auto inverse = mx::array(1.0f) / mx::maximum(lengths, mx::array(1e-12f));
-    ready.emplace(Ready{mx::contiguous(all), inverse, mx::contiguous(joined(values, 1))});
+    ready.emplace(Ready{mx::contiguous(all), inverse, mx::contiguous(joined(values, 1)), {}});
+    if (on_cpu()) {
+      ready->codes = cpu::recall_codes(ready->keys, ready->inverse_norms);
+    }
   }
   return &*ready;
 }

@@ -6,6 +6,7 @@
 // thread only, but for holding and dropping the pointers.
 #pragma once
 
+#include "kernels/cpu/ops.h"
 #include "kv/cache.h"
 #include "kv/recall_how.h"
 
@@ -38,6 +39,7 @@ class Memories {
     mx::array keys; // [G,N,D], rotated where contiguous
     mx::array inverse_norms; // float32 [G,N]
     mx::array values; // [G,N,Dv]
+    std::optional<cpu::RecallCodes> codes; // on CPUs, of the keys
   };
   /** Null where the layer has none. */
   const Ready* layer(int index, const Rope* rope, bool contiguous) const;

@@ -1,6 +1,7 @@
 // How memories (recall.h) are to be used, and how they were. Plain data, no tensors.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -31,5 +32,13 @@ struct MemoryUse {
   float mass = 0; // of all memories; a query gives the rest of its 1 to its own sequence; summed over queries
   std::vector<UsedMemory> memories; // those that were chosen
 };
+
+/** What a memory got beyond what it gets of any prompt: its weight as a source. `background` (engine/background.h) is
+ * the mean of a query; what a memory gets varies about that, and only twice as much says something: with SmolLM2 and 12
+ * facts the right one was first in 12 of 12 cases then, whatever the top_k, positions and text between, but in 5 to 12
+ * with the background once. */
+inline float cited_mass(const UsedMemory& used, int queries, float background) {
+  return std::max(0.0f, used.mass - 2 * static_cast<float>(queries) * background);
+}
 
 } // namespace parallm

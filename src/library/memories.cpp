@@ -2,6 +2,7 @@
 #include "library/memories.h"
 
 #include "base/hash.h"
+#include "engine/background.h"
 #include "engine/reader.h"
 #include "engine/runner.h"
 #include "library/memory.h"
@@ -17,10 +18,10 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// A document's vector is the mean of its values in early layers, less what these texts have: the part that every text
-// has. Of 96 made-up facts in 8 forms, SmolLM2-135M's vector of a question is nearest to its own fact's in 83 %, and in
-// 86 % where they were read one behind another; keys, and later layers, mix a text with its neighbours (75 % and 38 %
-// by keys; chance: 1 %).
+// What has nothing to do with any memory: the background of citations. A document's vector, too, is the mean of its
+// values in early layers less that of these texts: the part that every text has. Of 96 made-up facts in 8 forms,
+// SmolLM2-135M's vector of a question is nearest to its own fact's in 83 %, and in 86 % where they were read one behind
+// another; keys, and later layers, mix a text with its neighbours (75 % and 38 % by keys; chance: 1 %).
 constexpr const char* plain_texts[] = {
     "The weather was fine, and they went for a walk along the river.",
     "In the end it is a question of how much time and money there is.",
@@ -33,16 +34,19 @@ mx::Dtype dtype_of(const std::string& name) {
   return name == "float32" ? mx::float32 : name == "bfloat16" ? mx::bfloat16 : mx::float16; // also beside codes
 }
 
-/** A reader that a failing job leaves behind ends with the job, on its thread. */
+/** What a failing job leaves behind ends with the job, on its thread: it holds tensors. */
+template <typename T>
 struct Ending {
-  std::unique_ptr<Reader>& reader;
+  std::unique_ptr<T>& held;
   bool failed = true;
   ~Ending() {
     if (failed) {
-      reader.reset();
+      held.reset();
     }
   }
 };
+template <typename T>
+Ending(std::unique_ptr<T>&) -> Ending<T>;
 
 /** Of the files that the weights come from. Whole files would take a minute of a large model: pieces spread over each,
  * and its size, tell one training, quantization or merge from another. */
@@ -260,6 +264,30 @@ class ModelEncoder : public MemoryEncoder {
       out[i] -= plain_[i];
     }
     return out;
+  }
+
+  std::vector<float> background(std::shared_ptr<const Memories> memories, const RecallHow& how) override {
+    std::vector<std::vector<int32_t>> probes;
+    for (const char* text : plain_texts) {
+      probes.push_back(model_.tokenizer().encode(text, true));
+    }
+    std::unique_ptr<Background> background;
+    std::optional<std::vector<float>> means;
+    const auto step = [&](const std::function<void(Model&)>& job) {
+      run([&](Model& model) {
+        Ending ending{background};
+        job(model);
+        ending.failed = false;
+      });
+    };
+    step([&](Model& model) {
+      background = std::make_unique<Background>(model, dtype_, std::move(memories), how, std::move(probes));
+    });
+    while (!means) {
+      step([&](Model&) { means = background->step(); });
+    }
+    step([&](Model&) { background.reset(); });
+    return *means;
   }
 
   std::shared_ptr<const Memories> join(std::vector<std::shared_ptr<const Memory>> parts) override {

@@ -60,6 +60,10 @@ class MemoryEncoder {
   /** Stands for the text when documents are chosen, compared by cosine. */
   virtual std::vector<float> embedding(std::shared_ptr<const Memory> memory) = 0;
 
+  /** Of each memory of the joined ones: the mean attention that it gets from prompts that have nothing to do with it
+   * (engine/background.h), for citations. */
+  virtual std::vector<float> background(std::shared_ptr<const Memories> memories, const RecallHow& how) = 0;
+
   virtual std::shared_ptr<const Memories> join(std::vector<std::shared_ptr<const Memory>> parts) = 0;
   /** `key`: Recall::key. */
   virtual Recall recall(std::shared_ptr<const Memories> memories, RecallHow how, std::string key) = 0;

@@ -56,7 +56,7 @@ struct RecallDocuments {
   std::vector<NewDocument> inlined; // read for this request, after the others, and kept in RAM only
   int most = 0; // documents: the most similar to the prompt; 0: all
   std::vector<int32_t> prompt; // for `most`
-  bool texts = false; // for citations
+  bool cited = false; // the request's answer is to be cited (citations.h)
 };
 
 /** A document's text, and where in it each memory's token stands. */
@@ -176,7 +176,10 @@ class MemoryManager {
   void check_how(const RecallHow& how) const;
   std::vector<float> embedding_of(const std::vector<int32_t>& ids);
   std::vector<int32_t> kept(const std::vector<int32_t>& ids) const;
-  Recall make_recall(const std::string& names, std::vector<std::shared_ptr<const Memory>> parts, const RecallHow& how);
+  Recall
+  make_recall(const std::string& names, std::vector<std::shared_ptr<const Memory>> parts, RecallHow how, bool cited);
+  std::shared_ptr<const std::vector<float>>
+  background_of(const std::string& key, std::shared_ptr<const Memories> memories, const RecallHow& how);
 
   std::unique_ptr<MemoryEncoder> encoder_;
   const Tokenizer& tokenizer_;
@@ -191,6 +194,7 @@ class MemoryManager {
   Shelf shelf_ GUARDED_BY(mutex_);
   size_t shelf_bytes_ GUARDED_BY(mutex_) = 0;
   std::list<std::pair<std::string, std::shared_ptr<const Memories>>> joined_ GUARDED_BY(mutex_); // last used first
+  std::list<std::pair<std::string, std::shared_ptr<const std::vector<float>>>> backgrounds_ GUARDED_BY(mutex_); // too
   MemoryStats stats_ GUARDED_BY(mutex_);
   std::mutex reading_; // one document is read again at a time
   Jobs jobs_; // the last: its thread uses the others

@@ -14,6 +14,7 @@ namespace {
 
 // Joined documents that are kept ready beyond the requests that use them.
 constexpr size_t most_joined = 4;
+constexpr size_t most_backgrounds = 64; // 4 bytes a memory
 // The end of a prompt that stands for it when documents are chosen.
 constexpr size_t most_query = 512;
 
@@ -233,10 +234,31 @@ std::vector<Document> MemoryManager::select(const RecallDocuments& wanted) {
   return out;
 }
 
+std::shared_ptr<const std::vector<float>>
+MemoryManager::background_of(const std::string& key, std::shared_ptr<const Memories> memories, const RecallHow& how) {
+  {
+    Lock lock(mutex_);
+    auto known =
+        std::find_if(backgrounds_.begin(), backgrounds_.end(), [&](auto& entry) { return entry.first == key; });
+    if (known != backgrounds_.end()) {
+      backgrounds_.splice(backgrounds_.begin(), backgrounds_, known);
+      return known->second;
+    }
+  }
+  auto made = std::make_shared<const std::vector<float>>(encoder_->background(std::move(memories), how));
+  Lock lock(mutex_);
+  backgrounds_.emplace_front(key, made);
+  if (backgrounds_.size() > most_backgrounds) {
+    backgrounds_.pop_back();
+  }
+  return made;
+}
+
 Recall MemoryManager::make_recall(
     const std::string& names,
     std::vector<std::shared_ptr<const Memory>> parts,
-    const RecallHow& how) {
+    RecallHow how,
+    bool cited) {
   std::shared_ptr<const Memories> joined;
   {
     Lock lock(mutex_);
@@ -261,7 +283,11 @@ Recall MemoryManager::make_recall(
   for (const bool used : how.layers) {
     key += used ? '1' : '0';
   }
-  return encoder_->recall(std::move(joined), how, std::move(key));
+  how.record = cited;
+  auto background = cited ? background_of(key, joined, how) : nullptr;
+  Recall out = encoder_->recall(std::move(joined), std::move(how), std::move(key));
+  out.background = std::move(background);
+  return out;
 }
 
 MemoryView MemoryManager::recall(const RecallDocuments& wanted, const RecallHow& how) {
@@ -294,7 +320,7 @@ MemoryView MemoryManager::recall(const RecallDocuments& wanted, const RecallHow&
   const auto add = [&](const Document& document, Held held, const std::string& name, const auto& planned) {
     RecalledDocument out{.space = document.space, .id = document.id, .begin = view.tokens};
     out.tokens = encoder_->tokens(*held.memory);
-    if (wanted.texts) {
+    if (wanted.cited) {
       if (!held.words) {
         const Planned whole = planned();
         held.words = std::make_shared<Words>(Words{whole.document.text, spans_of(whole)});
@@ -316,7 +342,7 @@ MemoryView MemoryManager::recall(const RecallDocuments& wanted, const RecallHow&
   if (parts.empty()) {
     return view;
   }
-  view.recall = make_recall(names.hex(), std::move(parts), how);
+  view.recall = make_recall(names.hex(), std::move(parts), how, wanted.cited);
   Lock lock(mutex_);
   ++stats_.views;
   stats_.view_tokens += view.tokens;

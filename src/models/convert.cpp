@@ -77,7 +77,7 @@ class Converter {
   }
 
   mx::array cast(const std::string& name, const mx::array& array) const {
-    const bool wanted = dtype_ && mx::issubdtype(array.dtype(), mx::floating) && may_cast(name);
+    const bool wanted = dtype_ && mx::issubdtype(array.dtype(), mx::floating) && may_cast(model_type_, name);
     return wanted ? mx::astype(array, *dtype_) : array;
   }
 
@@ -337,8 +337,8 @@ std::string written_name(const Config& config, std::string name) {
     }
   }
   // In multimodal wrappers the text part's layers lie under language_model; make_model takes that away.
-  const bool wrapped =
-      type != "muse_glimmer" && (config.has("text_config") || type == "qwen2_vl" || type == "qwen2_5_vl");
+  const bool wrapped = type != "muse_glimmer" && type != "muse_spark" &&
+      (config.has("text_config") || type == "kimi_k3" || type == "qwen2_vl" || type == "qwen2_5_vl");
   return wrapped && !name.starts_with("model.language_model.") ? "language_model." + name : name;
 }
 

@@ -199,7 +199,7 @@ TEST_CASE("memories: short documents are packed, and found by what they say") {
     CHECK(*found[0].similarity > *found[1].similarity);
   }
 
-  RecallDocuments wanted{.spaces = {"facts"}, .texts = true};
+  RecallDocuments wanted{.spaces = {"facts"}, .cited = true};
   const MemoryView view = memories->recall(wanted);
   REQUIRE(view.documents.size() == texts.size());
   int at = 0;

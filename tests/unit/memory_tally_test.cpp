@@ -35,9 +35,9 @@ TEST_CASE("memory tally: the most used, alone or above a background") {
   CHECK(places(most_used(use, 3)) == std::vector<int32_t>{0, 1, 2});
   CHECK(places(most_used(use, 9)) == std::vector<int32_t>{0, 1, 2, 3});
   CHECK(places(most_used(use, 0)).empty());
-  const std::vector<float> background{0.5f, 0.25f, 0.1f}; // of another length: what it doesn't say is 0
-  const auto above = most_used(use, 2, &background);
-  CHECK(places(above) == std::vector<int32_t>{3, 2});
+  const std::vector<float> background{0.25f, 0.125f, 0.05f}; // of another length: what it doesn't say is 0
+  const auto above = most_used(use, 3, &background);
+  CHECK(places(above) == std::vector<int32_t>{3, 2, 0});
   CHECK(above.memories[0].mass == 0.125f); // its own
   CHECK(above.mass == 1);
   MemoryUse twice = use;

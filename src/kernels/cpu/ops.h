@@ -148,11 +148,20 @@ struct RecallShape {
   std::optional<float> threshold; // of the cosine: what isn't above is left out
 };
 
+/** Keys in codes, for the first look of `recall`: recall.h has the layout. */
+struct RecallCodes {
+  mx::array codes, scales, centres;
+};
+/** keys [G,N,D] of a float type, inverse_norms float32 [G,N]. */
+RecallCodes recall_codes(const mx::array& keys, const mx::array& inverse_norms);
+
 /** Adds memories to attention that is done: each query takes the `top_k` most similar keys (of equal ones the first)
  *  into its softmax. q float32 [T,H,D], rotated; keys [G,N,D] and values [G,N,Dv] of one float type; inverse_norms
  *  float32 [G,N] of the keys; local [T,H,Dv] and masses float32 [T,H], as paged_attention gives them. Query head h
  *  reads kv head h / (H/G). -> [T,H,Dv] in local's dtype. `record`, where not null: float32 [T,3,N], becomes itself and
- *  what each token gives to each memory: softmax weights summed over heads, the greatest cosine, how often chosen. */
+ *  what each token gives to each memory: softmax weights summed over heads, the greatest cosine, how often chosen.
+ *  WRITTEN IN PLACE: what it was must not be read by others. `codes`, where not null, are the keys': faster where there
+ *  are many, and the same numbers. */
 mx::array recall(
     const mx::array& q,
     const mx::array& keys,
@@ -161,7 +170,8 @@ mx::array recall(
     const mx::array& local,
     const mx::array& masses,
     const RecallShape& shape,
-    mx::array* record = nullptr);
+    mx::array* record = nullptr,
+    const RecallCodes* codes = nullptr);
 
 /** One token for each row of logits [R,V] float32, in one pass over each row: temperature, min_p, top_k, top_p, then
  *  the token where the running sum of what is left, in vocabulary order, first exceeds draw * total. Arrays [R]:

@@ -2,14 +2,21 @@
 // queries and keys, stretch by stretch of the keys, each key loaded once for
 // the heads and tokens that share it; then for each query the greatest of them
 // and its softmax. What a query gets depends on its own numbers alone.
+//
+// Of many keys, the first stage reads codes: whole numbers tell every cosine up
+// to a bound of the rounding, and of each tile the greatest lower end is kept.
+// The top_k-th of those is a floor under the top_k greatest cosines. Keys whose
+// upper end reaches it, a few more than top_k, are then multiplied as they are,
+// so that what is chosen, and every number, is what it would be without codes.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/recall_simd.cpp"
+#define HWY_WANT_AVX3_DL // has VNNI
 #include "kernels/cpu/targets.h"
 
 #include <hwy/foreach_target.h>
 
+#include "kernels/cpu/products-inl.h"
 #include "kernels/cpu/recall.h"
-#include "kernels/cpu/simd-inl.h"
 
 #include <algorithm>
 #include <limits>
@@ -25,6 +32,8 @@ constexpr size_t tile_keys = 64; // that are turned to floats together
 constexpr size_t tile_rows = 32; // query heads of one kv head that share loads, about
 constexpr size_t most_products = 8 << 20; // alive at once
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+
+constexpr size_t stretch_tiles = 16; // of an item that reads codes
 
 enum Scratch { scratch_rows, scratch_weights, scratch_products };
 
@@ -76,20 +85,15 @@ void multiply_stretch(const RecallJob& job, const Item& item, size_t base, float
   }
 }
 
-/** The places of the top_k greatest products (times `norms`, where not null), rising. */
-std::vector<uint32_t> choose(const RecallJob& job, const float* products, const float* norms) {
-  if (job.top_k == job.memories) {
-    std::vector<uint32_t> all(job.memories);
-    std::iota(all.begin(), all.end(), 0);
-    return all;
-  }
-  std::vector<Candidate> heap; // its front is the least
-  heap.reserve(job.top_k);
+/** The `top_k` greatest of `count` products (times `norms`, where not null); the first one is the least. */
+std::vector<Candidate> greatest(const float* products, const float* norms, size_t count, size_t top_k) {
+  std::vector<Candidate> heap;
+  heap.reserve(top_k);
   float least = minus_infinity;
   const auto offer = [&](float rank, size_t n) {
-    if (heap.size() < job.top_k) {
+    if (heap.size() < top_k) {
       heap.push_back({rank, static_cast<uint32_t>(n)});
-      if (heap.size() == job.top_k) {
+      if (heap.size() == top_k) {
         std::make_heap(heap.begin(), heap.end(), std::greater<>());
         least = heap.front().rank;
       }
@@ -102,9 +106,9 @@ std::vector<uint32_t> choose(const RecallJob& job, const float* products, const 
   };
   const F32 d;
   size_t n = 0;
-  for (; n + lanes <= job.memories; n += lanes) {
+  for (; n + lanes <= count; n += lanes) {
     const V rank = norms ? hn::Mul(load(products + n), load(norms + n)) : load(products + n);
-    if (heap.size() == job.top_k && hn::AllFalse(d, hn::Gt(rank, hn::Set(d, least)))) {
+    if (heap.size() == top_k && hn::AllFalse(d, hn::Gt(rank, hn::Set(d, least)))) {
       continue;
     }
     alignas(64) float ranks[lanes];
@@ -113,15 +117,204 @@ std::vector<uint32_t> choose(const RecallJob& job, const float* products, const 
       offer(ranks[i], n + i);
     }
   }
-  for (; n < job.memories; n++) {
+  for (; n < count; n++) {
     offer(norms ? products[n] * norms[n] : products[n], n);
   }
-  std::vector<uint32_t> chosen;
-  chosen.reserve(heap.size());
-  for (const Candidate& candidate : heap) {
-    chosen.push_back(candidate.key);
+  return heap;
+}
+
+/** A key that a query attends to. */
+struct Chosen {
+  uint32_t key;
+  float product;
+};
+
+/** Keys in rising order. */
+std::vector<Chosen> choose(const RecallJob& job, const float* products, const float* norms) {
+  std::vector<Chosen> chosen;
+  chosen.reserve(job.top_k);
+  if (job.top_k == job.memories) {
+    for (size_t n = 0; n < job.memories; n++) {
+      chosen.push_back({static_cast<uint32_t>(n), products[n]});
+    }
+    return chosen;
   }
-  std::sort(chosen.begin(), chosen.end());
+  for (const Candidate& candidate : greatest(products, norms, job.memories, job.top_k)) {
+    chosen.push_back({candidate.key, products[candidate.key]});
+  }
+  std::sort(chosen.begin(), chosen.end(), [](const Chosen& a, const Chosen& b) { return a.key < b.key; });
+  return chosen;
+}
+
+/** One head of one token, for products with codes. */
+struct CodedQuery {
+  float scale; // q is about scale * codes
+  float bound; // of what a product is off, in units of a key's scale
+  float slack; // twice what float32 rounds of anything here
+  int32_t start; // what the keys' 128 add, with the other sign
+  std::vector<int32_t> pairs; // for each word of a key: codes 0 and 2, then 1 and 3
+};
+
+CodedQuery code_query(const RecallJob& job, const float* q, size_t g) {
+  constexpr float most = 2047; // times 255, of 4096 dimensions, is below 2^31
+  CodedQuery coded{0, 0, 0, 0, std::vector<int32_t>(2 * code_words(job.dim))};
+  const float* bounds = job.centres + g * (job.dim + 2) + job.dim;
+  double squares = 0, off = 0, coded_squares = 0;
+  float top = 0;
+  for (size_t d = 0; d < job.dim; d++) {
+    top = std::max(top, std::abs(q[d]));
+    squares += double{q[d]} * q[d];
+  }
+  coded.scale = std::max(top, 1e-20f) / most;
+  for (size_t d = 0; d < job.dim; d++) {
+    const float exact = q[d] / coded.scale;
+    const float rounded = std::isfinite(exact) ? std::clamp(std::round(exact), -most, most) : 0;
+    const auto code = static_cast<int32_t>(rounded);
+    off += double{exact - rounded} * (exact - rounded);
+    coded_squares += double{rounded} * rounded;
+    coded.start -= 128 * code;
+    auto& pair = coded.pairs[2 * (d / 4) + d % 2];
+    pair |= d % 4 < 2 ? code & 0xFFFF : static_cast<int32_t>(static_cast<uint32_t>(code) << 16);
+  }
+  coded.bound = coded.scale *
+      static_cast<float>(std::sqrt(coded_squares) * bounds[0] + std::sqrt(off) * (double{bounds[0]} + bounds[1]));
+  coded.slack = static_cast<float>(job.dim + 64) * 0x1p-22f * static_cast<float>(std::sqrt(squares));
+  return coded;
+}
+
+/** take(row, first key, products) of `MR` queries and a tile, a vector of keys at a time. */
+template <int MR, class F>
+HWY_INLINE void
+multiply_tile(const uint8_t* codes, size_t words, const CodedQuery* const (&queries)[MR], const F& take) {
+  constexpr size_t most = many_registers ? 4 : 2, at_once = std::min(most, code_tile / lanes);
+  const I32 d;
+  const VI low_bytes = hn::Set(d, 0x00FF00FF);
+  const auto* tile = reinterpret_cast<const int32_t*>(codes);
+  for (size_t first = 0; first < code_tile; first += at_once * lanes) {
+    VI sums[MR][at_once];
+    for (int m = 0; m < MR; m++) {
+      for (size_t i = 0; i < at_once; i++) {
+        sums[m][i] = hn::Set(d, queries[m]->start);
+      }
+    }
+    for (size_t w = 0; w < words; w++) {
+      VI even[at_once], odd[at_once];
+      for (size_t i = 0; i < at_once; i++) {
+        const VI word = hn::LoadU(d, tile + w * code_tile + first + i * lanes);
+        even[i] = hn::And(word, low_bytes);
+        odd[i] = hn::And(hn::ShiftRight<8>(word), low_bytes);
+      }
+      for (int m = 0; m < MR; m++) {
+        const int32_t* pairs = queries[m]->pairs.data() + 2 * w;
+        for (size_t i = 0; i < at_once; i++) {
+          sums[m][i] = add_products(sums[m][i], even[i], pairs);
+        }
+        for (size_t i = 0; i < at_once; i++) {
+          sums[m][i] = add_products(sums[m][i], odd[i], pairs + 1);
+        }
+      }
+    }
+    for (int m = 0; m < MR; m++) {
+      for (size_t i = 0; i < at_once; i++) {
+        take(m, first + i * lanes, hn::Mul(hn::ConvertTo(F32(), sums[m][i]), hn::Set(F32(), queries[m]->scale)));
+      }
+    }
+  }
+}
+
+/** floors[m][tile] of `MR` queries: the greatest lower end of the tile's cosines. */
+template <int MR>
+HWY_NOINLINE void scan_tiles(
+    const RecallJob& job,
+    size_t g,
+    size_t begin,
+    size_t end,
+    const CodedQuery* const (&queries)[MR],
+    float* const (&floors)[MR]) {
+  const F32 d;
+  const size_t tiles = code_tiles(job.memories), words = code_words(job.dim);
+  for (size_t tile = begin; tile < end; tile++) {
+    const float* scales = job.scales + (g * tiles + tile) * (code_tile + 1);
+    const size_t count = std::min(code_tile, job.memories - tile * code_tile);
+    V best[MR];
+    for (int m = 0; m < MR; m++) {
+      best[m] = hn::Set(d, minus_infinity);
+    }
+    multiply_tile<MR>(
+        job.codes + (g * tiles + tile) * words * code_tile * 4, words, queries, [&](int m, size_t at, V products) {
+          V low = hn::Mul(hn::Sub(products, hn::Set(d, queries[m]->bound)), load(scales + at));
+          if (count < code_tile) {
+            const size_t there = count > at ? std::min(count - at, lanes) : 0;
+            low = hn::IfThenElse(hn::FirstN(d, there), low, hn::Set(d, minus_infinity));
+          }
+          best[m] = hn::Max(best[m], low);
+        });
+    for (int m = 0; m < MR; m++) {
+      floors[m][tile] = hn::GetLane(hn::MaxOfLanes(d, best[m]));
+    }
+  }
+}
+
+/** The keys that may be among the top_k most similar, rising: at least top_k. */
+std::vector<uint32_t> candidates(const RecallJob& job, size_t g, const CodedQuery& query, const float* floors) {
+  const size_t tiles = code_tiles(job.memories), words = code_words(job.dim);
+  const float floor = greatest(floors, nullptr, tiles, job.top_k).front().rank - query.slack;
+  const F32 d;
+  std::vector<uint32_t> found;
+  for (size_t tile = 0; tile < tiles; tile++) {
+    const float* scales = job.scales + (g * tiles + tile) * (code_tile + 1);
+    if (floors[tile] + 2 * query.bound * scales[code_tile] < floor) {
+      continue;
+    }
+    const CodedQuery* const queries[1] = {&query};
+    multiply_tile<1>(
+        job.codes + (g * tiles + tile) * words * code_tile * 4, words, queries, [&](int, size_t at, V products) {
+          const V high = hn::Mul(hn::Add(products, hn::Set(d, query.bound)), load(scales + at));
+          if (hn::AllTrue(d, hn::Lt(high, hn::Set(d, floor)))) {
+            return;
+          }
+          alignas(64) float highs[lanes];
+          store(high, highs);
+          for (size_t i = 0; i < lanes; i++) {
+            const size_t n = tile * code_tile + at + i;
+            if (!(highs[i] < floor) && n < job.memories) {
+              found.push_back(static_cast<uint32_t>(n));
+            }
+          }
+        });
+  }
+  if (found.size() < job.top_k) { // numbers that are none
+    found.resize(job.memories);
+    std::iota(found.begin(), found.end(), 0);
+  }
+  return found;
+}
+
+/** What `choose` gives, by way of candidates. */
+template <class P>
+std::vector<Chosen>
+choose_coded(const RecallJob& job, size_t row, size_t g, const CodedQuery& query, const float* floors) {
+  const auto keys = candidates(job, g, query, floors);
+  const size_t dim = round_up(job.dim, lanes), many = round_up(keys.size(), tile_keys);
+  float* q = thread_scratch(scratch_rows, dim + tile_keys * dim + 2 * many);
+  float *floats = q + dim, *products = floats + tile_keys * dim, *norms = products + many;
+  widen(job.q + row * job.dim, job.dim, q, dim);
+  std::fill(products, products + many, 0.0f);
+  for (size_t first = 0; first < keys.size(); first += tile_keys) {
+    const size_t count = std::min(tile_keys, keys.size() - first);
+    for (size_t j = 0; j < count; j++) {
+      const size_t n = g * job.memories + keys[first + j];
+      widen(static_cast<const P*>(job.keys) + n * job.dim, job.dim, floats + j * dim, dim);
+      norms[first + j] = job.inverse_norms[n];
+    }
+    multiply({q, dim}, 1, Dense<float>{floats, dim}, count, dim, dim, products + first, tile_keys);
+  }
+  std::vector<Chosen> chosen;
+  chosen.reserve(job.top_k);
+  for (const Candidate& candidate : greatest(products, norms, keys.size(), job.top_k)) {
+    chosen.push_back({keys[candidate.key], products[candidate.key]});
+  }
+  std::sort(chosen.begin(), chosen.end(), [](const Chosen& a, const Chosen& b) { return a.key < b.key; });
   return chosen;
 }
 
@@ -132,12 +325,10 @@ struct Given {
   float cosine;
 };
 
-/** `given`, where not null: [top_k], all written. */
+/** Softmax and sum of a head of a token. `given`, where not null: [top_k], all written. */
 template <class T, class P>
-void finish(const RecallJob& job, size_t t, size_t h, const float* products, Given* given) {
-  const size_t g = h / (job.heads / job.kv_heads), row = t * job.heads + h;
+void finish(const RecallJob& job, size_t row, size_t g, const std::vector<Chosen>& chosen, Given* given) {
   const float* norms = job.inverse_norms + g * job.memories;
-  const auto chosen = choose(job, products, job.by_dot ? nullptr : norms);
   const size_t v_dim = round_up(job.v_dim, lanes);
   float* weights = thread_scratch(scratch_weights, round_up(chosen.size(), 16) + 2 * v_dim);
   float* out = weights + round_up(chosen.size(), 16);
@@ -156,12 +347,12 @@ void finish(const RecallJob& job, size_t t, size_t h, const float* products, Giv
   }
   float top = job.masses[row];
   for (size_t i = 0; i < chosen.size(); i++) {
-    const float product = products[chosen[i]];
+    const auto [key, product] = chosen[i];
     float score = product * job.scale;
     if (job.softcap > 0) {
       score = job.softcap * std::tanh(score / job.softcap);
     }
-    if (job.threshold && !(product * norms[chosen[i]] > least_product)) {
+    if (job.threshold && !(product * norms[key] > least_product)) {
       score = minus_infinity;
     }
     weights[i] = score;
@@ -175,13 +366,14 @@ void finish(const RecallJob& job, size_t t, size_t h, const float* products, Giv
   }
   const auto* values = static_cast<const P*>(job.values) + g * job.memories * job.v_dim;
   for (size_t c = 0; c < chosen.size(); c++) {
+    const auto [key, product] = chosen[c];
     const float weight = std::exp(weights[c] - top);
     total += weight;
     if (given) {
-      const float cosine = products[chosen[c]] * norms[chosen[c]] / std::max(length, 1e-12f);
-      given[c] = {chosen[c], weights[c] == minus_infinity ? -1 : weight, cosine};
+      const float cosine = product * norms[key] / std::max(length, 1e-12f);
+      given[c] = {key, weights[c] == minus_infinity ? -1 : weight, cosine};
     }
-    widen(values + chosen[c] * job.v_dim, job.v_dim, value, v_dim);
+    widen(values + key * job.v_dim, job.v_dim, value, v_dim);
     for (size_t i = 0; i < v_dim; i += lanes) {
       store(hn::MulAdd(hn::Set(F32(), weight), load(value + i), load(out + i)), out + i);
     }
@@ -208,41 +400,111 @@ void add_record(const RecallJob& job, const Given* given, float* record) {
   }
 }
 
-template <class T, class P>
-void run(const RecallJob& job) {
-  const size_t heads = job.heads / job.kv_heads;
-  const size_t shared = std::max<size_t>(1, tile_rows / heads); // tokens of an item
-  const size_t most = std::max<size_t>(1, most_products / (job.heads * job.memories)); // tokens of a round
-  // Kept by this thread: fresh memory of this size would be mapped anew for each layer.
-  float* products = thread_scratch(scratch_products, std::min(most, job.tokens) * job.heads * job.memories);
-  const size_t record_size = job.heads * job.top_k; // of a token
-  std::vector<Given> given(job.record ? std::min(most, job.tokens) * record_size : 0);
-  for (size_t base = 0; base < job.tokens; base += most) {
-    const size_t tokens = std::min(most, job.tokens - base);
-    std::vector<Item> items;
-    for (size_t g = 0; g < job.kv_heads; g++) {
-      for (size_t n = 0; n < job.memories; n += stretch) {
-        for (size_t i = 0; i < tokens; i += shared) {
-          items.push_back({base + i, std::min(shared, tokens - i), g, n});
-        }
+/** Tokens [base, base + tokens): for each of their heads `chosen`(row, place among them, kv head) is finished. */
+template <class T, class P, class F>
+void finish_all(const RecallJob& job, size_t base, size_t tokens, const F& chosen) {
+  const size_t shared = job.heads / job.kv_heads, record_size = job.heads * job.top_k;
+  std::vector<Given> given(job.record ? tokens * record_size : 0);
+  parallel_for(tokens * job.heads, [&](size_t i) {
+    const size_t row = base * job.heads + i, g = i % job.heads / shared;
+    finish<T, P>(job, row, g, chosen(row, i, g), job.record ? given.data() + i * job.top_k : nullptr);
+  });
+  if (job.record) {
+    parallel_for(tokens, [&](size_t t) {
+      add_record(job, given.data() + t * record_size, job.record + (base + t) * 3 * job.memories);
+    });
+  }
+}
+
+/** Tokens of a round, and of an item. */
+size_t round_tokens(const RecallJob& job, size_t numbers) {
+  return std::min(job.tokens, std::max<size_t>(1, most_products / (job.heads * numbers)));
+}
+size_t item_tokens(const RecallJob& job) {
+  return std::max<size_t>(1, tile_rows / (job.heads / job.kv_heads));
+}
+
+std::vector<Item> items_of(const RecallJob& job, size_t base, size_t tokens, size_t ends, size_t step) {
+  std::vector<Item> items;
+  const size_t shared = item_tokens(job);
+  for (size_t g = 0; g < job.kv_heads; g++) {
+    for (size_t n = 0; n < ends; n += step) {
+      for (size_t i = 0; i < tokens; i += shared) {
+        items.push_back({base + i, std::min(shared, tokens - i), g, n});
       }
     }
+  }
+  return items;
+}
+
+template <class T, class P>
+void run(const RecallJob& job) {
+  const size_t most = round_tokens(job, job.memories);
+  // Kept by this thread: fresh memory of this size would be mapped anew for each layer.
+  float* products = thread_scratch(scratch_products, most * job.heads * job.memories);
+  for (size_t base = 0; base < job.tokens; base += most) {
+    const size_t tokens = std::min(most, job.tokens - base);
+    const auto items = items_of(job, base, tokens, job.memories, stretch);
     parallel_for(items.size(), [&](size_t i) { multiply_stretch<P>(job, items[i], base, products); });
-    parallel_for(tokens * job.heads, [&](size_t i) {
-      Given* to = job.record ? given.data() + i * job.top_k : nullptr;
-      finish<T, P>(job, base + i / job.heads, i % job.heads, products + i * job.memories, to);
+    finish_all<T, P>(job, base, tokens, [&](size_t, size_t i, size_t g) {
+      return choose(job, products + i * job.memories, job.by_dot ? nullptr : job.inverse_norms + g * job.memories);
     });
-    if (job.record) {
-      parallel_for(tokens, [&](size_t t) {
-        add_record(job, given.data() + t * record_size, job.record + (base + t) * 3 * job.memories);
-      });
-    }
+  }
+}
+
+template <class T, class P>
+void run_coded(const RecallJob& job) {
+  const size_t tiles = code_tiles(job.memories), shared = job.heads / job.kv_heads;
+  const size_t most = round_tokens(job, tiles);
+  float* floors = thread_scratch(scratch_products, most * job.heads * tiles);
+  for (size_t base = 0; base < job.tokens; base += most) {
+    const size_t tokens = std::min(most, job.tokens - base), first_row = base * job.heads;
+    std::vector<CodedQuery> queries(tokens * job.heads);
+    parallel_for(tokens, [&](size_t t) {
+      for (size_t i = t * job.heads; i < (t + 1) * job.heads; i++) {
+        queries[i] = code_query(job, job.q + (first_row + i) * job.dim, i % job.heads / shared);
+      }
+    });
+    const auto items = items_of(job, base, tokens, tiles, stretch_tiles);
+    parallel_for(items.size(), [&](size_t i) {
+      const Item& item = items[i];
+      const size_t end = std::min(tiles, item.begin + stretch_tiles), rows = item.count * shared;
+      const auto scan = [&]<int MR>(std::integral_constant<int, MR>, size_t first) {
+        const CodedQuery* part[MR];
+        float* to[MR];
+        for (int m = 0; m < MR; m++) {
+          const size_t row = first + m, t = item.first - base + row / shared;
+          const size_t place = t * job.heads + item.kv_head * shared + row % shared;
+          part[m] = &queries[place];
+          to[m] = floors + place * tiles;
+        }
+        scan_tiles<MR>(job, item.kv_head, item.begin, end, part, to);
+      };
+      size_t row = 0;
+      for (; row + 4 <= rows; row += 4) {
+        scan(std::integral_constant<int, 4>(), row);
+      }
+      if (rows - row == 3) {
+        scan(std::integral_constant<int, 3>(), row);
+      } else if (rows - row == 2) {
+        scan(std::integral_constant<int, 2>(), row);
+      } else if (rows - row == 1) {
+        scan(std::integral_constant<int, 1>(), row);
+      }
+    });
+    finish_all<T, P>(job, base, tokens, [&](size_t row, size_t i, size_t g) {
+      return choose_coded<P>(job, row, g, queries[i], floors + i * tiles);
+    });
   }
 }
 
 void Run(const RecallJob& job) {
   with_type(job.type, job.local, [&]<class T>(const T*) {
-    with_type(job.memory_type, job.keys, [&]<class P>(const P*) { run<T, P>(job); });
+    with_type(job.memory_type, job.keys, [&]<class P>(const P*) {
+      // Floors of fewer tiles would rule little out.
+      const bool coded = job.codes && !job.by_dot && job.top_k > 0 && 2 * job.top_k <= code_tiles(job.memories);
+      coded ? run_coded<T, P>(job) : run<T, P>(job);
+    });
   });
 }
 
