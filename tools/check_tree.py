@@ -41,6 +41,8 @@ MAY_CATCH = {
     "src/commands/generate.cpp",  # CLI11's own errors
     "src/commands/convert.cpp",  # CLI11's own errors
     "src/commands/download.cpp",  # CLI11's own errors
+    "src/commands/memory.cpp",  # CLI11's own errors
+    "src/commands/memory_bench.cpp",  # CLI11's own errors
     "src/main.cpp",  # the rest becomes a line and an exit status
 }
 MAX_LINES = 600

@@ -165,6 +165,14 @@ class FakeEncoder : public MemoryEncoder {
     return out;
   }
 
+  std::vector<float> background(std::shared_ptr<const Memories> memories, const RecallHow&) override {
+    size_t tokens = 0;
+    for (const auto& part : memories->parts) {
+      tokens += part->tokens.size();
+    }
+    return std::vector<float>(tokens, 0.0f);
+  }
+
   std::shared_ptr<const Memories> join(std::vector<std::shared_ptr<const Memory>> parts) override {
     auto out = std::make_shared<Memories>();
     out->parts = std::move(parts);
