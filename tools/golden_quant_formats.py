@@ -1,11 +1,12 @@
 """Records tests/golden/quant_formats: a linear layer as each tool packs it, and what that tool's own code unpacks.
 
-usage: golden_quant_formats.py OUT      (needs torch, compressed-tensors and nvidia-modelopt)
+usage: golden_quant_formats.py OUT      (needs torch, compressed-tensors, nvidia-modelopt and the file of auto-gptq)
 
 OUT/<name>.json is config.json with its quantization_config; OUT/<name>.safetensors holds the layer "l" and "expected",
-its weights [8,256] in float32. Weights follow from a seed. Made once: the tests need none of these packages.
+its weights [8,256] ([32,256] of GPTQ) in float32. Weights follow from a seed. Made once: the tests need none of these packages.
 """
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -91,6 +92,26 @@ def optimized(out):
     save(out, "modelopt_nvfp4", quantization, tensors, expected)
 
 
+def gptq(out, bits, group):
+    """AutoGPTQ's layer, of which one file needs no CUDA; a group of -1: all inputs share a scale."""
+    package = importlib.util.find_spec("auto_gptq").submodule_search_locations[0]
+    file = Path(package, "nn_modules", "qlinear", "qlinear_cuda_old.py")
+    spec = importlib.util.spec_from_file_location("qlinear_cuda_old", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    linear = torch.nn.Linear(COLUMNS, 32, bias=False)
+    linear.weight.data = torch.cat([weight(bits + i) for i in range(32 // ROWS)]).half()
+    least, most = (f(linear.weight.data.float().unflatten(1, (-1, group if group > 0 else COLUMNS)), 2) for f in (torch.amin, torch.amax))
+    scales = ((most - least) / (2**bits - 1)).half()
+    zeros = torch.clamp(torch.round(-least / scales.float()), 1, 2**bits - 1)  # 0 can't be stored
+    layer = module.QuantLinear(bits, group, COLUMNS, 32, bias=False)
+    layer.pack(linear, scales, zeros, None)
+    tensors = {name: getattr(layer, name) for name in ("qweight", "qzeros", "scales", "g_idx")}
+    expected = layer.float()(torch.eye(COLUMNS)).T
+    method = {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": False, "sym": False, "checkpoint_format": "gptq"}
+    save(out, f"gptq_{bits}", method, tensors, expected)
+
+
 def main(out):
     out.mkdir(parents=True, exist_ok=True)
     compressed(out, "int4", "pack-quantized", type="int", strategy="group", group_size=128)
@@ -101,6 +122,10 @@ def main(out):
     compressed(out, "float8_channel", "float-quantized", strategy="channel", **eight)
     compressed(out, "float8_block", "naive-quantized", strategy="block", block_structure=[4, 4], **eight)
     optimized(out)
+    gptq(out, 2, 64)
+    gptq(out, 3, 32)
+    gptq(out, 4, -1)
+    gptq(out, 8, 32)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,20 @@ struct Attention {
   std::optional<mx::array> sinks; // [H] learned logits that take mass but give no value (gpt-oss)
 };
 
+/** How a layer chooses the few keys that a token attends to: by small index
+ * queries and keys beside the layer's own (DeepSeek-V3.2's indexer, MiniMax M3's
+ * blocks). Token t's score of position s is, for index head i, q[t,i].k[s]. */
+struct Selector {
+  mx::array q; // [T,I,Di] un-rotated
+  mx::array k; // [T,Di] un-rotated
+  const Rope* rope = nullptr;
+  int choices = 0; // blocks that a token sees; all where there are no more
+  int block = 1; // positions of a block, from multiples of it; the best of them is its score
+  int local_blocks = 0; // a token's own block and those before it that are always chosen
+  std::optional<mx::array> weights; // [T,I]: one choice for all heads, by the sum of weights * max(score, 0) over index
+                                    // heads; nothing: each index head chooses for H/I heads
+};
+
 class Recalled; // recall.h
 struct MemoryRecord; // recall.h
 
@@ -71,6 +85,15 @@ class Cache {
 
   /** As attend, and what it takes to go on with it. Slower, on GPUs by much. Not every cache can. */
   virtual Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how);
+
+  /** As attend, of the positions that `selector` chooses, in a layer whose spec has an index_dim. Among equal scores
+   * the earlier position is chosen. No window, chunk or softcap. Not every cache can. */
+  virtual mx::array attend_selected(
+      const mx::array& q,
+      const mx::array& k,
+      const mx::array& v,
+      const Attention& how,
+      const Selector& selector);
 };
 
 /** An array that a layer keeps of each sequence, whatever its length. */
@@ -85,6 +108,7 @@ struct CacheSpec {
   int head_dim = 0;
   int v_head_dim = 0;
   std::vector<StateSpec> states;
+  int index_dim = 0; // of index keys, one a position; 0: keeps none
 };
 
 /** All layers' caches and the step that they are in. */

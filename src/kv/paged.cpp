@@ -6,6 +6,7 @@
 #include "kernels/cpu/ops.h"
 #include "kernels/cuda/ops.h"
 #include "kv/cache.h"
+#include "kv/selection.h"
 #include "kv/step.h"
 #include "nn/device.h"
 
@@ -73,6 +74,10 @@ class States : public Cache {
   std::vector<mx::array> states_; // [slots+1, ...] each
 };
 
+void check_selected(const Attention& how) {
+  check(how.window == 0 && how.chunk == 0 && how.softcap == 0, "kv: a selection is of all positions");
+}
+
 class KernelLayer : public States {
  public:
   KernelLayer(const CacheSpec& spec, const KVOptions& options, Step*& step)
@@ -80,21 +85,37 @@ class KernelLayer : public States {
         block_size_(options.block_size),
         bits_(options.bits),
         k_pool_(pool(spec.kv_heads, spec.head_dim, options)),
-        v_pool_(pool(spec.kv_heads, spec.v_head_dim, options)) {}
+        v_pool_(pool(spec.kv_heads, spec.v_head_dim, options)),
+        index_keys_(spec.index_dim, options, step, true) {}
 
   mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
-    return attend(q, k, v, how, nullptr);
+    return attend(q, k, v, how, nullptr, {});
+  }
+
+  mx::array attend_selected(
+      const mx::array& q,
+      const mx::array& k,
+      const mx::array& v,
+      const Attention& how,
+      const Selector& selector) override {
+    check_selected(how);
+    return attend(q, k, v, how, nullptr, index_keys_.mask(selector));
   }
 
   Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
     mx::array masses(0.0f);
-    auto out = attend(q, k, v, how, &masses);
+    auto out = attend(q, k, v, how, &masses, {});
     return {out, masses, step_->rotated(q, how)};
   }
 
  private:
-  mx::array
-  attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how, mx::array* masses) {
+  mx::array attend(
+      const mx::array& q,
+      const mx::array& k,
+      const mx::array& v,
+      const Attention& how,
+      mx::array* masses,
+      const std::optional<mx::array>& chosen) {
     auto* rope = how.rope;
     auto rotation = rope ? step_->rotation(*rope) : std::pair(mx::array(0.0f), mx::array(0.0f));
     return cpu::paged_attention(
@@ -116,7 +137,8 @@ class KernelLayer : public States {
          .rope_dims = rope ? rope->dims : 0,
          .rope_traditional = rope && rope->traditional,
          .kv_bits = bits_},
-        masses);
+        masses,
+        chosen);
   }
 
   static mx::array pool(int heads, int dim, const KVOptions& options) {
@@ -128,6 +150,7 @@ class KernelLayer : public States {
   int bits_;
   mx::array k_pool_; // [blocks, G, block_size, D or a row of codes]
   mx::array v_pool_;
+  IndexKeys index_keys_;
 };
 
 /** Softmax attention in small ops, for what MLX's fused one can't do: a cap on
@@ -173,24 +196,18 @@ class OpsLayer : public States {
         options_(options),
         k_pool_(kept(mx::zeros({0, spec.kv_heads, spec.head_dim}, options.dtype))),
         v_pool_(kept(mx::zeros({0, spec.kv_heads, spec.v_head_dim}, options.dtype))),
+        index_keys_(spec.index_dim, options, step, false),
         kernels_(
-            cuda_kernels() && !mlx_ops && options.bits == 0 &&
+            cuda_kernels() && !mlx_ops && options.bits == 0 && spec.index_dim == 0 &&
             cuda::attends(options.dtype, spec.head_dim, spec.v_head_dim)) {}
 
   mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
     if (kernels_ && q.dtype() == options_.dtype && k.dtype() == options_.dtype && v.dtype() == options_.dtype) {
       return attend_in_place(q, k, v, how);
     }
-    auto rotate = [&](const mx::array& x) {
-      if (!how.rope) {
-        return x;
-      }
-      auto& [cos, sin] = step_->rotation(*how.rope);
-      return how.rope->rotate(x, cos, sin);
-    };
-    write(k_pool_, rotate(k));
+    write(k_pool_, step_->rotate(k, how.rope));
     write(v_pool_, v);
-    auto rotated = rotate(q);
+    auto rotated = step_->rotate(q, how.rope);
     std::vector<mx::array> parts;
     for (auto& reading : step_->readings({how.window, how.chunk})) {
       parts.push_back(attend(rotated, read(k_pool_, reading), read(v_pool_, reading), reading, how));
@@ -210,7 +227,41 @@ class OpsLayer : public States {
     return {out, in_order(parts), rotated};
   }
 
+  mx::array attend_selected(
+      const mx::array& q,
+      const mx::array& k,
+      const mx::array& v,
+      const Attention& how,
+      const Selector& selector) override {
+    check_selected(how);
+    write(k_pool_, step_->rotate(k, how.rope));
+    write(v_pool_, v);
+    auto rotated = step_->rotate(q, how.rope);
+    auto chosen = index_keys_.choose(selector);
+    std::vector<mx::array> parts;
+    for (size_t i = 0; i < chosen.size(); ++i) {
+      auto& sequence = step_->sequences()[i];
+      auto reading = chosen[i] ? select(sequence, *chosen[i], selector.block, q.shape(1)) : sequence;
+      parts.push_back(attend(rotated, read(k_pool_, reading), read(v_pool_, reading), reading, how));
+    }
+    return mx::astype(parts.size() == 1 ? parts[0] : mx::concatenate(parts, 0), q.dtype());
+  }
+
  private:
+  /** A single query whose heads choose together reads just what is chosen; others read all through a mask. */
+  static Reading select(Reading reading, const mx::array& chosen, int block, int heads) {
+    const int choosers = chosen.shape(0);
+    reading.causal = false;
+    if (reading.queries == 1 && block == 1 && choosers == 1) {
+      reading.slots = mx::take(reading.slots, mx::flatten(chosen), 0);
+      reading.keys = chosen.shape(2);
+    } else {
+      auto mask = mx::expand_dims(chosen_mask(chosen, block, reading.keys), 0);
+      reading.mask = choosers == 1 ? mask : mx::repeat(mask, heads / choosers, 1);
+    }
+    return reading;
+  }
+
   /** [tokens,H] of a reading. */
   static mx::array masses(const mx::array& all, const mx::array& k, const Reading& reading, const Attention& how) {
     int heads = all.shape(1), groups = k.shape(1), tokens = reading.rows * reading.queries;
@@ -235,34 +286,37 @@ class OpsLayer : public States {
 
   /** By kernels/cuda, but for a prefill's sums. */
   mx::array attend_in_place(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) {
-    grow(k_pool_[0]);
-    grow(v_pool_[0]);
+    step_->grow(k_pool_[0]);
+    step_->grow(v_pool_[0]);
     auto* rope = how.rope;
     auto rotation = rope ? step_->rotation(*rope) : std::pair(mx::array(0.0f), mx::array(0.0f));
-    auto rotated = cuda::rotate_and_write(
-        q,
-        k,
-        v,
-        rotation.first,
-        rotation.second,
-        k_pool_[0],
-        v_pool_[0],
-        step_->write_slots(),
-        rope ? rope->dims : 0,
-        rope && rope->traditional);
     View view{how.window, how.chunk};
-    std::vector<mx::array> parts;
-    if (auto& rows = step_->decoding_rows()) {
-      parts.push_back(cuda::paged_decode(
-          rotated,
+    const int rope_dims = rope ? rope->dims : 0;
+    const bool traditional = rope && rope->traditional;
+    auto& [cos, sin] = rotation;
+    const auto decode = [&](const mx::array& queries, const std::optional<cuda::Fresh>& fresh) {
+      auto& rows = *step_->decoding_rows();
+      return cuda::paged_decode(
+          queries,
           k_pool_[0],
           v_pool_[0],
-          rows->tokens,
-          rows->positions,
-          rows->table,
+          rows.tokens,
+          rows.positions,
+          rows.table,
           how.sinks ? std::optional(mx::astype(*how.sinks, mx::float32)) : std::nullopt,
           step_->most_seen(view),
-          {options_.block_size, how.scale, how.window, how.chunk, how.softcap}));
+          {options_.block_size, how.scale, how.window, how.chunk, how.softcap},
+          fresh);
+    };
+    auto& slots = step_->write_slots();
+    if (step_->only_decodes()) {
+      return in_order({decode(q, cuda::Fresh{k, v, cos, sin, slots, rope_dims, traditional})});
+    }
+    auto rotated =
+        cuda::rotate_and_write(q, k, v, cos, sin, k_pool_[0], v_pool_[0], slots, rope_dims, traditional);
+    std::vector<mx::array> parts;
+    if (step_->decoding_rows()) {
+      parts.push_back(decode(rotated, {}));
     }
     for (auto& reading : step_->readings(view, false)) {
       auto keys = cuda::read_pool(k_pool_[0], reading.slots, rotated);
@@ -279,20 +333,6 @@ class OpsLayer : public States {
       out = mx::take(out, *order, 0);
     }
     return out;
-  }
-
-  /** The pool grows by doubling up to its capacity, as higher block ids come
-   * into use. */
-  void grow(mx::array& pool) {
-    int have = pool.shape(0);
-    if (step_->blocks_used() * options_.block_size <= have) {
-      return;
-    }
-    int blocks = std::max(step_->blocks_used(), have / options_.block_size * 2);
-    blocks = std::min(std::max(blocks, 64), options_.blocks);
-    auto shape = pool.shape();
-    shape[0] = blocks * options_.block_size - have;
-    pool = mx::concatenate({pool, mx::zeros(shape, pool.dtype())}, 0);
   }
 
   /** x [.., D] as the pools hold it: itself, or its codes, scales and biases. */
@@ -316,8 +356,7 @@ class OpsLayer : public States {
   void write(std::vector<mx::array>& pool, const mx::array& x) {
     auto parts = kept(x);
     for (size_t i = 0; i < pool.size(); ++i) {
-      grow(pool[i]);
-      pool[i] = mx::scatter(pool[i], step_->write_slots(), mx::expand_dims(parts[i], 1), 0);
+      step_->write(pool[i], parts[i]);
     }
   }
 
@@ -360,6 +399,7 @@ class OpsLayer : public States {
   KVOptions options_;
   std::vector<mx::array> k_pool_; // [blocks*block_size, G, D], or its codes, scales and biases
   std::vector<mx::array> v_pool_;
+  IndexKeys index_keys_;
   bool kernels_;
 };
 
@@ -403,6 +443,11 @@ Attended Cache::attend_openly(const mx::array&, const mx::array&, const mx::arra
   fail(Kind::internal, "[kv] this cache's attention takes no further keys");
 }
 
+mx::array
+Cache::attend_selected(const mx::array&, const mx::array&, const mx::array&, const Attention&, const Selector&) {
+  fail(Kind::internal, "[kv] this cache's attention is of all positions");
+}
+
 bool kv_codes_fit(const std::vector<CacheSpec>& layers) {
   return std::all_of(layers.begin(), layers.end(), [](const CacheSpec& spec) {
     return spec.kv_heads == 0 || (spec.head_dim % 32 == 0 && spec.v_head_dim % 32 == 0);
@@ -416,6 +461,7 @@ size_t kv_block_bytes(const std::vector<CacheSpec>& layers, const KVOptions& opt
       return options.bits && dim ? cpu::kv_row_bytes(dim, options.bits) : dim * options.dtype.size();
     };
     bytes += size_t(options.block_size) * spec.kv_heads * (row(spec.head_dim) + row(spec.v_head_dim));
+    bytes += size_t(options.block_size) * spec.index_dim * options.dtype.size();
   }
   return bytes;
 }

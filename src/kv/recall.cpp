@@ -335,6 +335,9 @@ std::string why_no_memories(const std::vector<CacheSpec>& layers) {
     if (layer.kv_heads == 1 && layer.head_dim > layer.v_head_dim) {
       return "it keeps latents instead of keys (MLA)";
     }
+    if (layer.index_dim > 0) {
+      return "its tokens attend to few positions, which each layer chooses";
+    }
   }
   return "";
 }

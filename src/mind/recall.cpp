@@ -18,8 +18,8 @@ namespace {
 // Joined documents that are kept ready beyond the requests that use them, and the bytes of all that are in use, in
 // units of MemoryOptions::ram_bytes.
 constexpr size_t most_joined = 4, joined_share = 2;
-constexpr int most_tries = 5;
 constexpr size_t most_backgrounds = 64; // 4 bytes a memory
+constexpr int most_tries = 5;
 // The end of a prompt that stands for it when documents are chosen.
 constexpr size_t most_query = 512;
 
@@ -446,8 +446,7 @@ MemoryView MemoryManager::recall_once(const RecallDocuments& wanted, const Recal
   if (parts.empty()) {
     return view;
   }
-  const size_t bytes = view.tokens * encoder_->token_bytes();
-  view.recall = make_recall(names.hex(), std::move(parts), bytes, how, wanted.cited);
+  view.recall = make_recall(names.hex(), std::move(parts), view.tokens * encoder_->token_bytes(), how, wanted.cited);
   Lock lock(mutex_);
   ++stats_.views;
   stats_.view_tokens += view.tokens;

@@ -137,9 +137,11 @@ Checkpoint open_folder(const fs::path& folder, const CheckpointOptions& options)
   auto config = read_config((folder / "config.json").string());
   // NVIDIA's Model Optimizer writes a file of its own, and config.json's part since 2025 only.
   if (auto file = folder / "hf_quant_config.json"; fs::exists(file) && !is_quantized(config)) {
-    auto settings = read_config(file.string()).json;
-    settings["quant_method"] = "modelopt";
-    config.json["quantization_config"] = std::move(settings);
+    auto settings = read_config(file.string());
+    if (settings.has("quantization")) {
+      settings.json["quant_method"] = "modelopt";
+      config.json["quantization_config"] = std::move(settings.json);
+    }
   }
   auto arrays = read_arrays(folder);
   auto quantizations = read_quantizations(config, arrays);

@@ -25,6 +25,7 @@ Maker make_dbrx;
 Maker make_deepseek;
 Maker make_deepseek_v2;
 Maker make_deepseek_v3;
+Maker make_deepseek_v32;
 Maker make_dots1;
 Maker make_ernie4_5;
 Maker make_ernie4_5_moe;
@@ -44,6 +45,7 @@ Maker make_glm;
 Maker make_glm4;
 Maker make_glm4_moe;
 Maker make_glm4_moe_lite;
+Maker make_glm_moe_dsa;
 Maker make_gpt2;
 Maker make_gpt_bigcode;
 Maker make_gpt_neox;
@@ -80,6 +82,7 @@ Maker make_mimo_v2_flash;
 Maker make_minicpm;
 Maker make_minicpm3;
 Maker make_minimax;
+Maker make_minimax_m3_vl;
 Maker make_ministral3;
 Maker make_mistral3;
 Maker make_mistral4;
@@ -145,6 +148,7 @@ constexpr struct {
     {"deepseek", make_deepseek},
     {"deepseek_v2", make_deepseek_v2},
     {"deepseek_v3", make_deepseek_v3},
+    {"deepseek_v32", make_deepseek_v32},
     {"dots1", make_dots1},
     {"ernie4_5", make_ernie4_5},
     {"ernie4_5_moe", make_ernie4_5_moe},
@@ -166,6 +170,7 @@ constexpr struct {
     {"glm4", make_glm4},
     {"glm4_moe", make_glm4_moe},
     {"glm4_moe_lite", make_glm4_moe_lite},
+    {"glm_moe_dsa", make_glm_moe_dsa},
     {"gpt2", make_gpt2},
     {"gpt_bigcode", make_gpt_bigcode},
     {"gpt_neox", make_gpt_neox},
@@ -209,6 +214,7 @@ constexpr struct {
     {"minicpm3", make_minicpm3},
     {"minimax", make_minimax},
     {"minimax_m2", make_minimax},
+    {"minimax_m3_vl", make_minimax_m3_vl},
     {"ministral3", make_ministral3},
     {"mistral", make_llama},
     {"mistral3", make_mistral3},

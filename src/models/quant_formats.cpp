@@ -82,42 +82,116 @@ mx::array pack(const mx::array& codes, int bits) {
 }
 
 /** qweight [K,N/8], scales [groups,N], qzeros [groups,N/8]: weight = (code - zero) * scale. Without qzeros the zero is
- * 8. All other floats get the scales' dtype, as in mlx-lm. */
-Quantizations from_awq(const Config& options, Arrays& arrays) {
-  if (auto bits = options.count("bits", 4); bits != 4) {
-    fail(Kind::invalid, "{} '{}': AWQ and GPTQ weights must have 4 bits; got {}", where, options.where, bits);
+ * 8. */
+Quantization put_awq(
+    Arrays& arrays,
+    const std::string& layer,
+    const mx::array& qweight,
+    const mx::array& scales,
+    const std::optional<mx::array>& qzeros) {
+  auto factors = mx::transpose(scales); // [N,groups]
+  auto zeros = mx::array(-8.0f);
+  if (qzeros) {
+    zeros = mx::negative(mx::astype(mx::transpose(unpack_awq(*qzeros)), mx::float32));
   }
-  if (auto reordered = names_ending(arrays, ".g_idx"); !reordered.empty()) {
+  auto biases = mx::astype(mx::multiply(zeros, factors), scales.dtype());
+  arrays.insert_or_assign(layer + ".weight", pack(mx::transpose(unpack_awq(qweight)), 4));
+  arrays.insert_or_assign(layer + ".biases", biases);
+  arrays.insert_or_assign(layer + ".scales", mx::contiguous(factors));
+  return make_quantization(where + " " + layer, "affine", qweight.shape(0) / std::max(scales.shape(0), 1), 4);
+}
+
+/** GPTQ's own layout: qweight [K*bits/32,N] and qzeros [groups,N*bits/32] hold their codes one after another, down and
+ * across, which down is MLX's order; scales [groups,N]. Zeros are one less than they are, but for the second version of
+ * the format. More than 128 inputs that share a scale become several groups. */
+Quantization put_gptq(
+    Arrays& arrays,
+    const std::string& layer,
+    const mx::array& qweight,
+    const mx::array& scales,
+    const mx::array& qzeros,
+    int bits,
+    bool less_one) {
+  const int inputs = qweight.shape(0) * 32 / bits, groups = scales.shape(0), outputs = scales.shape(1);
+  if (groups == 0 || inputs % groups != 0 || outputs % 32 != 0 ||
+      qzeros.shape() != mx::Shape{groups, outputs * bits / 32}) {
     fail(
         Kind::invalid,
-        "{} {}: GPTQ weights with group indices can't be loaded; take an MLX or AWQ version of the model, or convert its "
-        "unquantized one",
+        "{} {} must have zeros of {} bits for [{}, {}] scales, as GPTQ packs them",
         where,
-        reordered.front());
+        layer,
+        bits,
+        groups,
+        outputs);
   }
+  const int shared = inputs / groups, group = std::min(shared, 128);
+  const auto kind = make_quantization(where + " " + layer, "affine", group, bits);
+  auto ones = mx::ones({groups, outputs / 32});
+  auto zeros = mx::dequantize(mx::view(qzeros, mx::uint32), ones, mx::zeros_like(ones), 32, bits);
+  if (less_one) {
+    zeros = mx::remainder(zeros + mx::array(1.0f), mx::array(float(1 << bits)));
+  }
+  const auto for_rows = [&](const mx::array& x) {
+    auto rows = mx::transpose(x); // [N,groups]
+    return mx::contiguous(shared > group ? mx::repeat(rows, shared / group, 1) : rows);
+  };
+  auto biases = mx::astype(mx::negative(zeros) * mx::astype(scales, mx::float32), scales.dtype());
+  arrays.insert_or_assign(layer + ".weight", mx::contiguous(mx::transpose(mx::view(qweight, mx::uint32))));
+  arrays.insert_or_assign(layer + ".scales", for_rows(scales));
+  arrays.insert_or_assign(layer + ".biases", for_rows(biases));
+  return kind;
+}
+
+/** Whether input i is in group i / (inputs of a group). */
+bool in_order(mx::array indices, int groups) {
+  const int count = indices.size();
+  indices = mx::flatten(mx::astype(indices, mx::int32));
+  auto wanted = mx::floor_divide(mx::arange(count), mx::array(count / std::max(groups, 1)));
+  return count > 0 && mx::array_equal(indices, wanted).item<bool>();
+}
+
+/** AWQ's layout, which mlx-lm reads under the name of GPTQ too, and GPTQ's own. All other floats get the scales' dtype,
+ * as in mlx-lm. */
+Quantizations from_awq(const Config& options, Arrays& arrays) {
+  const int bits = options.count("bits", 4);
+  Quantizations out;
   std::optional<mx::Dtype> dtype;
   for (auto& name : names_ending(arrays, ".qweight")) {
     auto layer = name.substr(0, name.size() - 8);
-    auto qweight = pop(arrays, name, 2, layer);
-    auto scales = mx::transpose(pop(arrays, layer + ".scales", 2, layer)); // [N,groups]
-    if (qweight.dtype() != mx::int32 || scales.shape(0) != qweight.shape(1) * 8 || qweight.shape(0) % 8 != 0) {
+    auto qweight = pop(arrays, name, 2, layer), scales = pop(arrays, layer + ".scales", 2, layer);
+    std::optional<mx::array> qzeros, indices;
+    if (arrays.contains(layer + ".qzeros")) {
+      qzeros = pop(arrays, layer + ".qzeros", 2, layer);
+    }
+    if (arrays.contains(layer + ".g_idx")) {
+      indices = pop(arrays, layer + ".g_idx", 1, layer);
+    }
+    const bool gptq = qzeros && scales.shape(1) == qweight.shape(1);
+    if (indices && (!gptq || !in_order(*indices, scales.shape(0)))) {
+      fail(
+          Kind::invalid,
+          "{} {}.g_idx: weights in another order than their groups can't be loaded; take an MLX or AWQ version of the "
+          "model, or convert its unquantized one",
+          where,
+          layer);
+    }
+    if (!gptq && bits != 4) {
+      fail(Kind::invalid, "{} '{}': AWQ weights must have 4 bits; got {}", where, options.where, bits);
+    }
+    if (qweight.dtype() != mx::int32 ||
+        (!gptq && (scales.shape(1) != qweight.shape(1) * 8 || qweight.shape(0) % 8 != 0))) {
       fail(
           Kind::invalid,
           "{} {} must be int32 [inputs, outputs/8] with {} outputs, as AWQ packs them; got [{}, {}]",
           where,
           name,
-          scales.shape(0),
+          scales.shape(1),
           qweight.shape(0),
           qweight.shape(1));
     }
-    auto zeros = mx::array(-8.0f);
-    if (arrays.contains(layer + ".qzeros")) {
-      auto codes = unpack_awq(pop(arrays, layer + ".qzeros", 2, layer));
-      zeros = mx::negative(mx::astype(mx::transpose(codes), mx::float32));
-    }
-    arrays.insert_or_assign(layer + ".weight", pack(mx::transpose(unpack_awq(qweight)), 4));
-    arrays.insert_or_assign(layer + ".biases", mx::astype(mx::multiply(zeros, scales), scales.dtype()));
-    arrays.insert_or_assign(layer + ".scales", mx::contiguous(scales));
+    const bool less_one = options.text("checkpoint_format", "gptq") != "gptq_v2";
+    out.all = gptq ? put_gptq(arrays, layer, qweight, scales, *qzeros, bits, less_one)
+                   : put_awq(arrays, layer, qweight, scales, qzeros);
     dtype = scales.dtype();
   }
   if (!dtype) {
@@ -133,8 +207,6 @@ Quantizations from_awq(const Config& options, Arrays& arrays) {
       array = mx::astype(array, *dtype);
     }
   }
-  Quantizations out;
-  out.all = make_quantization(where + " " + options.where, "affine", options.count("group_size", 128), 4);
   return out;
 }
 

@@ -1,4 +1,4 @@
-// What config.json says of quantized weights, and other tools' packings turned into MLX's: AWQ (and GPTQ files in its
+// What config.json says of quantized weights, and other tools' packings turned into MLX's: AWQ and GPTQ (in either's
 // layout), compressed-tensors' int4, NVFP4, mxfp4, mxfp8 and float8, Model Optimizer's NVFP4, mxfp8 and float8,
 // DeepSeek's float8 with block scales, BitNet's ternary weights. What becomes of those that mlx-lm reads is its choice
 // (mlx_lm/utils.py, load_model), but for BitNet's, which mlx-lm leaves packed. Float8 with other scales than powers of

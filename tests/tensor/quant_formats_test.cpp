@@ -80,7 +80,6 @@ TEST_CASE("quantization: what can't be loaded is named") {
       {R"({"quantization": {"group_size": 64, "bits": 4, "l.0": {"bits": 9}}})", "l.0 'bits'"},
       {R"({"quantization_config": {"quant_method": "hqq"}})",
        "one of awq, bitnet, gptq, compressed-tensors, fp8, modelopt, mxfp4, mxfp8; got 'hqq'"},
-      {R"({"quantization_config": {"quant_method": "awq", "bits": 8}})", "must have 4 bits; got 8"},
       {R"({"quantization_config": {"quant_method": "awq"}})", "no tensor is a .qweight"},
       {R"({"quantization_config": {"quant_method": "compressed-tensors", "format": "int-quantized"}})",
        "got 'int-quantized'"},
@@ -95,7 +94,18 @@ TEST_CASE("quantization: what can't be loaded is named") {
   const auto words = mx::zeros({16, 2}, mx::int32), scales = mx::ones({1, 16}, mx::float16);
   CHECK(
       message(gptq, {{"l.qweight", words}, {"l.scales", scales}, {"l.g_idx", mx::zeros({16}, mx::int32)}})
-          .find("l.g_idx: GPTQ weights with group indices") != std::string::npos);
+          .find("l.g_idx: weights in another order than their groups") != std::string::npos);
+  const Arrays own{
+      {"l.qweight", mx::zeros({16, 32}, mx::int32)},
+      {"l.scales", mx::ones({1, 32}, mx::float16)},
+      {"l.qzeros", mx::zeros({1, 4}, mx::int32)}};
+  CHECK(message(gptq, own) == "no error");
+  auto turned = own;
+  turned.emplace("l.g_idx", mx::subtract(mx::array(1), mx::minimum(mx::arange(128), mx::array(1))));
+  CHECK(message(gptq, turned).find("l.g_idx: weights in another order") != std::string::npos);
+  const std::string awq = R"({"quantization_config": {"quant_method": "awq", "bits": 8}})";
+  CHECK(
+      message(awq, {{"l.qweight", words}, {"l.scales", scales}}).find("must have 4 bits; got 8") != std::string::npos);
   CHECK(message(gptq, {{"l.qweight", words}}).find("l.scales is missing") != std::string::npos);
   CHECK(
       message(gptq, {{"l.qweight", words}, {"l.scales", mx::ones({1, 8})}}).find("l.qweight must be int32") !=
@@ -108,6 +118,10 @@ TEST_CASE("quantization: layers as other tools pack them are what those tools un
   const std::map<std::string, std::pair<std::optional<Quantization>, double>> formats{
       {"float8_block", {std::nullopt, 1.0 / 256}},
       {"float8_channel", {std::nullopt, 1.0 / 256}},
+      {"gptq_2", {Quantization{64, 2, "affine"}, 1e-3}}, // zeros times scales in float16
+      {"gptq_3", {Quantization{32, 3, "affine"}, 1e-3}},
+      {"gptq_4", {Quantization{128, 4, "affine"}, 1e-3}},
+      {"gptq_8", {Quantization{32, 8, "affine"}, 1e-3}},
       {"int4", {Quantization{128, 4, "affine"}, 1e-6}},
       {"modelopt_nvfp4", {Quantization{16, 4, "nvfp4"}, 1e-6}},
       {"mxfp4", {Quantization{32, 4, "mxfp4"}, 1e-6}},

@@ -174,7 +174,7 @@ class FakeEncoder : public MemoryEncoder {
     for (const auto& part : memories->parts) {
       tokens += part->tokens.size();
     }
-    return std::vector<float>(tokens, 0.01f);
+    return std::vector<float>(tokens, 0.0f);
   }
 
   std::shared_ptr<const Memories> join(std::vector<std::shared_ptr<const Memory>> parts) override {

@@ -24,6 +24,8 @@ struct AttentionJob {
   const int32_t* table; // [span_count, table_width]
   size_t table_width;
   const float* sinks; // [H] or null
+  const bool* chosen; // [T, choosers, chosen_width] or null
+  size_t choosers, chosen_width;
   float scale;
   size_t window; // 0: none
   size_t chunk; // 0: none
@@ -38,6 +40,11 @@ struct AttentionJob {
     const size_t begin = window > 0 && position + 1 > window ? position + 1 - window : 0;
     const size_t own = chunk > 0 ? position / chunk * chunk : 0;
     return begin > own ? begin : own;
+  }
+
+  /** Which of the positions from `base` on a head of token t sees among those it would; null: all. */
+  const bool* chosen_by(size_t t, size_t head, size_t base) const {
+    return chosen == nullptr ? nullptr : chosen + (t * choosers + head * choosers / heads) * chosen_width + base;
   }
 
   /** Where a head's key or value of position `p` of a span's sequence lies in the pools, in rows of D; the rest of its

@@ -260,11 +260,20 @@ float exp_of(float x) {
   return hn::GetLane(hn::Exp(F32(), hn::Set(F32(), x)));
 }
 
+/** Whether any of a tile's part is among `chosen`, of the tile's positions. */
+bool any_chosen(const bool* chosen, Range part) {
+  return std::find(chosen + part.begin, chosen + part.end, true) != chosen + part.end;
+}
+
 /** A row's scores in a tile to weights exp(score - top); top, mass and out
  * follow a greater top. */
-void soften(const AttentionJob& job, State& state, size_t row, Range part) {
+void soften(const AttentionJob& job, State& state, size_t row, Range part, const bool* chosen) {
   const F32 d;
   float* scores = state.scores + row * tile_width;
+  if (chosen != nullptr && !any_chosen(chosen, part)) {
+    std::fill(scores, scores + tile_width, 0.0f);
+    return;
+  }
   if (job.softcap > 0) {
     const V cap = hn::Set(d, job.softcap);
     for (size_t j = 0; j < tile_width; j += lanes) {
@@ -274,6 +283,9 @@ void soften(const AttentionJob& job, State& state, size_t row, Range part) {
   }
   std::fill(scores, scores + part.begin, minus_infinity);
   std::fill(scores + part.end, scores + tile_width, minus_infinity);
+  for (size_t j = part.begin; chosen != nullptr && j < part.end; j++) {
+    scores[j] = chosen[j] ? scores[j] : minus_infinity;
+  }
   V greatest = load(scores);
   for (size_t j = lanes; j < tile_width; j += lanes) {
     greatest = hn::Max(greatest, load(scores + j));
@@ -387,9 +399,22 @@ void attend(const AttentionJob& job, const Item& item) {
   // Few rows read the pools' own numbers; more read them as floats, turned once.
   const bool direct = !Pool::coded && state.rows <= 8 && job.dim % lanes == 0 && job.v_dim % lanes == 0;
   const auto part_of = [&](size_t row, size_t base) { return within(visible(job, position + row / heads), base); };
+  const auto chosen_by = [&](size_t row, size_t base) {
+    const size_t t = job.spans[item.span * 3] + item.first + row / heads;
+    return job.chosen_by(t, item.kv_head * heads + row % heads, base);
+  };
   for (size_t base = all.begin / tile_width * tile_width; base < all.end; base += tile_width) {
     const Range part = within(all, base);
     const auto seen = [&](size_t row) { return part_of(row, base); };
+    if (job.chosen != nullptr) {
+      bool any = false;
+      for (size_t row = 0; row < state.rows && !any; row++) {
+        any = any_chosen(chosen_by(row, base), seen(row));
+      }
+      if (!any) {
+        continue;
+      }
+    }
     std::memset(state.scores, 0, state.rows * tile_width * sizeof(float));
     if (direct) {
       score_pool<typename Pool::Element>(job, item, base, part, state);
@@ -403,7 +428,7 @@ void attend(const AttentionJob& job, const Item& item) {
     for (size_t row = 0; row < state.rows; row++) {
       const Range own = seen(row);
       if (own.end > 0) {
-        soften(job, state, row, own);
+        soften(job, state, row, own, chosen_by(row, base));
       }
     }
     if (direct) {
@@ -491,6 +516,9 @@ void check_job(const AttentionJob& job) {
         "a span lies outside the step");
     const size_t used = (offset + count + job.block_size - 1) / job.block_size;
     holds(used <= job.table_width, "a span is longer than its table row");
+    holds(
+        job.chosen == nullptr || count == 0 || static_cast<size_t>(offset + count) <= job.chosen_width,
+        "a span is longer than what is chosen of it");
     // Blocks that only positions before every window use may be gone.
     const size_t seen = job.first_seen(offset);
     for (size_t b = seen / job.block_size; count > 0 && b < used; b++) {

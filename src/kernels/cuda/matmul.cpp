@@ -1,6 +1,7 @@
 // Matmuls of few rows, dense or by affine codes: each weight is read once, whatever the number of rows, and what goes
-// around a matmul is part of its launch. The eight warps of a block share K out among them and are added up in order,
-// so a row's sum is the same bits however many rows there are.
+// around a matmul is part of its launch. Up to 16 rows, the eight warps of a block share out K among them; above, two do
+// (and for few outputs four blocks), and four pairs of warps use the same x. Sums are added up in order, so a row's are
+// the same bits with however many rows, of either kind.
 #include "kernels/cuda/kernel.h"
 #include "kernels/cuda/matmul_code.h"
 #include "kernels/cuda/ops.h"
@@ -15,14 +16,14 @@
 
 namespace parallm::cuda {
 
-// A warp takes every eighth 64 columns of the block's ROWS rows of w, which it fetches ahead into shared memory of its
-// own: two tiles of 32 columns, 64 bytes a row. Lane c holds 8 columns of a tile for two steps of the tensor cores; x
-// is read alike.
+// A warp takes every KW-th 64 columns of ROWS rows of w, which it fetches ahead into shared memory of its own: two tiles
+// of 32 columns, 64 bytes a row. Lane c holds 8 columns of a tile for two steps of the tensor cores; x is read alike.
 const char* const dense_code = R"cu(
 constexpr int WARPS = 8, STAGES = 3, ROWS = NT * 16, OUTPUTS = GATED ? ROWS / 2 : ROWS, STAGE = ROWS * 128;
 const int M = x_shape[0], K = x_shape[1], chunks = K / 64;
 const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % 4, g = lane / 4;
-const int n0 = block * OUTPUTS;
+const int n0 = (block * (WARPS / KW) + warp / KW) * OUTPUTS;
+const int first = chunks * split / SPLITS, last = chunks * (split + 1) / SPLITS;
 float acc[MB][NT][4] = {};
 extern __shared__ uint4 ring[];
 char* mine = (char*)ring + warp * STAGES * STAGE;
@@ -39,11 +40,12 @@ auto fetch = [&](int s, int stage) {
 };
 #pragma unroll
 for (int i = 0; i < STAGES - 1; ++i) {
-  if (warp + WARPS * i < chunks) fetch(warp + WARPS * i, i);
+  const int s = first + warp % KW + KW * i;
+  if (s < last) fetch(s, i);
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
 const T* lane_x = x + (long)g * K + c * 8;
-for (int s = warp, stage = 0; s < chunks; s += WARPS) {
+for (int s = first + warp % KW, stage = 0; s < last; s += KW) {
   uint4 xs[2][MB];
 #pragma unroll
   for (int h = 0; h < 2; ++h)
@@ -52,8 +54,8 @@ for (int s = warp, stage = 0; s < chunks; s += WARPS) {
       xs[h][m] = m * 8 + g < M ? *(const uint4*)(lane_x + (long)m * 8 * K + s * 64 + h * 32) : make_uint4(0, 0, 0, 0);
   asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
   __syncwarp();
-  const int next = s + (STAGES - 1) * WARPS;
-  if (next < chunks) fetch(next, (stage + STAGES - 1) % STAGES);
+  const int next = s + (STAGES - 1) * KW;
+  if (next < last) fetch(next, (stage + STAGES - 1) % STAGES);
   asm volatile("cp.async.commit_group;" ::: "memory");
   const char* now = mine + stage * STAGE + c * 16;
   stage = (stage + 1) % STAGES;
@@ -75,9 +77,10 @@ for (int s = warp, stage = 0; s < chunks; s += WARPS) {
 namespace {
 
 // The warps' sums of [x's rows][the block's rows], 4 apart from whole banks, are added up; each result is rounded
-// before it is gated or added to, as by ops of their own.
+// before it is gated or added to, as by ops of their own. Where blocks share out K, the last one to come adds up what
+// all of them left in `sums`, in their order; `counters` are 0 before and after.
 constexpr const char* end_code = R"cu(
-constexpr int PITCH = ROWS + 4;
+constexpr int PITCH = ROWS + 4, ALL = WARPS / KW * ROWS, ALL_OUTPUTS = WARPS / KW * OUTPUTS;
 asm volatile("cp.async.wait_all;" ::: "memory");
 __syncthreads();
 float* parts = (float*)ring;
@@ -89,29 +92,54 @@ for (int m = 0; m < MB; ++m)
     for (int i = 0; i < 4; ++i)
       parts[((warp * MB + m) * 8 + 2 * c + i % 2) * PITCH + t * 16 + i / 2 * 8 + g] = acc[m][t][i];
 __syncthreads();
-for (int i = threadIdx.x; i < MB * 8 * OUTPUTS; i += WARPS * 32) {
-  const int row = i / OUTPUTS, r = i % OUTPUTS, n = n0 + r;
-  if (row >= M || n >= N) continue;
-  auto total = [&](int at) {
-    float y = 0;
+auto part = [&](int row, int at) {
+  float y = 0;
 #pragma unroll
-    for (int k = 0; k < WARPS; ++k) y += parts[(k * MB * 8 + row) * PITCH + at];
-    return T(y);
-  };
+  for (int k = 0; k < KW; ++k) y += parts[((at / ROWS * KW + k) * MB * 8 + row) * PITCH + at % ROWS];
+  return y;
+};
+constexpr int SUMS = MB * 8 * ALL; // a block's
+if constexpr (SPLITS > 1) {
+  for (int i = threadIdx.x; i < M * ALL; i += WARPS * 32) __stcg(sums + (long)blockIdx.x * SUMS + i, part(i / ALL, i % ALL));
+  __shared__ unsigned before;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) before = atomicInc((unsigned*)counters + blockIdx.x / SPLITS, SPLITS - 1);
+  __syncthreads();
+  if (before != SPLITS - 1) return;
+  __threadfence();
+}
+auto total = [&](int row, int at) {
+  if constexpr (SPLITS == 1) return T(part(row, at));
+  float y = 0;
+#pragma unroll
+  for (int k = 0; k < SPLITS; ++k) y += __ldcg(sums + (long)(blockIdx.x - split + k) * SUMS + row * ALL + at);
+  return T(y);
+};
+for (int i = threadIdx.x; i < M * ALL_OUTPUTS; i += WARPS * 32) {
+  const int row = i / ALL_OUTPUTS, j = i % ALL_OUTPUTS, r = j / OUTPUTS * ROWS + j % OUTPUTS;
+  const int n = block * ALL_OUTPUTS + j;
+  if (n >= N) continue;
   const long at = (long)row * N + n;
   if constexpr (GATED) {
-    const float gate = float(total(r));
-    out[at] = T(gate / (1 + expf(-gate)) * float(total(r + OUTPUTS)));
+    const float gate = float(total(row, r));
+    out[at] = T(gate / (1 + expf(-gate)) * float(total(row, r + OUTPUTS)));
   } else if constexpr (ADDED) {
-    out[at] = T(float(added[at]) + float(total(r)));
+    out[at] = T(float(added[at]) + float(total(row, r)));
   } else {
-    out[at] = total(r);
+    out[at] = total(row, r);
   }
 }
 )cu";
 
-constexpr int block_rows = 32; // of w
-constexpr int most_dense_rows = 16; // of x: above, and for one, MLX's are as fast
+// MLX writes the kernel's head; this lets it have no more registers than two blocks find.
+constexpr const char* bounds_code = R"cu(
+#undef __global__
+#define __global__ __attribute__((global)) __launch_bounds__(256, 2)
+)cu";
+
+constexpr int warp_rows = 32; // of w
+constexpr int few_rows = 16; // of x: up to them, all eight warps share out K
 
 enum class End { plain, gated, added };
 
@@ -119,20 +147,24 @@ struct Kind {
   bool codes;
   End end;
   int count; // of matrices
+  bool split; // K, among blocks
+  bool two; // blocks at once on a multiprocessor
 
   auto operator<=>(const Kind&) const = default;
 };
 
-mx::fast::CustomKernelFunction kernel_of(const Kind& kind) {
+Kernel kernel_of(const Kind& kind) {
   // Three stages of eight warps: of codes and their scales and biases, or of 64 columns of 16 bits.
-  const int shared = 3 * 8 * block_rows * (kind.codes ? 128 + 4 * 4 : 128);
+  const int shared = 3 * 8 * warp_rows * (kind.codes ? 128 + 4 * 4 : 128);
   const int outputs = kind.end == End::gated ? 1 : kind.count;
   std::vector<std::string> inputs{"x"}, names;
   const auto pick = [&](int from, const char* suffix) {
     auto text = fmt::format("w{1} = f{0};\n", from, suffix);
     return kind.codes ? text + fmt::format("scales{1} = s{0};\nbiases{1} = b{0};\n", from, suffix) : text;
   };
-  std::string find = "int block = blockIdx.x, N = f0_shape[0];\nauto *w = f0, *w2 = f0;\nauto* out = o0;\n";
+  std::string find =
+      "constexpr int BLOCK = NT * 16 * 8 / KW;\nconst int split = blockIdx.x % SPLITS;\n"
+      "int block = blockIdx.x / SPLITS, N = f0_shape[0];\nauto *w = f0, *w2 = f0;\nauto* out = o0;\n";
   if (kind.codes) {
     find += "auto *scales = s0, *scales2 = s0, *biases = b0, *biases2 = b0;\n";
   }
@@ -146,8 +178,8 @@ mx::fast::CustomKernelFunction kernel_of(const Kind& kind) {
     names.push_back(fmt::format("o{}", i));
     if (i > 0) {
       find += fmt::format(
-          "if (block >= (f{0}_shape[0] + NT * 16 - 1) / (NT * 16)) {{\n"
-          "block -= (f{0}_shape[0] + NT * 16 - 1) / (NT * 16);\nN = f{1}_shape[0];\nout = o{1};\n",
+          "if (block >= (f{0}_shape[0] + BLOCK - 1) / BLOCK) {{\n"
+          "block -= (f{0}_shape[0] + BLOCK - 1) / BLOCK;\nN = f{1}_shape[0];\nout = o{1};\n",
           i - 1,
           i);
       find += pick(i, "");
@@ -162,13 +194,25 @@ mx::fast::CustomKernelFunction kernel_of(const Kind& kind) {
   } else {
     find += "const T* added = nullptr;\n";
   }
+  if (kind.split) {
+    inputs.push_back("counters");
+    names.push_back("sums");
+  } else {
+    find += "int* counters = nullptr;\nfloat* sums = nullptr;\n";
+  }
   find += fmt::format("constexpr bool GATED = {}, ADDED = {};\n", kind.end == End::gated, kind.end == End::added);
-  return cuda::make_kernel(
-      fmt::format("matmul_{}{}{}", kind.codes ? 'c' : 'd', int(kind.end), kind.count),
+  return Kernel(
+      fmt::format(
+          "matmul_{}{}{}{}{}",
+          kind.codes ? 'c' : 'd',
+          int(kind.end),
+          kind.count,
+          kind.split ? "s" : "",
+          kind.two ? "t" : ""),
       inputs,
       names,
       find + (kind.codes ? quantized_code : dense_code) + end_code,
-      std::string(device_code) + copy_code,
+      (kind.two ? bounds_code : "") + std::string(device_code) + copy_code,
       shared);
 }
 
@@ -184,20 +228,45 @@ bool has_codes(const Factor& factor) {
   return factor.scales.has_value();
 }
 
+/** Among how many blocks K is shared out, so that a matrix of few rows keeps the whole GPU busy. */
+int splits(int rows, const Factor& factor) {
+  return rows <= few_rows || factor.w.shape(0) >= 12288 ? 1 : 4;
+}
+
+/** Zeros for the blocks of a launch to count in. Launches that may run at the same time, which are few, have different
+ * ones. */
+const mx::array& counters(int tiles) {
+  constexpr int most = 1024, count = 64;
+  thread_local std::vector<mx::array> all;
+  thread_local int next = 0;
+  if (tiles > most) {
+    throw std::runtime_error("[matmul] a split matrix has few rows");
+  }
+  if (all.empty()) {
+    for (int i = 0; i < count; i++) {
+      all.push_back(mx::zeros({most}, mx::int32));
+    }
+    mx::eval(all);
+  }
+  return all[next++ % count];
+}
+
 std::vector<mx::array>
 launch(const mx::array& x, const std::vector<Factor>& factors, End end, const std::optional<mx::array>& added) {
-  thread_local std::map<Kind, mx::fast::CustomKernelFunction> kernels;
+  thread_local std::map<Kind, Kernel> kernels;
   const auto& first = factors[0];
   const int rows = x.shape(0);
   const int eights = rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : 8;
-  const int count = factors.size();
-  const Kind kind{has_codes(first), end, count};
+  const int sharing = rows <= few_rows ? 8 : 2; // warps that share out K
+  const int count = factors.size(), parts = splits(rows, first);
+  const bool codes = has_codes(first);
+  const Kind kind{codes, end, count, parts > 1, eights <= (codes ? 1 : 4)};
   auto found = kernels.find(kind);
   if (found == kernels.end()) {
     found = kernels.emplace(kind, kernel_of(kind)).first;
   }
-  const int outputs = end == End::gated ? block_rows / 2 : block_rows; // of a block
-  int blocks = 0;
+  const int block_rows = warp_rows * 8 / sharing, outputs = end == End::gated ? block_rows / 2 : block_rows;
+  int tiles = 0;
   std::vector<mx::array> inputs{x};
   std::vector<mx::Shape> shapes;
   for (const auto& factor : factors) {
@@ -206,15 +275,21 @@ launch(const mx::array& x, const std::vector<Factor>& factors, End end, const st
       inputs.insert(inputs.end(), {*factor.scales, *factor.biases});
     }
     if (shapes.empty() || end != End::gated) {
-      blocks += (factor.w.shape(0) + outputs - 1) / outputs;
+      tiles += (factor.w.shape(0) + outputs - 1) / outputs;
       shapes.push_back({rows, factor.w.shape(0)});
     }
   }
   if (added) {
     inputs.push_back(*added);
   }
+  std::vector<mx::Dtype> types(shapes.size(), x.dtype());
+  if (kind.split) {
+    inputs.push_back(counters(tiles));
+    shapes.push_back({tiles * parts * eights * 8 * block_rows});
+    types.push_back(mx::float32);
+  }
   std::vector<std::pair<std::string, mx::fast::TemplateArg>> how = {
-      {"T", x.dtype()}, {"MB", eights}, {"NT", block_rows / 16}};
+      {"T", x.dtype()}, {"MB", eights}, {"NT", warp_rows / 16}, {"KW", sharing}, {"SPLITS", parts}};
   if (kind.codes) {
     how.insert(
         how.end(),
@@ -222,16 +297,17 @@ launch(const mx::array& x, const std::vector<Factor>& factors, End end, const st
          {"BITS", first.bits},
          {"GV", groups_at_once(first.scales->shape(1), first.group_size * first.bits / 128)}});
   }
-  std::vector<mx::Dtype> types(shapes.size(), x.dtype());
-  return found->second(inputs, shapes, types, {blocks * 256, 1, 1}, {256, 1, 1}, how, {}, false, {});
+  return found->second(inputs, shapes, types, {tiles * parts * 256, 1, 1}, {256, 1, 1}, how);
 }
 
-/** MLX's node for one matmul, which becomes a kernel when it runs: often, what follows it replaces it before. Inputs:
- * x, w, and scales and biases where w is codes. */
+/** MLX's node for one matmul, which becomes a kernel when it runs: often, what follows it replaces it before. Inputs and
+ * outputs are the kernel's. */
 class Product : public mx::Primitive {
  public:
-  explicit Product(Factor factor)
-      : mx::Primitive(mx::default_stream(mx::default_device())), factor_(std::move(factor)) {}
+  Product(Factor factor, std::shared_ptr<mx::Primitive> kernel)
+      : mx::Primitive(mx::default_stream(mx::default_device())),
+        factor_(std::move(factor)),
+        kernel_(std::move(kernel)) {}
 
   DEFINE_NAME(parallm_matmul)
 
@@ -244,11 +320,12 @@ class Product : public mx::Primitive {
   }
 
   void eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
-    launch(inputs[0], {factor_}, End::plain, {})[0].primitive().eval_gpu(inputs, outputs);
+    kernel_->eval_gpu(inputs, outputs);
   }
 
  private:
   Factor factor_;
+  std::shared_ptr<mx::Primitive> kernel_;
 };
 
 bool alike(const Factor& a, const Factor& b) {
@@ -265,20 +342,34 @@ bool multiplies(const mx::array& x, const Factor& factor) {
     return factor.biases && factor.scales->dtype() == x.dtype() &&
         multiplies(x.dtype(), factor.group_size, factor.bits);
   }
-  return x.shape(0) > 1 && x.shape(0) <= most_dense_rows && x.shape(1) % 64 == 0 && factor.w.dtype() == x.dtype() &&
+  return x.shape(0) > 1 && x.shape(1) % 64 == 0 && factor.w.dtype() == x.dtype() &&
       has_shared_memory(x.dtype());
 }
 
 std::vector<mx::array> matmuls(const mx::array& x, const std::vector<Factor>& factors) {
-  return launch(x, factors, End::plain, {});
+  const auto as_first = [&](const Factor& factor) { return splits(x.shape(0), factor) == splits(x.shape(0), factors[0]); };
+  std::vector<mx::array> results;
+  if (!std::all_of(factors.begin(), factors.end(), as_first)) {
+    for (const auto& factor : factors) {
+      results.push_back(matmul(x, factor));
+    }
+    return results;
+  }
+  results = launch(x, factors, End::plain, {});
+  results.erase(results.begin() + factors.size(), results.end());
+  return results;
 }
 
 mx::array matmul(const mx::array& x, const Factor& factor) {
-  std::vector<mx::array> inputs{x, factor.w};
-  if (has_codes(factor)) {
-    inputs.insert(inputs.end(), {*factor.scales, *factor.biases});
+  auto kernel = launch(x, {factor}, End::plain, {});
+  std::vector<mx::Shape> shapes;
+  std::vector<mx::Dtype> types;
+  for (const auto& output : kernel) {
+    shapes.push_back(output.shape());
+    types.push_back(output.dtype());
   }
-  return mx::array({x.shape(0), factor.w.shape(0)}, x.dtype(), std::make_shared<Product>(factor), std::move(inputs));
+  return mx::array::make_arrays(
+      shapes, types, std::make_shared<Product>(factor, kernel[0].primitive_ptr()), kernel[0].inputs())[0];
 }
 
 std::optional<mx::array> gated_matmul(const mx::array& gate, const mx::array& up) {

@@ -14,9 +14,9 @@
 
 namespace parallm::cuda {
 
-// GROUP, BITS; GV: groups that a warp reads at once; MB: eights of x's rows; NT: sixteens of w's rows that a block has.
-// The eight warps of a block take every eighth GV groups, which they fetch ahead into shared memory of their own, and
-// are added up in order at the end. There, 16 bytes of a row lie at places that differ with the row, so that the lanes'
+// GROUP, BITS; GV: groups that a warp reads at once; MB: eights of x's rows; NT: sixteens of w's rows that a warp has.
+// KW warps share out a row's groups, GV in turn, which they fetch ahead into shared memory of their own, and are added
+// up in order at the end. There, 16 bytes of a row lie at places that differ with the row, so that the lanes'
 // reads meet different banks.
 //
 // 4 bits: a code goes into the mantissa of a float (128 + code in bfloat16, 64 + code in float16); OFFSET is taken off
@@ -31,7 +31,8 @@ constexpr float OFFSET = BITS == 4 ? (BF ? 128.f : 64.f) : (BF ? 0.f : 1024.f);
 constexpr unsigned ONES = BF ? 0x3F803F80 : 0x3C003C00;
 const int M = x_shape[0], K = x_shape[1], groups = K / GROUP;
 const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % 4, g = lane / 4;
-const int n0 = block * OUTPUTS;
+const int n0 = (block * (WARPS / KW) + warp / KW) * OUTPUTS;
+const int first = groups / GV * split / SPLITS * GV, last = groups / GV * (split + 1) / SPLITS * GV;
 float acc[MB][NT][4] = {};
 extern __shared__ uint4 ring[];
 char* mine = (char*)ring + warp * STAGES * STAGE;
@@ -59,10 +60,11 @@ auto fetch = [&](int s, int stage) {
 };
 #pragma unroll
 for (int i = 0; i < STAGES - 1; ++i) {
-  if ((warp + WARPS * i) * GV < groups) fetch((warp + WARPS * i) * GV, i);
+  const int s = first + (warp % KW + KW * i) * GV;
+  if (s < last) fetch(s, i);
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
-for (int s = warp * GV, stage = 0; s < groups; s += WARPS * GV) {
+for (int s = first + warp % KW * GV, stage = 0; s < last; s += KW * GV) {
   unsigned early[GV][MB <= 2 ? MB : 1][LANE / 2] = {};
   if constexpr (MB <= 2) {
 #pragma unroll
@@ -74,8 +76,8 @@ for (int s = warp * GV, stage = 0; s < groups; s += WARPS * GV) {
   }
   asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
   __syncwarp();
-  const int next = s + (STAGES - 1) * WARPS * GV;
-  if (next < groups) fetch(next, (stage + STAGES - 1) % STAGES);
+  const int next = s + (STAGES - 1) * KW * GV;
+  if (next < last) fetch(next, (stage + STAGES - 1) % STAGES);
   asm volatile("cp.async.commit_group;" ::: "memory");
   const char* now = mine + stage * STAGE;
   stage = (stage + 1) % STAGES;
@@ -222,8 +224,7 @@ bool multiplies(mx::Dtype x, int group_size, int bits) {
 }
 
 mx::array dequantize(const mx::array& w, const mx::array& scales, const mx::array& biases, int group_size, int bits) {
-  static const auto kernel =
-      cuda::make_kernel("dequantize", {"w", "scales", "biases"}, {"out"}, widen, std::string(device_code) + copy_code);
+  static const Kernel kernel("dequantize", {"w", "scales", "biases"}, {"out"}, widen, std::string(device_code) + copy_code);
   const int words = w.size();
   return kernel(
       {w, scales, biases},
@@ -231,10 +232,7 @@ mx::array dequantize(const mx::array& w, const mx::array& scales, const mx::arra
       {scales.dtype()},
       {(words + 255) / 256 * 256, 1, 1},
       {256, 1, 1},
-      {{"T", scales.dtype()}, {"GROUP", group_size}, {"BITS", bits}},
-      {},
-      false,
-      {})[0];
+      {{"T", scales.dtype()}, {"GROUP", group_size}, {"BITS", bits}})[0];
 }
 
 } // namespace parallm::cuda
