@@ -29,7 +29,7 @@ struct Attention {
 /** How a layer chooses the few keys that a token attends to: by small index
  * queries and keys beside the layer's own (DeepSeek-V3.2's indexer, MiniMax M3's
  * blocks). Token t's score of position s is, for index head i, q[t,i].k[s]. */
-struct Selector {
+struct KeySelector {
   mx::array q; // [T,I,Di] un-rotated
   mx::array k; // [T,Di] un-rotated
   const Rope* rope = nullptr;
@@ -93,7 +93,7 @@ class Cache {
       const mx::array& k,
       const mx::array& v,
       const Attention& how,
-      const Selector& selector);
+      const KeySelector& selector);
 };
 
 /** An array that a layer keeps of each sequence, whatever its length. */

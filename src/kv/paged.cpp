@@ -97,7 +97,7 @@ class KernelLayer : public States {
       const mx::array& k,
       const mx::array& v,
       const Attention& how,
-      const Selector& selector) override {
+      const KeySelector& selector) override {
     check_selected(how);
     return attend(q, k, v, how, nullptr, index_keys_.mask(selector));
   }
@@ -232,7 +232,7 @@ class OpsLayer : public States {
       const mx::array& k,
       const mx::array& v,
       const Attention& how,
-      const Selector& selector) override {
+      const KeySelector& selector) override {
     check_selected(how);
     write(k_pool_, step_->rotate(k, how.rope));
     write(v_pool_, v);
@@ -312,8 +312,7 @@ class OpsLayer : public States {
     if (step_->only_decodes()) {
       return in_order({decode(q, cuda::Fresh{k, v, cos, sin, slots, rope_dims, traditional})});
     }
-    auto rotated =
-        cuda::rotate_and_write(q, k, v, cos, sin, k_pool_[0], v_pool_[0], slots, rope_dims, traditional);
+    auto rotated = cuda::rotate_and_write(q, k, v, cos, sin, k_pool_[0], v_pool_[0], slots, rope_dims, traditional);
     std::vector<mx::array> parts;
     if (step_->decoding_rows()) {
       parts.push_back(decode(rotated, {}));
@@ -444,7 +443,7 @@ Attended Cache::attend_openly(const mx::array&, const mx::array&, const mx::arra
 }
 
 mx::array
-Cache::attend_selected(const mx::array&, const mx::array&, const mx::array&, const Attention&, const Selector&) {
+Cache::attend_selected(const mx::array&, const mx::array&, const mx::array&, const Attention&, const KeySelector&) {
   fail(Kind::internal, "[kv] this cache's attention is of all positions");
 }
 

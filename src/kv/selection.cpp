@@ -55,7 +55,7 @@ mx::array IndexKeys::choose(
     const mx::array& keys,
     const std::optional<mx::array>& weights,
     int position,
-    const Selector& how) const {
+    const KeySelector& how) const {
   const int queries = q.shape(0), count = keys.shape(0);
   auto all = scores(q, keys);
   if (weights) {
@@ -80,7 +80,7 @@ mx::array IndexKeys::choose(
   return mx::astype(mx::sort(best, -1), mx::int32);
 }
 
-std::vector<std::optional<mx::array>> IndexKeys::choose(const Selector& selector) {
+std::vector<std::optional<mx::array>> IndexKeys::choose(const KeySelector& selector) {
   check(pool_.shape(1) > 0, "kv: a layer that selects keys has index keys in its spec");
   auto turned = step_->rotate(mx::expand_dims(selector.k, 1), selector.rope);
   step_->write(pool_, mx::squeeze(turned, 1));
@@ -106,7 +106,7 @@ std::vector<std::optional<mx::array>> IndexKeys::choose(const Selector& selector
   return out;
 }
 
-std::optional<mx::array> IndexKeys::mask(const Selector& selector) {
+std::optional<mx::array> IndexKeys::mask(const KeySelector& selector) {
   auto chosen = choose(selector);
   if (std::none_of(chosen.begin(), chosen.end(), [](auto& blocks) { return blocks.has_value(); })) {
     return {};

@@ -1,5 +1,5 @@
 // The index keys that a layer keeps beside its KV, and the positions that they
-// choose (Selector). Engine thread only.
+// choose (KeySelector). Engine thread only.
 #pragma once
 
 #include "kv/cache.h"
@@ -19,10 +19,10 @@ class IndexKeys {
 
   /** Writes the step's keys. -> for each of Step::sequences the ids of the blocks that its L queries see, rising, int32
    * [A,L,choices], A = 1 where index heads choose together, else I; nothing: they see all. */
-  std::vector<std::optional<mx::array>> choose(const Selector& selector);
+  std::vector<std::optional<mx::array>> choose(const KeySelector& selector);
 
   /** The same as bool [T,A,S], S the positions of the longest sequence; nothing where all see all. */
-  std::optional<mx::array> mask(const Selector& selector);
+  std::optional<mx::array> mask(const KeySelector& selector);
 
  private:
   mx::array scores(const mx::array& q, const mx::array& keys) const;
@@ -31,7 +31,7 @@ class IndexKeys {
       const mx::array& keys,
       const std::optional<mx::array>& weights,
       int position,
-      const Selector& how) const;
+      const KeySelector& how) const;
 
   Step*& step_;
   mx::array pool_; // [blocks*block_size, index_dim] rotated

@@ -52,7 +52,7 @@ Indexer::Indexer(Weights& weights, const std::string& name, const LatentArgs& ar
       k_norm(weights, name + ".k_norm", dims_, 1e-5f, true),
       weights_proj(weights, name + ".weights_proj", heads_, args.hidden_size) {}
 
-Selector Indexer::operator()(const mx::array& x, const mx::array& narrow) const {
+KeySelector Indexer::operator()(const mx::array& x, const mx::array& narrow) const {
   auto q = mx::reshape(wq_b(narrow), {x.shape(0), heads_, dims_});
   auto shares = scaled(weights_proj(x), 1 / std::sqrt(float(heads_) * float(dims_)));
   return {.q = q, .k = k_norm(wk(x)), .rope = rope_, .choices = choices_, .weights = shares};
