@@ -282,7 +282,7 @@ mx::array from_float8(const std::string& name, const mx::array& bytes, mx::array
 
 /** Of float8 activations and keys and values, which we don't have. */
 void drop_activations(Arrays& arrays) {
-  for (auto end : {"activation_scale", ".input_scale", ".input_global_scale", ".k_scale", ".v_scale", ".q_scale"}) {
+  for (auto end : {"activation_scale", "input_scale", ".input_global_scale", ".k_scale", ".v_scale", ".q_scale"}) {
     for (auto& name : names_ending(arrays, end)) {
       arrays.erase(name);
     }
@@ -376,6 +376,39 @@ Quantizations from_compressed_tensors(const Config& options, Arrays& arrays) {
   return out;
 }
 
+/** Experts [E,N,K/2] in one tensor, as Muse Spark's repository has them: scales [E,N,K/16], factors [E]; gate and up
+ * one above the other, with factors [E,2] (mlx-lm's muse_spark.py). */
+void put_nvfp4_experts(
+    Arrays& arrays,
+    const std::string& layer,
+    const mx::array& codes,
+    const mx::array& scales,
+    const mx::array& factors) {
+  const std::string both = "gate_up_proj";
+  const bool two = layer.ends_with(both);
+  const int count = codes.shape(0);
+  if (!is_bytes(codes) || !is_bytes(scales) || scales.shape() != mx::Shape{count, codes.shape(1), codes.shape(2) / 8} ||
+      factors.size() != size_t(count) * (two ? 2 : 1)) {
+    fail(Kind::invalid, "{} {} must have NVFP4's bytes, byte scales and a global scale for each expert", where, layer);
+  }
+  auto global = mx::reshape(mx::astype(factors, mx::float32), {count, -1}) * mx::array(global_scale_unit);
+  const auto put = [&](const std::string& name, int part) {
+    const int rows = codes.shape(1) / (two ? 2 : 1), first = part * rows;
+    const auto cut = [&](const mx::array& x) {
+      return mx::contiguous(mx::slice(x, {0, first, 0}, {count, first + rows, x.shape(2)}));
+    };
+    arrays.insert_or_assign(name + ".weight", mx::view(cut(codes), mx::uint32));
+    arrays.insert_or_assign(name + ".scales", cut(scales));
+    arrays.insert_or_assign(name + ".global_scale", mx::take(global, part, 1));
+  };
+  if (!two) {
+    return put(layer, 0);
+  }
+  const auto stem = layer.substr(0, layer.size() - both.size());
+  put(stem + "gate_proj", 0);
+  put(stem + "up_proj", 1);
+}
+
 /** NVIDIA's Model Optimizer: weight_scale_2 is a factor of all of NVFP4's scales; without it weights are float8. */
 Quantizations from_modelopt(const Config& options, Arrays& arrays) {
   auto settings = options.has("quantization") ? options.object("quantization") : options; // of hf_quant_config.json
@@ -406,6 +439,13 @@ Quantizations from_modelopt(const Config& options, Arrays& arrays) {
     auto factor = std::move(second->second);
     arrays.erase(second);
     out.all = put_nvfp4(arrays, layer, weight, scale, factor);
+  }
+  for (auto& name : names_ending(arrays, "_proj_weight_scale")) {
+    auto layer = name.substr(0, name.size() - 13);
+    auto scale = pop(arrays, name, 3, layer), weight = pop(arrays, layer, 3, layer);
+    auto factor = pop(arrays, layer + "_weight_scale_2", layer.ends_with("gate_up_proj") ? 2 : 1, layer);
+    put_nvfp4_experts(arrays, layer, weight, scale, factor);
+    out.all = Quantization{16, 4, "nvfp4"};
   }
   drop_activations(arrays);
   return out;

@@ -204,17 +204,41 @@ TEST_CASE("quantization: experts with global scales of their own") {
   const auto x = mx::random::normal({6, k});
   const auto which = mx::array({0, 0, 1, 2, 2, 2});
   const auto expected = mx::squeeze(mx::matmul(mx::take(mx::stack(dense), which, 0), mx::expand_dims(x, 2)), 2);
+  const auto check = [&](Weights& weights, const std::string& name, const mx::array& wanted) {
+    const Experts all(weights, name, experts, n, k);
+    const auto got = floats(all(x, which)), right = floats(wanted);
+    for (size_t i = 0; i < got.size(); ++i) {
+      CHECK(got[i] == doctest::Approx(right[i]).epsilon(1e-4));
+    }
+  };
   for (bool mlx_ops : {true, false}) {
     test::MlxOps ops(mlx_ops);
     Weights weights(arrays, how, mx::float32);
     weights.stack("e.{}", experts, "all");
-    const Experts all(weights, "all", experts, n, k);
+    check(weights, "all", expected);
     weights.finish();
-    const auto got = floats(all(x, which)), wanted = floats(expected);
-    for (size_t i = 0; i < got.size(); ++i) {
-      CHECK(got[i] == doctest::Approx(wanted[i]).epsilon(1e-4));
-    }
   }
+
+  // Of one tensor, gate above up: here the second is the first with twice the factor.
+  Weights apart(arrays, how, mx::float32);
+  apart.stack("e.{}", experts, "all");
+  const auto codes = mx::view(*apart.pull("all.weight"), mx::uint8), scales = *apart.pull("all.scales");
+  const auto factors = *apart.pull("all.global_scale") / mx::array(6.0f * 448);
+  Arrays fused{
+      {"m.experts.gate_up_proj", mx::concatenate({codes, codes}, 1)},
+      {"m.experts.gate_up_proj_weight_scale", mx::concatenate({scales, scales}, 1)},
+      {"m.experts.gate_up_proj_weight_scale_2", mx::stack({factors, factors * mx::array(2.0f)}, 1)},
+      {"m.experts.gate_up_proj_input_scale", mx::ones({experts})},
+      {"m.experts.down_proj", codes},
+      {"m.experts.down_proj_weight_scale", scales},
+      {"m.experts.down_proj_weight_scale_2", factors}};
+  const auto kind = read_quantizations(
+      config_of(R"({"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}})"), fused);
+  Weights weights(fused, kind, mx::float32);
+  check(weights, "m.experts.gate_proj", expected);
+  check(weights, "m.experts.up_proj", expected * mx::array(2.0f));
+  check(weights, "m.experts.down_proj", expected);
+  weights.finish();
 }
 
 TEST_CASE("quantization: float8 with powers of 2 for blocks of 32 x 32 stays packed, as mxfp8") {
