@@ -261,8 +261,7 @@ class OpsLayer : public States {
     if (step_->only_decodes()) {
       return in_order({decode(q, cuda::Fresh{k, v, cos, sin, slots, rope_dims, traditional})});
     }
-    auto rotated =
-        cuda::rotate_and_write(q, k, v, cos, sin, k_pool_[0], v_pool_[0], slots, rope_dims, traditional);
+    auto rotated = cuda::rotate_and_write(q, k, v, cos, sin, k_pool_[0], v_pool_[0], slots, rope_dims, traditional);
     std::vector<mx::array> parts;
     if (step_->decoding_rows()) {
       parts.push_back(decode(rotated, {}));

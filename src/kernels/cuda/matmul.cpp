@@ -1,7 +1,7 @@
 // Matmuls of few rows, dense or by affine codes: each weight is read once, whatever the number of rows, and what goes
-// around a matmul is part of its launch. Up to 16 rows, the eight warps of a block share out K among them; above, two do
-// (and for few outputs four blocks), and four pairs of warps use the same x. Sums are added up in order, so a row's are
-// the same bits with however many rows, of either kind.
+// around a matmul is part of its launch. Up to 16 rows, the eight warps of a block share out K among them; above, two
+// do (and for few outputs four blocks), and four pairs of warps use the same x. Sums are added up in order, so a row's
+// are the same bits with however many rows, of either kind.
 #include "kernels/cuda/kernel.h"
 #include "kernels/cuda/matmul_code.h"
 #include "kernels/cuda/ops.h"
@@ -10,19 +10,17 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 #include <map>
 #include <string>
 #include <tuple>
 
 namespace parallm::cuda {
 
-// A warp takes every KW-th 64 columns of ROWS rows of w, which it fetches ahead into shared memory of its own: two tiles
-// of 32 columns, 64 bytes a row. Lane c holds 8 columns of a tile for two steps of the tensor cores; x is read alike:
-// from global memory where all warps share out K, else from tiles that the block fetches ahead too.
+// A warp takes every KW-th 64 columns of ROWS rows of w, which it fetches ahead into shared memory of its own: two
+// tiles of 32 columns, 64 bytes a row. Lane c holds 8 columns of a tile for two steps of the tensor cores; x is read
+// alike: from global memory where all warps share out K, else from tiles that the block fetches ahead too.
 const char* const dense_code = R"cu(
-constexpr int STAGES = 3, ROWS = NT * 16, OUTPUTS = GATED ? ROWS / 2 : ROWS, STAGE = ROWS * 128;
+constexpr int WARPS = 8, STAGES = 3, ROWS = NT * 16, OUTPUTS = GATED ? ROWS / 2 : ROWS, STAGE = ROWS * 128;
 const int M = x_shape[0], K = x_shape[1], chunks = K / 64;
 const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % 4, g = lane / 4;
 const int n0 = (block * (WARPS / KW) + warp / KW) * OUTPUTS;
@@ -200,31 +198,16 @@ for (int e = 0; e < EACH; ++e) {
 }
 )cu";
 
-// MLX writes the kernel's head; this lets it have no more registers than so many blocks of so many threads find.
-std::string bounds_code(int threads, int blocks) {
+// MLX writes the kernel's head; this lets it have no more registers than so many blocks find.
+std::string bounds_code(int blocks) {
   return fmt::format(
-      "#undef __global__\n#define __global__ __attribute__((global)) __launch_bounds__({}, {})\n", threads, blocks);
+      "#undef __global__\n#define __global__ __attribute__((global)) __launch_bounds__(256, {})\n", blocks);
 }
 
 constexpr int few_rows = 16; // of x: up to them, all eight warps share out K
 
-std::pair<int, int> wide() { // EXPERIMENT
-  static const auto found = [] {
-    const char* text = std::getenv("PARALLM_WIDE");
-    return text ? std::pair(std::atoi(text), std::atoi(std::strchr(text, ',') + 1)) : std::pair(16, 1);
-  }();
-  return found;
-}
-
-/** Warps of a block. */
-int warps(int rows) {
-  return rows <= few_rows ? 8 : wide().first;
-}
-
-/** Rows of w that a warp has. */
-int warp_rows(int rows) {
-  return rows <= few_rows ? 32 : wide().second * 16;
-}
+constexpr int warps = 8; // of a block
+constexpr int warp_rows = 32; // of w
 
 enum class End { plain, gated, added };
 
@@ -233,7 +216,6 @@ struct Kind {
   End end;
   int count; // of matrices
   bool split; // K, among blocks
-  int threads; // of a block
   int blocks; // at once on a multiprocessor
   int shared; // bytes of a block's memory
 
@@ -248,7 +230,7 @@ Kernel kernel_of(const Kind& kind) {
     return kind.codes ? text + fmt::format("scales{1} = s{0};\nbiases{1} = b{0};\n", from, suffix) : text;
   };
   std::string find =
-      "constexpr int BLOCK = NT * 16 * WARPS / KW;\nconst int split = blockIdx.x % SPLITS;\n"
+      "constexpr int BLOCK = NT * 16 * 8 / KW;\nconst int split = blockIdx.x % SPLITS;\n"
       "int block = blockIdx.x / SPLITS, N = f0_shape[0];\nauto *w = f0, *w2 = f0;\nauto* out = o0;\n";
   if (kind.codes) {
     find += "auto *scales = s0, *scales2 = s0, *biases = b0, *biases2 = b0;\n";
@@ -288,18 +270,17 @@ Kernel kernel_of(const Kind& kind) {
   find += fmt::format("constexpr bool GATED = {}, ADDED = {};\n", kind.end == End::gated, kind.end == End::added);
   return Kernel(
       fmt::format(
-          "matmul_{}{}{}{}_{}_{}_{}",
+          "matmul_{}{}{}{}_{}_{}",
           kind.codes ? 'c' : 'd',
           int(kind.end),
           kind.count,
           kind.split ? "s" : "",
-          kind.threads,
           kind.blocks,
           kind.shared),
       inputs,
       names,
       find + (kind.codes ? quantized_code : dense_code) + end_code,
-      bounds_code(kind.threads, kind.blocks) + device_code + copy_code,
+      bounds_code(kind.blocks) + device_code + copy_code,
       kind.shared);
 }
 
@@ -336,8 +317,8 @@ int shared_memory(int rows, const Factor& factor) {
   const int groups = has_codes(factor) ? groups_at_once(rows, factor) : 0;
   const int row = has_codes(factor) ? groups * (words(factor) * 16 + 4) : 128;
   const int x_row = has_codes(factor) ? sharing(rows) * groups * factor.group_size * 2 + 16 : sharing(rows) * 128 + 64;
-  const int stages = 3 * (warps(rows) * warp_rows(rows) * row + (rows <= few_rows ? 0 : eights(rows) * 8 * x_row));
-  const int sums = warps(rows) * eights(rows) * 8 * (warp_rows(rows) + 4) * 4; // take over their place
+  const int stages = 3 * (warps * warp_rows * row + (rows <= few_rows ? 0 : eights(rows) * 8 * x_row));
+  const int sums = warps * eights(rows) * 8 * (warp_rows + 4) * 4; // take over their place
   return std::max(stages, sums);
 }
 
@@ -371,14 +352,13 @@ launch(const mx::array& x, const std::vector<Factor>& factors, End end, const st
   const int rows = x.shape(0);
   const int count = factors.size(), parts = splits(rows, first);
   const bool codes = has_codes(first);
-  const int threads = 32 * warps(rows);
-  const int blocks = rows <= (codes ? 8 : few_rows) || (!codes && rows > few_rows && wide() == std::pair(8, 1)) ? 2 : 1;
-  const Kind kind{codes, end, count, parts > 1, threads, blocks, shared_memory(rows, first)};
+  const int blocks = rows <= (codes ? 8 : few_rows) ? 2 : 1;
+  const Kind kind{codes, end, count, parts > 1, blocks, shared_memory(rows, first)};
   auto found = kernels.find(kind);
   if (found == kernels.end()) {
     found = kernels.emplace(kind, kernel_of(kind)).first;
   }
-  const int block_rows = warp_rows(rows) * warps(rows) / sharing(rows), outputs = end == End::gated ? block_rows / 2 : block_rows;
+  const int block_rows = warp_rows * warps / sharing(rows), outputs = end == End::gated ? block_rows / 2 : block_rows;
   int tiles = 0;
   std::vector<mx::array> inputs{x};
   std::vector<mx::Shape> shapes;
@@ -402,19 +382,15 @@ launch(const mx::array& x, const std::vector<Factor>& factors, End end, const st
     types.push_back(mx::float32);
   }
   std::vector<std::pair<std::string, mx::fast::TemplateArg>> how = {
-      {"T", x.dtype()}, {"MB", eights(rows)}, {"NT", warp_rows(rows) / 16}, {"WARPS", warps(rows)}, {"KW", sharing(rows)}, {"SPLITS", parts}};
+      {"T", x.dtype()}, {"MB", eights(rows)}, {"NT", warp_rows / 16}, {"KW", sharing(rows)}, {"SPLITS", parts}};
   if (kind.codes) {
-    how.insert(
-        how.end(),
-        {{"GROUP", first.group_size},
-         {"BITS", first.bits},
-         {"GV", groups_at_once(rows, first)}});
+    how.insert(how.end(), {{"GROUP", first.group_size}, {"BITS", first.bits}, {"GV", groups_at_once(rows, first)}});
   }
-  return found->second(inputs, shapes, types, {tiles * parts * threads, 1, 1}, {threads, 1, 1}, how);
+  return found->second(inputs, shapes, types, {tiles * parts * 32 * warps, 1, 1}, {32 * warps, 1, 1}, how);
 }
 
-/** MLX's node for one matmul, which becomes a kernel when it runs: often, what follows it replaces it before. Inputs and
- * outputs are the kernel's. */
+/** MLX's node for one matmul, which becomes a kernel when it runs: often, what follows it replaces it before. Inputs
+ * and outputs are the kernel's. */
 class Product : public mx::Primitive {
  public:
   Product(Factor factor, std::shared_ptr<mx::Primitive> kernel)
@@ -461,7 +437,9 @@ bool multiplies(const mx::array& x, const Factor& factor) {
 }
 
 std::vector<mx::array> matmuls(const mx::array& x, const std::vector<Factor>& factors) {
-  const auto as_first = [&](const Factor& factor) { return splits(x.shape(0), factor) == splits(x.shape(0), factors[0]); };
+  const auto as_first = [&](const Factor& factor) {
+    return splits(x.shape(0), factor) == splits(x.shape(0), factors[0]);
+  };
   std::vector<mx::array> results;
   if (!std::all_of(factors.begin(), factors.end(), as_first)) {
     for (const auto& factor : factors) {
@@ -494,8 +472,7 @@ std::optional<mx::array> gated_matmul(const mx::array& gate, const mx::array& up
   }
   auto& factor = a->factor();
   if (has_codes(factor)) {
-    const int rows = gate.shape(0);
-    if (words(factor) * groups_at_once(rows, factor) * (warp_rows(rows) / 2) < 32) {
+    if (words(factor) * groups_at_once(gate.shape(0), factor) < 2) {
       return {}; // a lane's copies wouldn't stay in one matrix
     }
   }

@@ -3,8 +3,8 @@
 // build.
 //
 // A row's result depends on its own inputs alone, whatever the other rows hold, and is summed in one fixed order: where
-// the work of a row is split, it is split at places that its own length gives. A matmul has two orders, one for up to 16
-// rows and one for more.
+// the work of a row is split, it is split at places that its own length gives. A matmul has two orders, one for up to
+// 16 rows and one for more.
 //
 // All arrays are on the default stream. Sums are float32; outputs have x's (or q's) dtype.
 #pragma once

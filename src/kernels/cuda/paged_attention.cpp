@@ -48,7 +48,6 @@ __device__ inline void turn(const T* x, T* y, int pair, const float* cos, const 
 
 // Where FRESH, it first turns q and the sequence's own key, and writes that and its value to the pools: every block
 // that reads them does so for itself.
-// Each warp asks for all its keys and values at once, into the cache, so that their ways to it overlap.
 // Eight warps take tiles of 16 keys in turn. Keys are a's rows against 8 queries as b's columns, so both go from memory
 // to registers as they lie: which dimensions a thread holds doesn't matter, as long as q and k agree. The weights then
 // change sides (movmatrix) to multiply v, whose keys are paired up in registers.
@@ -67,13 +66,6 @@ auto place = [&](int p) {
   p = min(max(p, from), to - 1);
   return ((long)blocks[p / BLOCK] * BLOCK + p % BLOCK) * G + kv;
 };
-constexpr int K_LINES = (D * 2 + 127) / 128, LINES = K_LINES + (DV * 2 + 127) / 128; // of the cache, a key and its value
-for (int p = start + warp * 16; p < to; p += WARPS * 16)
-  for (int i = lane; i < 16 * LINES; i += 32) {
-    const long at = place(p + i / LINES);
-    const int line = i % LINES;
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(line < K_LINES ? k_pool + at * D + line * 64 : v_pool + at * DV + (line - K_LINES) * 64));
-  }
 uint4 qs[NB][D / 32];
 const int t = tokens[row];
 const T* all_q = q + ((long)t * H + h0) * D;
@@ -423,13 +415,7 @@ mx::array paged_decode(
       grid,
       threads,
       how);
-  return add(
-      {sums[0], sums[1], positions, sink},
-      {result},
-      {q.dtype()},
-      {heads * 128, rows, 1},
-      {128, 1, 1},
-      how)[0];
+  return add({sums[0], sums[1], positions, sink}, {result}, {q.dtype()}, {heads * 128, rows, 1}, {128, 1, 1}, how)[0];
 }
 
 } // namespace parallm::cuda

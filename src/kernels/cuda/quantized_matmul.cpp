@@ -23,7 +23,7 @@ namespace parallm::cuda {
 // in the bias. The shifts that do it pair code j of a word with code j + 4, so x's words are paired alike.
 // 8 bits: 1024 + code in float16; in bfloat16 a code is exact by itself.
 const char* const quantized_code = R"cu(
-constexpr int LANE = GROUP / 4, WORDS = LANE * BITS / 32, STEPS = LANE / 4, STAGES = 3, ROWS = NT * 16;
+constexpr int LANE = GROUP / 4, WORDS = LANE * BITS / 32, STEPS = LANE / 4, WARPS = 8, STAGES = 3, ROWS = NT * 16;
 constexpr int OUTPUTS = GATED ? ROWS / 2 : ROWS;
 constexpr int CHUNKS = GV * WORDS, STEP = 32 / CHUNKS, STAGE = ROWS * (CHUNKS * 16 + 4 * GV);
 constexpr bool BF = is_bf16<T>;
@@ -250,7 +250,8 @@ bool multiplies(mx::Dtype x, int group_size, int bits) {
 }
 
 mx::array dequantize(const mx::array& w, const mx::array& scales, const mx::array& biases, int group_size, int bits) {
-  static const Kernel kernel("dequantize", {"w", "scales", "biases"}, {"out"}, widen, std::string(device_code) + copy_code);
+  static const Kernel kernel(
+      "dequantize", {"w", "scales", "biases"}, {"out"}, widen, std::string(device_code) + copy_code);
   const int words = w.size();
   return kernel(
       {w, scales, biases},
