@@ -341,6 +341,22 @@ TEST_CASE("cuda: numbers of the host arrive, however many are on their way") {
   }
 }
 
+TEST_CASE("cuda: RMS norm equals float32 arithmetic") {
+  if (skipped()) {
+    return;
+  }
+  for (auto type : {mx::bfloat16, mx::float16}) {
+    for (auto [count, width] : {std::pair{1, 4096}, {5, 8}, {cuda::most_rows, 1032}}) {
+      CAPTURE(width);
+      auto x = normal({count, width}, type, 1), weight = normal({width}, type, 2);
+      REQUIRE(cuda::norms(x, weight));
+      auto wide = mx::astype(x, mx::float32);
+      auto scale = mx::rsqrt(mx::mean(mx::square(wide), -1, true) + mx::array(1e-5f));
+      CHECK(error(cuda::rms_norm(x, weight, 1e-5f), wide * scale * mx::astype(weight, mx::float32)) < rounding(type));
+    }
+  }
+}
+
 TEST_CASE("cuda: swiglu equals float32 arithmetic") {
   if (skipped()) {
     return;

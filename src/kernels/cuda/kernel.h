@@ -15,8 +15,8 @@ namespace mx = mlx::core;
 
 /** mx::fast::cuda_kernel for row-contiguous arrays, at less cost for the host, which else takes longer than a small
  * kernel runs: MLX puts a kernel's text together for each call and hashes it for each launch. So the text that it sees
- * is an #include of a file, which lives as long as the process, and a call like an earlier one takes over its primitive.
- * Engine thread only. */
+ * is an #include of a file, which lives as long as the process, and a call like an earlier one takes over its
+ * primitive. Engine thread only. */
 class Kernel {
  public:
   Kernel(

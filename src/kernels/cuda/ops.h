@@ -3,8 +3,8 @@
 // build.
 //
 // A row's result depends on its own inputs alone, whatever the other rows hold, and is summed in one fixed order: where
-// the work of a row is split, it is split at places that its own length gives. A matmul has two orders, one for up to 16
-// rows and one for more.
+// the work of a row is split, it is split at places that its own length gives. A matmul has two orders, one for up to
+// 16 rows and one for more.
 //
 // All arrays are on the default stream. Sums are float32; outputs have x's (or q's) dtype.
 #pragma once
@@ -53,6 +53,12 @@ std::optional<mx::array> gated_matmul(const mx::array& gate, const mx::array& up
 
 /** x + y, in y's launch where it is a matmul that nobody has evaluated. */
 mx::array add(const mx::array& x, const mx::array& y);
+
+/** rms_norm has a kernel for this: up to most_rows rows of 16-bit floats, whole eights of them. */
+bool norms(const mx::array& x, const mx::array& weight);
+
+/** x [M,D] over the root of its rows' mean square + eps, times weight [D]. */
+mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps);
 
 /** The weights [N,K] that w, scales and biases, as a Factor's, stand for, each rounded once: for more rows. */
 mx::array dequantize(const mx::array& w, const mx::array& scales, const mx::array& biases, int group_size, int bits);

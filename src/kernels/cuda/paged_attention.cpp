@@ -415,13 +415,7 @@ mx::array paged_decode(
       grid,
       threads,
       how);
-  return add(
-      {sums[0], sums[1], positions, sink},
-      {result},
-      {q.dtype()},
-      {heads * 128, rows, 1},
-      {128, 1, 1},
-      how)[0];
+  return add({sums[0], sums[1], positions, sink}, {result}, {q.dtype()}, {heads * 128, rows, 1}, {128, 1, 1}, how)[0];
 }
 
 } // namespace parallm::cuda

@@ -64,7 +64,8 @@ mx::array upload(const void* values, mx::Shape shape, mx::Dtype type) {
   auto& slot = slot_of(bytes);
   std::memcpy(slot.buffer.raw_ptr(), values, bytes);
   mx::array on_host(
-      mx::allocator::Data(slot.buffer, [&slot](mx::allocator::Buffer) { slot.taken.store(false, std::memory_order_release); }),
+      mx::allocator::Data(
+          slot.buffer, [&slot](mx::allocator::Buffer) { slot.taken.store(false, std::memory_order_release); }),
       std::move(shape),
       type);
   return mx::add(on_host, mx::array(0, type)); // an op that can't take over memory of ours
