@@ -115,14 +115,20 @@ size_t kv_row_bytes(int dim, int bits);
 /** Those groups' size. */
 int kv_group_size(int dim);
 
+/** What it takes to add keys to attention that is done. */
+struct OpenAttention {
+  mx::array masses; // float32 [T,H]: the log of the sum of exp(score), sinks included
+  mx::array rotated; // float32 [T,H,D]: the queries
+};
+
 /** RoPE, cache write and attention of one layer for a flat step (kv/cache.h has the words).
  *  q [T,H,D], k [T,G,D], v [T,G,Dv] un-rotated; cos, sin [T, rope_dims/2] float32 (any array where rope_dims is 0);
  *  k_pool [blocks, G, block_size, D] and v_pool [.., Dv] in the KV dtype: WRITTEN IN PLACE, so all calls that share a
  *  pool must be on one stream and evaluated in order; spans int32 [R,3]: first, count, offset; table int32
  *  [R, width]: block ids; sinks [H] float32. With kv_bits the pools are uint8 [blocks, G, block_size, kv_row_bytes(D,
  * bits)]. -> [T,H,Dv] in q's dtype. Query t of a span sees positions [max(0, p-window+1, p - p % chunk), p] of its own
- * sequence, p = offset + t. `masses`, where not null, becomes
- *  float32 [T,H]: the log of the sum of exp(score), sinks included. */
+ * sequence, p = offset + t. `open`, where not null, takes
+ *  what it is to go on with. */
 mx::array paged_attention(
     const mx::array& q,
     const mx::array& k,
@@ -135,7 +141,7 @@ mx::array paged_attention(
     const mx::array& table,
     const std::optional<mx::array>& sinks,
     const PagedAttentionShape& shape,
-    mx::array* masses = nullptr);
+    OpenAttention* open = nullptr);
 
 struct RecallShape {
   int top_k; // memories of each query; 0 or more

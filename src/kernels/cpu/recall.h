@@ -10,10 +10,11 @@ namespace parallm::cpu {
 // Keys as codes, for the first look at many: key n of a kv head, times its inverse norm, is about
 //   centre + scale_n * (code - 128),
 // code by code; centre is the mean of all. Tiles of 64 keys; a tile's codes lie as [words][64 keys][4 bytes], byte b of
-// word w is dimension 4w + b, and those past the dimensions are 128. After each tile's 64 scales (0 past the last key)
-// stands the greatest. After each centre stand the greatest length of what rounding takes, and of the codes less 128,
-// both in units of the key's own scale.
-constexpr size_t code_tile = 64;
+// word w is dimension 4w + b, and those past the dimensions are 128. After a tile's 64 scales (0 past the last key)
+// stands the greatest of each 16. After each centre stand the greatest length of what rounding takes, and of the codes
+// less 128, both in units of the key's own scale.
+constexpr size_t code_tile = 64, code_group = 16;
+constexpr size_t code_scales = code_tile + code_tile / code_group; // of a tile
 constexpr size_t code_tiles(size_t memories) {
   return (memories + code_tile - 1) / code_tile;
 }
@@ -27,7 +28,7 @@ struct CodesJob {
   const float* inverse_norms; // [G,N]
   Type type; // of keys
   uint8_t* codes; // [G,tiles,words,64,4]
-  float* scales; // [G,tiles,65]
+  float* scales; // [G,tiles,68]
   float* centres; // [G,D+2]
 };
 

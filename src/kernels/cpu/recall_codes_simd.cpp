@@ -44,10 +44,10 @@ void code(const CodesJob& job) {
     const size_t g = i / tiles, first = i % tiles * size;
     const float* centre = job.centres + g * (job.dim + 2);
     uint8_t* codes = job.codes + i * words * size * 4;
-    float* scales = job.scales + i * (size + 1);
+    float* scales = job.scales + i * code_scales;
     std::vector<float> key(round_up(job.dim, lanes));
     std::fill(codes, codes + words * size * 4, uint8_t{128});
-    std::fill(scales, scales + size + 1, 0.0f);
+    std::fill(scales, scales + code_scales, 0.0f);
     double residual = 0, length = 0;
     for (size_t j = 0; j < std::min(size, job.memories - first); j++) {
       unit(g, first + j, key.data());
@@ -66,7 +66,8 @@ void code(const CodesJob& job) {
         codes[(d / 4 * size + j) * 4 + d % 4] = static_cast<uint8_t>(static_cast<int>(code) + 128);
       }
       scales[j] = scale;
-      scales[size] = std::max(scales[size], scale);
+      float& most = scales[size + j / code_group];
+      most = std::max(most, scale);
       residual = std::isfinite(squares) ? std::max(residual, squares) : INFINITY; // then nothing is ruled out
       length = std::max(length, own);
     }
