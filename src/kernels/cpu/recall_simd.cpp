@@ -151,14 +151,14 @@ struct CodedQuery {
   float scale; // q is about scale * codes
   float bound; // of what a product is off, in units of a key's scale
   float slack; // twice what float32 rounds of anything here
-  int32_t start; // what the keys' 128 add, with the other sign
-  int32_t* pairs; // for each word of a key: codes 0 and 2, then 1 and 3
+  int32_t start; // what the keys' 32 add, with the other sign
+  int32_t* pairs; // for each 4 dimensions codes 0 and 2, then 1 and 3
 };
 
 CodedQuery code_query(const RecallJob& job, const float* q, size_t g, int32_t* pairs) {
-  constexpr float most = 2047; // times 255, of 4096 dimensions, is below 2^31
+  constexpr float most = 8191; // times 63, of 4096 dimensions, is below 2^31
   CodedQuery coded{0, 0, 0, 0, pairs};
-  std::fill(pairs, pairs + 2 * code_words(job.dim), 0);
+  std::fill(pairs, pairs + 8 * code_parts(job.dim), 0);
   const float* bounds = job.centres + g * (job.dim + 2) + job.dim;
   double squares = 0, off = 0, coded_squares = 0;
   float top = 0;
@@ -174,7 +174,7 @@ CodedQuery code_query(const RecallJob& job, const float* q, size_t g, int32_t* p
     const auto code = static_cast<int32_t>(rounded);
     off += double{exact - rounded} * (exact - rounded);
     coded_squares += double{rounded} * rounded;
-    coded.start -= 128 * code;
+    coded.start -= 32 * code;
     int32_t& pair = pairs[2 * (d / 4) + d % 2];
     pair |= d % 4 < 2 ? code & 0xFFFF : static_cast<int32_t>(static_cast<uint32_t>(code) << 16);
   }
@@ -184,13 +184,12 @@ CodedQuery code_query(const RecallJob& job, const float* q, size_t g, int32_t* p
   return coded;
 }
 
-/** take(query, first key, products) of `MR` queries and `NV` vectors of a tile's keys from `first` on. */
+/** take(query, first key, sums) of `MR` queries and `NV` vectors of a tile's keys from `first` on. */
 template <int MR, size_t NV, class F>
 HWY_INLINE void
-multiply_codes(const int32_t* tile, size_t words, size_t first, const CodedQuery* const (&queries)[MR], const F& take) {
+multiply_codes(const int32_t* tile, size_t parts, size_t first, const CodedQuery* const (&queries)[MR], const F& take) {
   constexpr int chains = MR == 1 ? 2 : 1; // sums that don't wait for each other
   const I32 d;
-  const VI low_bytes = hn::Set(d, 0x00FF00FF);
   VI sums[chains][MR][NV];
   for (int c = 0; c < chains; c++) {
     for (int m = 0; m < MR; m++) {
@@ -199,27 +198,43 @@ multiply_codes(const int32_t* tile, size_t words, size_t first, const CodedQuery
       }
     }
   }
-  for (size_t w = 0; w < words; w++) {
-    VI even[NV], odd[NV];
-    for (size_t i = 0; i < NV; i++) {
-      const VI word = hn::LoadU(d, tile + w * code_tile + first + i * lanes);
-      even[i] = hn::And(word, low_bytes);
-      odd[i] = hn::And(hn::ShiftRight<8>(word), low_bytes);
-    }
+  const auto add = [&](const VI(&even)[NV], const VI(&odd)[NV], size_t at) {
     for (int m = 0; m < MR; m++) {
-      const int32_t* pairs = queries[m]->pairs + 2 * w;
       for (size_t i = 0; i < NV; i++) {
-        sums[0][m][i] = add_products(sums[0][m][i], even[i], pairs);
+        sums[0][m][i] = add_products(sums[0][m][i], even[i], queries[m]->pairs + at);
       }
       for (size_t i = 0; i < NV; i++) {
-        sums[chains - 1][m][i] = add_products(sums[chains - 1][m][i], odd[i], pairs + 1);
+        sums[chains - 1][m][i] = add_products(sums[chains - 1][m][i], odd[i], queries[m]->pairs + at + 1);
       }
     }
+  };
+  for (size_t p = 0; p < parts; p++) {
+    VI even[NV], odd[NV], high[NV];
+    const VI low_bits = hn::Set(d, 0x003F003F);
+    const auto read = [&](auto shift, int32_t mask) {
+      constexpr int w = 3 - decltype(shift)::value / 2; // the word whose high bits are shifted so far
+      for (size_t i = 0; i < NV; i++) {
+        const VI word = hn::LoadU(d, tile + (p * 3 + w) * code_tile + first + i * lanes);
+        even[i] = hn::And(word, low_bits);
+        odd[i] = hn::And(hn::ShiftRight<8>(word), low_bits);
+        const VI part = hn::And(hn::ShiftRight<decltype(shift)::value>(word), hn::Set(d, mask));
+        high[i] = w == 0 ? part : hn::Or(high[i], part);
+      }
+      add(even, odd, p * 8 + 2 * w);
+    };
+    read(std::integral_constant<int, 6>(), 0x03030303);
+    read(std::integral_constant<int, 4>(), 0x0C0C0C0C);
+    read(std::integral_constant<int, 2>(), 0x30303030);
+    for (size_t i = 0; i < NV; i++) {
+      even[i] = hn::And(high[i], low_bits);
+      odd[i] = hn::And(hn::ShiftRight<8>(high[i]), low_bits);
+    }
+    add(even, odd, p * 8 + 6);
   }
   for (int m = 0; m < MR; m++) {
     for (size_t i = 0; i < NV; i++) {
       const VI sum = chains == 1 ? sums[0][m][i] : hn::Add(sums[0][m][i], sums[chains - 1][m][i]);
-      take(m, first + i * lanes, hn::Mul(hn::ConvertTo(F32(), sum), hn::Set(F32(), queries[m]->scale)));
+      take(m, first + i * lanes, sum);
     }
   }
 }
@@ -231,7 +246,7 @@ struct Tile {
 
   Tile(const RecallJob& job, size_t g, size_t tile) {
     const size_t place = g * code_tiles(job.memories) + tile;
-    codes = reinterpret_cast<const int32_t*>(job.codes) + place * code_words(job.dim) * code_tile;
+    codes = reinterpret_cast<const int32_t*>(job.codes) + place * 3 * code_parts(job.dim) * code_tile;
     scales = job.scales + place * code_scales;
   }
 };
@@ -247,29 +262,31 @@ HWY_NOINLINE void scan_tiles(
     float* const (&floors)[MR]) {
   constexpr size_t most = many_registers ? 4 : 2, at_once = std::min(most, code_tile / lanes);
   constexpr size_t groups = code_tile / code_group;
-  const F32 d;
+  const I32 d;
+  const VI least = hn::Set(d, std::numeric_limits<int32_t>::min());
   for (size_t t = begin; t < end; t++) {
     const Tile tile(job, g, t);
     const size_t count = std::min(code_tile, job.memories - t * code_tile);
-    V best[MR][groups];
+    VI best[MR][groups];
     for (auto& own : best) {
-      for (V& group : own) {
-        group = hn::Set(d, minus_infinity);
+      for (VI& group : own) {
+        group = least;
       }
     }
     for (size_t first = 0; first < code_tile; first += at_once * lanes) {
-      multiply_codes<MR, at_once>(tile.codes, code_words(job.dim), first, queries, [&](int m, size_t at, V products) {
-        V low = hn::Mul(hn::Sub(products, hn::Set(d, queries[m]->bound)), load(tile.scales + at));
+      multiply_codes<MR, at_once>(tile.codes, code_parts(job.dim), first, queries, [&](int m, size_t at, VI sums) {
         if (count < code_tile) {
           const size_t there = count > at ? std::min(count - at, lanes) : 0;
-          low = hn::IfThenElse(hn::FirstN(d, there), low, hn::Set(d, minus_infinity));
+          sums = hn::IfThenElse(hn::FirstN(d, there), sums, least);
         }
-        best[m][at / code_group] = hn::Max(best[m][at / code_group], low);
+        best[m][at / code_group] = hn::Max(best[m][at / code_group], sums);
       });
     }
     for (int m = 0; m < MR; m++) {
       for (size_t i = 0; i < groups; i++) {
-        floors[m][t * groups + i] = hn::GetLane(hn::MaxOfLanes(d, best[m][i]));
+        const auto greatest = static_cast<float>(hn::GetLane(hn::MaxOfLanes(d, best[m][i])));
+        const float low = (greatest * queries[m]->scale - queries[m]->bound) * tile.scales[i];
+        floors[m][t * groups + i] = i * code_group < count ? low : minus_infinity;
       }
     }
   }
@@ -280,23 +297,23 @@ std::vector<uint32_t> candidates(const RecallJob& job, size_t g, const CodedQuer
   constexpr size_t groups = code_tile / code_group, at_once = std::min<size_t>(2, code_group / lanes);
   const size_t tiles = code_tiles(job.memories);
   const float floor = greatest(floors, nullptr, tiles * groups, job.top_k).front().rank - query.slack;
-  const F32 d;
   std::vector<uint32_t> found;
   found.reserve(4 * job.top_k);
   const CodedQuery* const queries[1] = {&query};
   for (size_t t = 0; t < tiles; t++) {
     const Tile tile(job, g, t);
     for (size_t i = 0; i < groups; i++) {
-      if (floors[t * groups + i] + 2 * query.bound * tile.scales[code_tile + i] < floor) {
+      if (floors[t * groups + i] + 2 * query.bound * tile.scales[i] < floor) {
         continue;
       }
       for (size_t first = i * code_group; first < (i + 1) * code_group; first += at_once * lanes) {
-        multiply_codes<1, at_once>(tile.codes, code_words(job.dim), first, queries, [&](int, size_t at, V products) {
-          alignas(64) float highs[lanes];
-          store(hn::Mul(hn::Add(products, hn::Set(d, query.bound)), load(tile.scales + at)), highs);
+        multiply_codes<1, at_once>(tile.codes, code_parts(job.dim), first, queries, [&](int, size_t at, VI sums) {
+          alignas(64) int32_t products[lanes];
+          hn::StoreU(sums, I32(), products);
           for (size_t j = 0; j < lanes; j++) {
             const size_t n = t * code_tile + at + j;
-            if (!(highs[j] < floor) && n < job.memories) {
+            const float high = (static_cast<float>(products[j]) * query.scale + query.bound) * tile.scales[i];
+            if (!(high < floor) && n < job.memories) {
               found.push_back(static_cast<uint32_t>(n));
             }
           }
@@ -476,7 +493,7 @@ void run(const RecallJob& job) {
 template <class T, class P>
 void run_coded(const RecallJob& job) {
   const size_t tiles = code_tiles(job.memories), shared = job.heads / job.kv_heads;
-  const size_t groups = tiles * (code_tile / code_group), pairs = 2 * code_words(job.dim);
+  const size_t groups = tiles * (code_tile / code_group), pairs = 8 * code_parts(job.dim);
   const size_t most = round_tokens(job, groups);
   float* floors = thread_scratch(scratch_products, most * job.heads * groups);
   std::vector<CodedQuery> queries(most * job.heads);
