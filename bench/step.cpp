@@ -1,7 +1,8 @@
 // Speed of the model's own steps, without scheduler and HTTP: prefill of one prompt, then greedy decoding of equal
 // rows. `bench_step MODEL [PROMPT=128] [OUTPUT=64] [ROWS=1,8,32] [MEMORIES=0] [TOP_K=16] [ROUNDS=5]`: a line for each
-// count of rows; best and median of its rounds. MEMORIES: counts such as 0,1000,10000, of random numbers, which all
-// rows recall; the counts take turns, and lines after the first say how much longer a step took.
+// count of rows; best and median of its rounds, and the CPU time of a step over all threads, which with
+// PARALLM_THREADS=1 says something on a busy machine too. MEMORIES: counts such as 0,1000,10000, of random numbers,
+// which all rows recall; the counts take turns, and lines after the first say how much longer a step took.
 #include "engine/runner.h"
 #include "kv/recall.h"
 #include "models/checkpoint.h"
@@ -11,8 +12,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdlib>
+#include <ctime>
 #include <numeric>
 #include <sstream>
 
@@ -58,8 +61,8 @@ std::shared_ptr<const Recalled> random_memories(const Model& model, mx::Dtype dt
   return std::make_shared<Recalled>(std::move(memories), RecallHow{.top_k = top_k});
 }
 
-/** Seconds of the prefill of all rows, a prompt a step, and of one decoding step. */
-std::pair<double, double>
+/** Seconds of the prefill of all rows, a prompt a step, of one decoding step, and of the latter's CPU time. */
+std::array<double, 3>
 round(ModelRunner& runner, const Sizes& sizes, int vocabulary, const std::shared_ptr<const Recalled>& recalled) {
   auto start = Clock::now();
   for (int r = 0; r < sizes.rows; ++r) {
@@ -78,6 +81,7 @@ round(ModelRunner& runner, const Sizes& sizes, int vocabulary, const std::shared
   }
   const double prefill = seconds_since(start);
   start = Clock::now();
+  const std::clock_t cpu_start = std::clock();
   for (int i = 0; i < sizes.output; ++i) { // one step ahead, as the engine does
     Plan plan;
     for (int r = 0; r < sizes.rows; ++r) {
@@ -92,7 +96,8 @@ round(ModelRunner& runner, const Sizes& sizes, int vocabulary, const std::shared
     }
   }
   runner.collect();
-  return {prefill, seconds_since(start) / sizes.output};
+  const double cpu = double(std::clock() - cpu_start) / CLOCKS_PER_SEC;
+  return {prefill, seconds_since(start) / sizes.output, cpu / sizes.output};
 }
 
 } // namespace
@@ -130,11 +135,11 @@ int main(int argc, char** argv) {
          .dtype = checkpoint.kv_dtype});
     struct Times {
       std::shared_ptr<const Recalled> recalled;
-      std::vector<double> prefills, steps;
+      std::vector<double> prefills, steps, cpu;
     };
     std::vector<Times> all;
     for (const int count : memories) {
-      all.push_back({count > 0 ? random_memories(*model, checkpoint.kv_dtype, count, top_k) : nullptr, {}, {}});
+      all.push_back({count > 0 ? random_memories(*model, checkpoint.kv_dtype, count, top_k) : nullptr, {}, {}, {}});
     }
     if (std::any_of(all.begin(), all.end(), [](auto& times) { return times.recalled != nullptr; })) {
       caches = make_recall_caches(std::move(caches), static_cast<int>(model->cache_specs().size()));
@@ -142,16 +147,18 @@ int main(int argc, char** argv) {
     ModelRunner runner(std::move(model), std::move(caches), sizes.rows);
     for (int i = -1; i < rounds; ++i) {
       for (Times& times : all) {
-        auto [prefill, step] = round(runner, sizes, vocabulary, times.recalled);
+        auto [prefill, step, cpu] = round(runner, sizes, vocabulary, times.recalled);
         if (i >= 0) { // before, pages, kernels and buffers warm up
           times.prefills.push_back(prefill);
           times.steps.push_back(step);
+          times.cpu.push_back(cpu);
         }
       }
     }
     for (Times& times : all) {
       std::sort(times.prefills.begin(), times.prefills.end());
       std::sort(times.steps.begin(), times.steps.end());
+      std::sort(times.cpu.begin(), times.cpu.end());
     }
     const auto median = [](const std::vector<double>& sorted) { return sorted[sorted.size() / 2]; };
     const auto speeds = [&](double count, const std::vector<double>& sorted) {
@@ -159,14 +166,18 @@ int main(int argc, char** argv) {
     };
     for (size_t i = 0; i < all.size(); ++i) {
       fmt::print(
-          "rows {:3}: prefill tokens/s {}, decode tokens/s {}, a step {:.2f} ms{}\n",
+          "rows {:3}: prefill tokens/s {}, decode tokens/s {}, a step {:.2f} ms ({:.2f} of CPUs){}\n",
           sizes.rows,
           speeds(1.0 * sizes.rows * prompt, all[i].prefills),
           speeds(sizes.rows, all[i].steps),
           median(all[i].steps) * 1e3,
-          i == 0 && memories[i] == 0
-              ? ""
-              : fmt::format(", {} memories: {:.2f} times", memories[i], median(all[i].steps) / median(all[0].steps)));
+          median(all[i].cpu) * 1e3,
+          i == 0 && memories[i] == 0 ? ""
+                                     : fmt::format(
+                                           ", {} memories: {:.2f} times ({:.2f})",
+                                           memories[i],
+                                           median(all[i].steps) / median(all[0].steps),
+                                           median(all[i].cpu) / median(all[0].cpu)));
     }
   }
 }

@@ -103,9 +103,9 @@ class KernelLayer : public States {
   }
 
   Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
-    mx::array masses(0.0f);
-    auto out = attend(q, k, v, how, &masses, {});
-    return {out, masses, step_->rotated(q, how)};
+    cpu::OpenAttention open{mx::array(0.0f), mx::array(0.0f)};
+    auto out = attend(q, k, v, how, &open, {});
+    return {out, open.masses, open.rotated};
   }
 
  private:
@@ -114,7 +114,7 @@ class KernelLayer : public States {
       const mx::array& k,
       const mx::array& v,
       const Attention& how,
-      mx::array* masses,
+      cpu::OpenAttention* open,
       const std::optional<mx::array>& chosen) {
     auto* rope = how.rope;
     auto rotation = rope ? step_->rotation(*rope) : std::pair(mx::array(0.0f), mx::array(0.0f));
@@ -137,7 +137,7 @@ class KernelLayer : public States {
          .rope_dims = rope ? rope->dims : 0,
          .rope_traditional = rope && rope->traditional,
          .kv_bits = bits_},
-        masses,
+        open,
         chosen);
   }
 

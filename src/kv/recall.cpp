@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <map>
 #include <numeric>
 
 namespace parallm {
@@ -228,7 +227,7 @@ class RecallCaches : public Caches {
   }
 
   void begin(std::vector<Span> spans) override {
-    std::map<std::pair<const Recalled*, bool>, Group> groups; // by whether it is recorded
+    groups_.clear();
     held_.clear();
     tokens_ = 0;
     for (auto& span : spans) {
@@ -240,18 +239,12 @@ class RecallCaches : public Caches {
       span.shift = span.recalled->how.contiguous ? span.recalled->memories->tokens() : 0;
       for (int i = 0; i < span.count; ++i) {
         const bool recorded = span.record && i == span.count - 1;
-        auto& group = groups[{span.recalled.get(), recorded}];
-        group.recalled = span.recalled.get();
+        auto& group = group_of(*span.recalled, recorded);
         if (recorded) {
-          group.sums = group.sums ? group.sums : std::make_shared<MemorySums>();
           *span.record = {group.sums, static_cast<int>(group.tokens.size())};
         }
         group.tokens.push_back(span.first + i);
       }
-    }
-    groups_.clear();
-    for (auto& [key, group] : groups) {
-      groups_.push_back(std::move(group));
     }
     caches_->begin(std::move(spans));
   }
@@ -261,6 +254,16 @@ class RecallCaches : public Caches {
   }
 
  private:
+  Group& group_of(const Recalled& recalled, bool recorded) {
+    for (auto& group : groups_) {
+      const Recalled& known = *group.recalled;
+      if ((group.sums != nullptr) == recorded && known.memories == recalled.memories && known.how == recalled.how) {
+        return group;
+      }
+    }
+    return groups_.emplace_back(Group{&recalled, {}, recorded ? std::make_shared<MemorySums>() : nullptr});
+  }
+
   std::unique_ptr<Caches> caches_;
   std::vector<RecallLayer> layers_;
   std::vector<std::shared_ptr<const Recalled>> held_; // what groups_ points to

@@ -16,6 +16,8 @@ struct RecallHow {
   std::vector<bool> layers; // which use memories; empty: all
   bool record = false; // tell what each query that gives a token attends to; changes no answer
   int record_from = 0; // first layer whose attention is told
+
+  bool operator==(const RecallHow&) const = default;
 };
 
 /** How one memory was used, over the heads of the recorded layers. */

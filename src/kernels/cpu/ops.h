@@ -118,6 +118,12 @@ size_t kv_row_bytes(int dim, int bits);
 /** Those groups' size. */
 int kv_group_size(int dim);
 
+/** What it takes to add keys to attention that is done. */
+struct OpenAttention {
+  mx::array masses; // float32 [T,H]: the log of the sum of exp(score), sinks included
+  mx::array rotated; // float32 [T,H,D]: the queries
+};
+
 /** RoPE, cache write and attention of one layer for a flat step (kv/cache.h has the words).
  *  q [T,H,D], k [T,G,D], v [T,G,Dv] un-rotated; cos, sin [T, rope_dims/2] float32 (any array where rope_dims is 0);
  *  k_pool [blocks, G, block_size, D] and v_pool [.., Dv] in the KV dtype: WRITTEN IN PLACE, so all calls that share a
@@ -125,8 +131,7 @@ int kv_group_size(int dim);
  *  [R, width]: block ids; sinks [H] float32. With kv_bits the pools are uint8 [blocks, G, block_size, kv_row_bytes(D,
  * bits)]. -> [T,H,Dv] in q's dtype. Query t of a span sees positions [max(0, p-window+1, p - p % chunk), p] of its own
  * sequence, p = offset + t; where `chosen`, bool [T,A,S], is given, only those of them that chosen[t, h*A/H] names, of
- * which there must be one or more. `masses`, where not null, becomes
- *  float32 [T,H]: the log of the sum of exp(score), sinks included. */
+ * which there must be one or more. `open`, where not null, takes what it is to go on with. */
 mx::array paged_attention(
     const mx::array& q,
     const mx::array& k,
@@ -139,7 +144,7 @@ mx::array paged_attention(
     const mx::array& table,
     const std::optional<mx::array>& sinks,
     const PagedAttentionShape& shape,
-    mx::array* masses = nullptr,
+    OpenAttention* open = nullptr,
     const std::optional<mx::array>& chosen = {});
 
 struct RecallShape {

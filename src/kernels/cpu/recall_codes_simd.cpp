@@ -1,4 +1,4 @@
-// Keys as codes of 8 bits (recall.h has their layout), made once for a text's memories.
+// Keys as codes of 6 bits (recall.h has their layout), made once for a text's memories.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/recall_codes_simd.cpp"
 #include "kernels/cpu/targets.h"
@@ -17,8 +17,7 @@ namespace HWY_NAMESPACE {
 
 template <class P>
 void code(const CodesJob& job) {
-  constexpr size_t size = code_tile;
-  const size_t tiles = code_tiles(job.memories), words = code_words(job.dim);
+  const size_t tiles = code_tiles(job.memories), bytes = 3 * code_parts(job.dim) * code_tile * 4; // of a tile
   const auto unit = [&](size_t g, size_t n, float* to) {
     widen(static_cast<const P*>(job.keys) + (g * job.memories + n) * job.dim, job.dim, to, round_up(job.dim, lanes));
     for (size_t d = 0; d < job.dim; d++) {
@@ -41,32 +40,43 @@ void code(const CodesJob& job) {
   });
   std::vector<float> residuals(job.kv_heads * tiles), lengths(job.kv_heads * tiles); // the greatest of each tile
   parallel_for(job.kv_heads * tiles, [&](size_t i) {
-    const size_t g = i / tiles, first = i % tiles * size;
+    const size_t g = i / tiles, first = i % tiles * code_tile, dim = round_up(job.dim, lanes);
+    const size_t count = std::min(code_tile, job.memories - first);
     const float* centre = job.centres + g * (job.dim + 2);
-    uint8_t* codes = job.codes + i * words * size * 4;
-    float* scales = job.scales + i * (size + 1);
-    std::vector<float> key(round_up(job.dim, lanes));
-    std::fill(codes, codes + words * size * 4, uint8_t{128});
-    std::fill(scales, scales + size + 1, 0.0f);
-    double residual = 0, length = 0;
-    for (size_t j = 0; j < std::min(size, job.memories - first); j++) {
-      unit(g, first + j, key.data());
-      float greatest = 0;
+    uint8_t* codes = job.codes + i * bytes;
+    float* scales = job.scales + i * code_scales;
+    std::vector<float> keys(code_tile * dim);
+    std::fill(codes, codes + bytes, uint8_t{0});
+    std::fill(scales, scales + code_scales, 0.0f);
+    for (size_t j = 0; j < count; j++) {
+      float* key = &keys[j * dim];
+      unit(g, first + j, key);
+      float& scale = scales[j / code_group];
+      scale = std::max(scale, 1e-20f);
       for (size_t d = 0; d < job.dim; d++) {
         key[d] -= centre[d];
-        greatest = std::max(greatest, std::abs(key[d]));
+        scale = std::max(scale, std::abs(key[d]) / 31);
       }
-      const float scale = std::max(greatest, 1e-20f) / 127;
+    }
+    double residual = 0, length = 0;
+    for (size_t j = 0; j < count; j++) {
       double squares = 0, own = 0;
       for (size_t d = 0; d < job.dim; d++) {
-        const float exact = key[d] / scale;
-        const float code = std::isfinite(exact) ? std::clamp(std::round(exact), -127.0f, 127.0f) : 0;
+        const float exact = keys[j * dim + d] / scales[j / code_group];
+        const float code = std::isfinite(exact) ? std::clamp(std::round(exact), -31.0f, 31.0f) : 0;
         squares += double{exact - code} * (exact - code);
         own += double{code} * code;
-        codes[(d / 4 * size + j) * 4 + d % 4] = static_cast<uint8_t>(static_cast<int>(code) + 128);
+        const size_t place = d % 16, byte = d % 4;
+        const auto bits = static_cast<unsigned>(static_cast<int>(code) + 32);
+        const auto word = [&](size_t w) -> uint8_t& { return codes[((d / 16 * 3 + w) * code_tile + j) * 4 + byte]; };
+        if (place < 12) {
+          word(place / 4) |= bits;
+        } else {
+          for (size_t w = 0; w < 3; w++) {
+            word(w) |= (bits >> (2 * w) & 3) << 6;
+          }
+        }
       }
-      scales[j] = scale;
-      scales[size] = std::max(scales[size], scale);
       residual = std::isfinite(squares) ? std::max(residual, squares) : INFINITY; // then nothing is ruled out
       length = std::max(length, own);
     }

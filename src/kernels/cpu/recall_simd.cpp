@@ -4,7 +4,7 @@
 // and its softmax. What a query gets depends on its own numbers alone.
 //
 // Of many keys, the first stage reads codes: whole numbers tell every cosine up
-// to a bound of the rounding, and of each tile the greatest lower end is kept.
+// to a bound of the rounding, and of each 16 keys the greatest lower end is kept.
 // The top_k-th of those is a floor under the top_k greatest cosines. Keys whose
 // upper end reaches it, a few more than top_k, are then multiplied as they are,
 // so that what is chosen, and every number, is what it would be without codes.
@@ -151,13 +151,14 @@ struct CodedQuery {
   float scale; // q is about scale * codes
   float bound; // of what a product is off, in units of a key's scale
   float slack; // twice what float32 rounds of anything here
-  int32_t start; // what the keys' 128 add, with the other sign
-  std::vector<int32_t> pairs; // for each word of a key: codes 0 and 2, then 1 and 3
+  int32_t start; // what the keys' 32 add, with the other sign
+  int32_t* pairs; // for each 4 dimensions codes 0 and 2, then 1 and 3
 };
 
-CodedQuery code_query(const RecallJob& job, const float* q, size_t g) {
-  constexpr float most = 2047; // times 255, of 4096 dimensions, is below 2^31
-  CodedQuery coded{0, 0, 0, 0, std::vector<int32_t>(2 * code_words(job.dim))};
+CodedQuery code_query(const RecallJob& job, const float* q, size_t g, int32_t* pairs) {
+  constexpr float most = 8191; // times 63, of 4096 dimensions, is below 2^31
+  CodedQuery coded{0, 0, 0, 0, pairs};
+  std::fill(pairs, pairs + 8 * code_parts(job.dim), 0);
   const float* bounds = job.centres + g * (job.dim + 2) + job.dim;
   double squares = 0, off = 0, coded_squares = 0;
   float top = 0;
@@ -166,14 +167,15 @@ CodedQuery code_query(const RecallJob& job, const float* q, size_t g) {
     squares += double{q[d]} * q[d];
   }
   coded.scale = std::max(top, 1e-20f) / most;
+  const float inverse = 1 / coded.scale;
   for (size_t d = 0; d < job.dim; d++) {
-    const float exact = q[d] / coded.scale;
-    const float rounded = std::isfinite(exact) ? std::clamp(std::round(exact), -most, most) : 0;
+    const float exact = q[d] * inverse;
+    const float rounded = std::isfinite(exact) ? std::clamp(std::nearbyint(exact), -most, most) : 0;
     const auto code = static_cast<int32_t>(rounded);
     off += double{exact - rounded} * (exact - rounded);
     coded_squares += double{rounded} * rounded;
-    coded.start -= 128 * code;
-    auto& pair = coded.pairs[2 * (d / 4) + d % 2];
+    coded.start -= 32 * code;
+    int32_t& pair = pairs[2 * (d / 4) + d % 2];
     pair |= d % 4 < 2 ? code & 0xFFFF : static_cast<int32_t>(static_cast<uint32_t>(code) << 16);
   }
   coded.bound = coded.scale *
@@ -182,47 +184,74 @@ CodedQuery code_query(const RecallJob& job, const float* q, size_t g) {
   return coded;
 }
 
-/** take(row, first key, products) of `MR` queries and a tile, a vector of keys at a time. */
-template <int MR, class F>
+/** take(query, first key, sums) of `MR` queries and `NV` vectors of a tile's keys from `first` on. */
+template <int MR, size_t NV, class F>
 HWY_INLINE void
-multiply_tile(const uint8_t* codes, size_t words, const CodedQuery* const (&queries)[MR], const F& take) {
-  constexpr size_t most = many_registers ? 4 : 2, at_once = std::min(most, code_tile / lanes);
+multiply_codes(const int32_t* tile, size_t parts, size_t first, const CodedQuery* const (&queries)[MR], const F& take) {
+  constexpr int chains = MR == 1 ? 2 : 1; // sums that don't wait for each other
   const I32 d;
-  const VI low_bytes = hn::Set(d, 0x00FF00FF);
-  const auto* tile = reinterpret_cast<const int32_t*>(codes);
-  for (size_t first = 0; first < code_tile; first += at_once * lanes) {
-    VI sums[MR][at_once];
+  VI sums[chains][MR][NV];
+  for (int c = 0; c < chains; c++) {
     for (int m = 0; m < MR; m++) {
-      for (size_t i = 0; i < at_once; i++) {
-        sums[m][i] = hn::Set(d, queries[m]->start);
+      for (size_t i = 0; i < NV; i++) {
+        sums[c][m][i] = c == 0 ? hn::Set(d, queries[m]->start) : hn::Zero(d);
       }
     }
-    for (size_t w = 0; w < words; w++) {
-      VI even[at_once], odd[at_once];
-      for (size_t i = 0; i < at_once; i++) {
-        const VI word = hn::LoadU(d, tile + w * code_tile + first + i * lanes);
-        even[i] = hn::And(word, low_bytes);
-        odd[i] = hn::And(hn::ShiftRight<8>(word), low_bytes);
+  }
+  const auto add = [&](const VI(&even)[NV], const VI(&odd)[NV], size_t at) {
+    for (int m = 0; m < MR; m++) {
+      for (size_t i = 0; i < NV; i++) {
+        sums[0][m][i] = add_products(sums[0][m][i], even[i], queries[m]->pairs + at);
       }
-      for (int m = 0; m < MR; m++) {
-        const int32_t* pairs = queries[m]->pairs.data() + 2 * w;
-        for (size_t i = 0; i < at_once; i++) {
-          sums[m][i] = add_products(sums[m][i], even[i], pairs);
-        }
-        for (size_t i = 0; i < at_once; i++) {
-          sums[m][i] = add_products(sums[m][i], odd[i], pairs + 1);
-        }
+      for (size_t i = 0; i < NV; i++) {
+        sums[chains - 1][m][i] = add_products(sums[chains - 1][m][i], odd[i], queries[m]->pairs + at + 1);
       }
     }
-    for (int m = 0; m < MR; m++) {
-      for (size_t i = 0; i < at_once; i++) {
-        take(m, first + i * lanes, hn::Mul(hn::ConvertTo(F32(), sums[m][i]), hn::Set(F32(), queries[m]->scale)));
+  };
+  for (size_t p = 0; p < parts; p++) {
+    VI even[NV], odd[NV], high[NV];
+    const VI low_bits = hn::Set(d, 0x003F003F);
+    const auto read = [&](auto shift, int32_t mask) {
+      constexpr int w = 3 - decltype(shift)::value / 2; // the word whose high bits are shifted so far
+      for (size_t i = 0; i < NV; i++) {
+        const VI word = hn::LoadU(d, tile + (p * 3 + w) * code_tile + first + i * lanes);
+        even[i] = hn::And(word, low_bits);
+        odd[i] = hn::And(hn::ShiftRight<8>(word), low_bits);
+        const VI part = hn::And(hn::ShiftRight<decltype(shift)::value>(word), hn::Set(d, mask));
+        high[i] = w == 0 ? part : hn::Or(high[i], part);
       }
+      add(even, odd, p * 8 + 2 * w);
+    };
+    read(std::integral_constant<int, 6>(), 0x03030303);
+    read(std::integral_constant<int, 4>(), 0x0C0C0C0C);
+    read(std::integral_constant<int, 2>(), 0x30303030);
+    for (size_t i = 0; i < NV; i++) {
+      even[i] = hn::And(high[i], low_bits);
+      odd[i] = hn::And(hn::ShiftRight<8>(high[i]), low_bits);
+    }
+    add(even, odd, p * 8 + 6);
+  }
+  for (int m = 0; m < MR; m++) {
+    for (size_t i = 0; i < NV; i++) {
+      const VI sum = chains == 1 ? sums[0][m][i] : hn::Add(sums[0][m][i], sums[chains - 1][m][i]);
+      take(m, first + i * lanes, sum);
     }
   }
 }
 
-/** floors[m][tile] of `MR` queries: the greatest lower end of the tile's cosines. */
+/** Where a tile's codes and scales lie. */
+struct Tile {
+  const int32_t* codes;
+  const float* scales;
+
+  Tile(const RecallJob& job, size_t g, size_t tile) {
+    const size_t place = g * code_tiles(job.memories) + tile;
+    codes = reinterpret_cast<const int32_t*>(job.codes) + place * 3 * code_parts(job.dim) * code_tile;
+    scales = job.scales + place * code_scales;
+  }
+};
+
+/** floors[query]: of each of the keys' groups the greatest lower end of a cosine. Tiles [begin, end) of a kv head. */
 template <int MR>
 HWY_NOINLINE void scan_tiles(
     const RecallJob& job,
@@ -231,57 +260,66 @@ HWY_NOINLINE void scan_tiles(
     size_t end,
     const CodedQuery* const (&queries)[MR],
     float* const (&floors)[MR]) {
-  const F32 d;
-  const size_t tiles = code_tiles(job.memories), words = code_words(job.dim);
-  for (size_t tile = begin; tile < end; tile++) {
-    const float* scales = job.scales + (g * tiles + tile) * (code_tile + 1);
-    const size_t count = std::min(code_tile, job.memories - tile * code_tile);
-    V best[MR];
-    for (int m = 0; m < MR; m++) {
-      best[m] = hn::Set(d, minus_infinity);
+  constexpr size_t most = many_registers ? 4 : 2, at_once = std::min(most, code_tile / lanes);
+  constexpr size_t groups = code_tile / code_group;
+  const I32 d;
+  const VI least = hn::Set(d, std::numeric_limits<int32_t>::min());
+  for (size_t t = begin; t < end; t++) {
+    const Tile tile(job, g, t);
+    const size_t count = std::min(code_tile, job.memories - t * code_tile);
+    VI best[MR][groups];
+    for (auto& own : best) {
+      for (VI& group : own) {
+        group = least;
+      }
     }
-    multiply_tile<MR>(
-        job.codes + (g * tiles + tile) * words * code_tile * 4, words, queries, [&](int m, size_t at, V products) {
-          V low = hn::Mul(hn::Sub(products, hn::Set(d, queries[m]->bound)), load(scales + at));
-          if (count < code_tile) {
-            const size_t there = count > at ? std::min(count - at, lanes) : 0;
-            low = hn::IfThenElse(hn::FirstN(d, there), low, hn::Set(d, minus_infinity));
-          }
-          best[m] = hn::Max(best[m], low);
-        });
+    for (size_t first = 0; first < code_tile; first += at_once * lanes) {
+      multiply_codes<MR, at_once>(tile.codes, code_parts(job.dim), first, queries, [&](int m, size_t at, VI sums) {
+        if (count < code_tile) {
+          const size_t there = count > at ? std::min(count - at, lanes) : 0;
+          sums = hn::IfThenElse(hn::FirstN(d, there), sums, least);
+        }
+        best[m][at / code_group] = hn::Max(best[m][at / code_group], sums);
+      });
+    }
     for (int m = 0; m < MR; m++) {
-      floors[m][tile] = hn::GetLane(hn::MaxOfLanes(d, best[m]));
+      for (size_t i = 0; i < groups; i++) {
+        const auto greatest = static_cast<float>(hn::GetLane(hn::MaxOfLanes(d, best[m][i])));
+        const float low = (greatest * queries[m]->scale - queries[m]->bound) * tile.scales[i];
+        floors[m][t * groups + i] = i * code_group < count ? low : minus_infinity;
+      }
     }
   }
 }
 
 /** The keys that may be among the top_k most similar, rising: at least top_k. */
 std::vector<uint32_t> candidates(const RecallJob& job, size_t g, const CodedQuery& query, const float* floors) {
-  const size_t tiles = code_tiles(job.memories), words = code_words(job.dim);
-  const float floor = greatest(floors, nullptr, tiles, job.top_k).front().rank - query.slack;
-  const F32 d;
+  constexpr size_t groups = code_tile / code_group, at_once = std::min<size_t>(2, code_group / lanes);
+  const size_t tiles = code_tiles(job.memories);
+  const float floor = greatest(floors, nullptr, tiles * groups, job.top_k).front().rank - query.slack;
   std::vector<uint32_t> found;
-  for (size_t tile = 0; tile < tiles; tile++) {
-    const float* scales = job.scales + (g * tiles + tile) * (code_tile + 1);
-    if (floors[tile] + 2 * query.bound * scales[code_tile] < floor) {
-      continue;
-    }
-    const CodedQuery* const queries[1] = {&query};
-    multiply_tile<1>(
-        job.codes + (g * tiles + tile) * words * code_tile * 4, words, queries, [&](int, size_t at, V products) {
-          const V high = hn::Mul(hn::Add(products, hn::Set(d, query.bound)), load(scales + at));
-          if (hn::AllTrue(d, hn::Lt(high, hn::Set(d, floor)))) {
-            return;
-          }
-          alignas(64) float highs[lanes];
-          store(high, highs);
-          for (size_t i = 0; i < lanes; i++) {
-            const size_t n = tile * code_tile + at + i;
-            if (!(highs[i] < floor) && n < job.memories) {
+  found.reserve(4 * job.top_k);
+  const CodedQuery* const queries[1] = {&query};
+  for (size_t t = 0; t < tiles; t++) {
+    const Tile tile(job, g, t);
+    for (size_t i = 0; i < groups; i++) {
+      if (floors[t * groups + i] + 2 * query.bound * tile.scales[i] < floor) {
+        continue;
+      }
+      for (size_t first = i * code_group; first < (i + 1) * code_group; first += at_once * lanes) {
+        multiply_codes<1, at_once>(tile.codes, code_parts(job.dim), first, queries, [&](int, size_t at, VI sums) {
+          alignas(64) int32_t products[lanes];
+          hn::StoreU(sums, I32(), products);
+          for (size_t j = 0; j < lanes; j++) {
+            const size_t n = t * code_tile + at + j;
+            const float high = (static_cast<float>(products[j]) * query.scale + query.bound) * tile.scales[i];
+            if (!(high < floor) && n < job.memories) {
               found.push_back(static_cast<uint32_t>(n));
             }
           }
         });
+      }
+    }
   }
   if (found.size() < job.top_k) { // numbers that are none
     found.resize(job.memories);
@@ -455,16 +493,26 @@ void run(const RecallJob& job) {
 template <class T, class P>
 void run_coded(const RecallJob& job) {
   const size_t tiles = code_tiles(job.memories), shared = job.heads / job.kv_heads;
-  const size_t most = round_tokens(job, tiles);
-  float* floors = thread_scratch(scratch_products, most * job.heads * tiles);
+  const size_t groups = tiles * (code_tile / code_group), pairs = 8 * code_parts(job.dim);
+  const size_t most = round_tokens(job, groups);
+  float* floors = thread_scratch(scratch_products, most * job.heads * groups);
+  std::vector<CodedQuery> queries(most * job.heads);
+  std::vector<int32_t> all_pairs(queries.size() * pairs);
   for (size_t base = 0; base < job.tokens; base += most) {
     const size_t tokens = std::min(most, job.tokens - base), first_row = base * job.heads;
-    std::vector<CodedQuery> queries(tokens * job.heads);
-    parallel_for(tokens, [&](size_t t) {
+    const auto code = [&](size_t t) {
       for (size_t i = t * job.heads; i < (t + 1) * job.heads; i++) {
-        queries[i] = code_query(job, job.q + (first_row + i) * job.dim, i % job.heads / shared);
+        const float* q = job.q + (first_row + i) * job.dim;
+        queries[i] = code_query(job, q, i % job.heads / shared, all_pairs.data() + i * pairs);
       }
-    });
+    };
+    if (tokens < 4) {
+      for (size_t t = 0; t < tokens; t++) { // sooner than waking a thread
+        code(t);
+      }
+    } else {
+      parallel_for(tokens, code);
+    }
     const auto items = items_of(job, base, tokens, tiles, stretch_tiles);
     parallel_for(items.size(), [&](size_t i) {
       const Item& item = items[i];
@@ -476,7 +524,7 @@ void run_coded(const RecallJob& job) {
           const size_t row = first + m, t = item.first - base + row / shared;
           const size_t place = t * job.heads + item.kv_head * shared + row % shared;
           part[m] = &queries[place];
-          to[m] = floors + place * tiles;
+          to[m] = floors + place * groups;
         }
         scan_tiles<MR>(job, item.kv_head, item.begin, end, part, to);
       };
@@ -493,7 +541,7 @@ void run_coded(const RecallJob& job) {
       }
     });
     finish_all<T, P>(job, base, tokens, [&](size_t row, size_t i, size_t g) {
-      return choose_coded<P>(job, row, g, queries[i], floors + i * tiles);
+      return choose_coded<P>(job, row, g, queries[i], floors + i * groups);
     });
   }
 }
@@ -501,8 +549,9 @@ void run_coded(const RecallJob& job) {
 void Run(const RecallJob& job) {
   with_type(job.type, job.local, [&]<class T>(const T*) {
     with_type(job.memory_type, job.keys, [&]<class P>(const P*) {
-      // Floors of fewer tiles would rule little out.
-      const bool coded = job.codes && !job.by_dot && job.top_k > 0 && 2 * job.top_k <= code_tiles(job.memories);
+      // Floors of fewer groups would rule little out.
+      const bool coded =
+          job.codes && !job.by_dot && job.top_k > 0 && 2 * job.top_k <= (job.memories + code_group - 1) / code_group;
       coded ? run_coded<T, P>(job) : run<T, P>(job);
     });
   });
