@@ -30,6 +30,8 @@ struct AttentionJob {
   float softcap; // 0: none
   size_t rope_dims;
   bool rope_traditional;
+  size_t sparse_block; // 0: every position is seen; else a multiple of 32
+  size_t sparse_local, sparse_stride;
   void* out; // [T,H,Dv]
   float* masses; // [T,H] the log of the sum of exp(score) of each query; null: not asked for
 
@@ -38,6 +40,12 @@ struct AttentionJob {
     const size_t begin = window > 0 && position + 1 > window ? position + 1 - window : 0;
     const size_t own = chunk > 0 ? position / chunk * chunk : 0;
     return begin > own ? begin : own;
+  }
+
+  /** Whether head `h` of a query at `position` sees the block that p is in. */
+  bool sees_block(size_t h, size_t position, size_t p) const {
+    const size_t block = sparse_block > 0 ? p / sparse_block : 0;
+    return sparse_block == 0 || position / sparse_block < block + sparse_local || (block + h + 1) % sparse_stride == 0;
   }
 
   /** Where a head's key or value of position `p` of a span's sequence lies in the pools, in rows of D; the rest of its

@@ -1,8 +1,26 @@
-"""mlx-lm's Muse Spark for golden.py: its Metal kernels as MLX's ops, which run everywhere, and in float32 throughout; and
-what its repository stores."""
+"""mlx-lm's models where golden.py can't have them as they are: those that need Metal, and those that are made for real sizes
+alone."""
+
+import sys
+import types
 
 import mlx.core as mx
-from mlx_lm.models import muse_spark
+from mlx_lm.models import bitlinear_layers, muse_spark, phi3small
+
+sys.modules["hf_olmo"] = types.ModuleType("hf_olmo")  # mlx-lm's OLMo asks for it, and uses nothing of it
+
+
+def ternary_product(layer, x, packed):
+    """In place of mlx-lm's Metal kernel: each two bits of a byte, from the lowest, hold a weight + 1 of a row in
+    another quarter of the rows."""
+    weight = mx.concatenate([(packed >> shift) & 3 for shift in (0, 2, 4, 6)]).astype(mx.float32) - 1
+    scale = 1 / layer.weight_scale if layer.invert_weight_scales else layer.weight_scale
+    return (x @ weight.T * scale).astype(x.dtype)
+
+
+bitlinear_layers.BitLinear.execute_matmul_kernel = ternary_product
+
+# Muse Spark: its Metal kernels as MLX's ops, which run everywhere, and in float32 throughout.
 
 
 class Float32:
@@ -54,8 +72,8 @@ def norm_gain(weight):
     return (1.0 + weight.astype(mx.float32)).astype(mx.bfloat16)
 
 
-def stored(weights):
-    """What sanitize takes: other numbers than these weights', of the same kind."""
+def muse_spark_layout(weights):
+    """What the repository stores, for sanitize: other numbers than these weights', of the same kind."""
     out = dict(weights)
     for key in [k for k in weights if k.endswith("qkvg_proj.weight")]:
         layer = key.removesuffix("self_attn.qkvg_proj.weight")
@@ -85,3 +103,12 @@ for function in (
     norm_gain,
 ):
     setattr(muse_spark, function.__name__, function)
+
+
+def phi3small_scores(model, *args, **kwargs):
+    """Ids of a small vocabulary all stand for tokens."""
+    model._dummy_tokenizer_ids = model._dummy_tokenizer_ids[:0]
+    return phi3small_call(model, *args, **kwargs)
+
+
+phi3small_call, phi3small.Model.__call__ = phi3small.Model.__call__, phi3small_scores
