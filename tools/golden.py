@@ -312,7 +312,7 @@ def hf_layout(weights, how):
     out = {}
     latent = any(rule.get("latent") for rule in how.get("fused", []))
     again = latent and "bits" in how
-    weights = golden_patches.muse_spark_layout(weights) if "muse_spark" in how.get("layout", []) else weights
+    weights = golden_patches.muse_spark_layout(weights, how) if "muse_spark" in how.get("layout", []) else weights
     if again:
         unpack_latent(weights, how)
     for key, value in weights.items():

@@ -131,6 +131,13 @@ Checkpoint open_folder(const fs::path& folder, const CheckpointOptions& options)
   }
   auto config = read_config((folder / "config.json").string());
   auto arrays = read_arrays(folder);
+  // ModelOpt may say it in a file of its own.
+  const bool inside = config.has("text_config") && config.object("text_config").has("quantization_config");
+  const bool said = inside || config.has("quantization") || config.has("quantization_config");
+  if (auto file = folder / "hf_quant_config.json"; !said && fs::exists(file)) {
+    config.json["quantization_config"] = {
+        {"quant_method", "modelopt"}, {"quantization", read_config(file.string()).object("quantization").json}};
+  }
   auto quantizations = read_quantizations(config, arrays);
   auto stored = stored_dtype(arrays);
   auto out = make_checkpoint(std::move(config), std::move(arrays), std::move(quantizations), stored, options);

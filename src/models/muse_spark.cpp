@@ -41,6 +41,29 @@ class InputScaleNorm {
   float eps_;
 };
 
+// NVFP4's numbers reach 6, its scales 448: a global scale is what both at their most stand for.
+constexpr float nvfp4_most = 6 * 448;
+
+/** Experts that may have a global scale each, beside their groups'. */
+class ScaledExperts {
+ public:
+  ScaledExperts(Weights& weights, const std::string& name, int count, int outputs, int inputs)
+      : experts_(weights, name, count, outputs, inputs) {
+    if (weights.has(name + ".global_scale")) {
+      factors_ = weights.take(name + ".global_scale", {count}, mx::float32) / mx::array(nvfp4_most);
+    }
+  }
+
+  mx::array operator()(const mx::array& x, const mx::array& which) const {
+    auto y = experts_(x, which);
+    return factors_ ? mx::astype(y * mx::expand_dims(mx::take(*factors_, which, 0), 1), y.dtype()) : y;
+  }
+
+ private:
+  Experts experts_;
+  std::optional<mx::array> factors_; // [count]
+};
+
 /** The router sees a token as it is, the experts in a narrower space. */
 class NarrowMoe {
  public:
@@ -91,9 +114,9 @@ class NarrowMoe {
   mx::array bias_; // [experts]
   Linear pre_expert_proj;
   RMSNorm pre_expert_norm;
-  Experts gate_proj;
-  Experts up_proj;
-  Experts down_proj;
+  ScaledExperts gate_proj;
+  ScaledExperts up_proj;
+  ScaledExperts down_proj;
   InputScaleNorm post_expert_norm;
   Linear post_expert_proj;
 };
@@ -160,6 +183,40 @@ void fuse_projections(Weights& weights, const std::string& name, int head_dim) {
   }
 }
 
+/** One tensor of gates and ups, and ModelOpt's NVFP4, to mlx-lm's three layers. */
+void split_experts(Weights& weights, const std::string& name) {
+  const auto put = [&](const std::string& to, const mx::array& codes) {
+    weights.put(to + ".weight", codes.dtype() == mx::uint8 ? mx::view(mx::contiguous(codes), mx::uint32) : codes);
+  };
+  const std::string both = name + ".gate_up_proj", gate = name + ".gate_proj", up = name + ".up_proj",
+                    down = name + ".down_proj";
+  const auto split = [&](const std::string& from, int axis, const auto& put_part) {
+    if (auto stored = weights.pull(from)) {
+      auto parts = mx::split(*stored, 2, axis);
+      put_part(gate, parts[0]);
+      put_part(up, parts[1]);
+    }
+  };
+  const auto put_scales = [&](const std::string& to, const mx::array& x) { weights.put(to + ".scales", x); };
+  const auto put_global = [&](const std::string& to, const mx::array& x) {
+    weights.put(to + ".global_scale", mx::flatten(x) * mx::array(nvfp4_most));
+  };
+  split(both, 1, put);
+  split(both + "_weight_scale", 1, put_scales);
+  split(both + "_weight_scale_2", 1, put_global);
+  if (auto codes = weights.pull(down)) {
+    put(down, *codes);
+  }
+  if (auto scales = weights.pull(down + "_weight_scale")) {
+    put_scales(down, *scales);
+  }
+  if (auto scale = weights.pull(down + "_weight_scale_2")) {
+    put_global(down, *scale);
+  }
+  weights.pull(both + "_input_scale"); // activations stay floats
+  weights.pull(down + "_input_scale");
+}
+
 /** Hugging Face's layout to mlx-lm's. */
 void to_ours(Weights& weights, const std::string& layer, int head_dim) {
   put_residual_gate(weights, layer + ".post_attention_residual_gate.gate", layer + ".add_attn");
@@ -175,11 +232,7 @@ void to_ours(Weights& weights, const std::string& layer, int head_dim) {
       weights.put(name, mx::astype(mx::astype(*stored, mx::float32) + mx::array(1.0f), mx::bfloat16));
     }
   }
-  auto experts = layer + ".mlp.experts";
-  split_gate_up(weights, experts + ".gate_up_proj", experts, false);
-  if (auto down = weights.pull(experts + ".down_proj")) {
-    weights.put(experts + ".down_proj.weight", *down);
-  }
+  split_experts(weights, layer + ".mlp.experts");
   fuse_projections(weights, layer + ".self_attn", head_dim);
 }
 

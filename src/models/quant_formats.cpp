@@ -281,6 +281,15 @@ Quantizations with_ternary(Quantizations said, const Config& config, Arrays& arr
   return said;
 }
 
+/** NVIDIA's ModelOpt; the model's file knows how its tensors lie. */
+Quantizations from_modelopt(const Config& options, Arrays&) {
+  auto settings = options.has("quantization") ? options.object("quantization") : options;
+  if (auto algorithm = settings.text("quant_algo"); algorithm != "NVFP4") {
+    fail(Kind::invalid, "{} '{}': 'quant_algo' must be NVFP4; got '{}'", where, settings.where, algorithm);
+  }
+  return {make_quantization(where + " " + settings.where, "nvfp4", settings.count("group_size", 16), 4), {}};
+}
+
 template <int group_size, int bits>
 Quantizations as_stored(const Config& options, Arrays&) {
   return {Quantization{group_size, bits, options.text("quant_method")}, {}};
@@ -295,6 +304,7 @@ constexpr struct {
     {"gptq", from_awq},
     {"compressed-tensors", from_compressed_tensors},
     {"fp8", from_fp8},
+    {"modelopt", from_modelopt},
     {"mxfp4", as_stored<32, 4>}, // gpt-oss; the model's file knows how its tensors lie
     {"mxfp8", as_stored<32, 8>},
 };

@@ -1,7 +1,7 @@
 // What config.json says of quantized weights, and other tools' packings turned into MLX's: AWQ (and GPTQ files in its
-// layout), compressed-tensors' int4 and mxfp4, float8 with block scales, BitNet's ternary weights. Which those are, and
-// what becomes of them, is mlx-lm's choice (mlx_lm/utils.py, load_model), but for BitNet's, which mlx-lm leaves packed.
-// Engine thread only.
+// layout), compressed-tensors' int4 and mxfp4, float8 with block scales, BitNet's ternary weights, ModelOpt's NVFP4.
+// Which those are, and what becomes of them, is mlx-lm's choice (mlx_lm/utils.py, load_model), but for BitNet's, which
+// mlx-lm leaves packed. Engine thread only.
 #pragma once
 
 #include "models/config.h"
