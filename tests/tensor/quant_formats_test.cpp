@@ -71,7 +71,7 @@ TEST_CASE("quantization: what can't be loaded is named") {
       {R"({"quantization": {"bits": 4}})", "'group_size' is missing"},
       {R"({"quantization": {"group_size": 64, "bits": 4, "l.0": {"bits": 9}}})", "l.0 'bits'"},
       {R"({"quantization_config": {"quant_method": "hqq"}})",
-       "one of awq, bitnet, gptq, compressed-tensors, fp8, mxfp4, mxfp8; got 'hqq'"},
+       "one of awq, bitnet, gptq, compressed-tensors, fp8, modelopt, mxfp4, mxfp8; got 'hqq'"},
       {R"({"quantization_config": {"quant_method": "awq", "bits": 8}})", "must have 4 bits; got 8"},
       {R"({"quantization_config": {"quant_method": "awq"}})", "no tensor is a .qweight"},
       {R"({"quantization_config": {"quant_method": "compressed-tensors", "format": "float-quantized"}})",
