@@ -135,8 +135,10 @@ Checkpoint open_folder(const fs::path& folder, const CheckpointOptions& options)
   const bool inside = config.has("text_config") && config.object("text_config").has("quantization_config");
   const bool said = inside || config.has("quantization") || config.has("quantization_config");
   if (auto file = folder / "hf_quant_config.json"; !said && fs::exists(file)) {
-    config.json["quantization_config"] = {
-        {"quant_method", "modelopt"}, {"quantization", read_config(file.string()).object("quantization").json}};
+    if (auto own = read_config(file.string()); own.has("quantization")) {
+      config.json["quantization_config"] = {
+          {"quant_method", "modelopt"}, {"quantization", own.object("quantization").json}};
+    }
   }
   auto quantizations = read_quantizations(config, arrays);
   auto stored = stored_dtype(arrays);
