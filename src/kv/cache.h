@@ -16,6 +16,15 @@
 namespace parallm {
 namespace mx = mlx::core;
 
+/** What each head sees of the positions before a query, in blocks (Phi-3-small, arXiv 2404.14219): the query's own
+ * block and the `local` - 1 before it, and every `stride`-th, other heads others: block b where stride divides b + head
+ * + 1. */
+struct BlockSparse {
+  int block = 0; // positions, a multiple of 32; 0: all are seen
+  int local = 1;
+  int stride = 1;
+};
+
 /** How a layer attends. */
 struct Attention {
   float scale; // of q.k
@@ -24,6 +33,7 @@ struct Attention {
   int chunk = 0; // a token sees no position before its own chunk's start, a multiple of this; 0: all (Llama 4)
   float softcap = 0; // cap * tanh(score / cap); 0: off (Gemma 2)
   std::optional<mx::array> sinks; // [H] learned logits that take mass but give no value (gpt-oss)
+  BlockSparse sparse = {};
 };
 
 /** How a layer chooses the few keys that a token attends to: by small index

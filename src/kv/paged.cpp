@@ -136,7 +136,10 @@ class KernelLayer : public States {
          .softcap = how.softcap,
          .rope_dims = rope ? rope->dims : 0,
          .rope_traditional = rope && rope->traditional,
-         .kv_bits = bits_},
+         .kv_bits = bits_,
+         .sparse_block = how.sparse.block,
+         .sparse_local = how.sparse.local,
+         .sparse_stride = how.sparse.stride},
         open,
         chosen);
   }
@@ -189,6 +192,17 @@ mx::array causal_mask(int queries, int keys) {
   return mx::reshape(mx::greater_equal(rows, columns), {1, 1, queries, keys});
 }
 
+/** bool [B,H,L,S]: what is seen of `mask` [B,1,L,S], which holds all positions up to each query's own. */
+mx::array sparse_mask(const mx::array& mask, int heads, const BlockSparse& sparse) {
+  auto block = mx::array(sparse.block);
+  auto own = mx::floor_divide(mx::sum(mx::astype(mask, mx::int32), -1, true) - mx::array(1), block);
+  auto blocks = mx::floor_divide(mx::arange(mask.shape(3)), block);
+  auto near = mx::less(own - blocks, mx::array(sparse.local));
+  auto numbers = blocks + mx::reshape(mx::arange(1, heads + 1), {heads, 1, 1});
+  auto strided = mx::equal(mx::remainder(numbers, mx::array(sparse.stride)), mx::array(0));
+  return mx::logical_and(mask, mx::logical_or(near, strided));
+}
+
 class OpsLayer : public States {
  public:
   OpsLayer(const CacheSpec& spec, const KVOptions& options, Step*& step, bool mlx_ops)
@@ -202,7 +216,9 @@ class OpsLayer : public States {
             cuda::attends(options.dtype, spec.head_dim, spec.v_head_dim)) {}
 
   mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
-    if (kernels_ && q.dtype() == options_.dtype && k.dtype() == options_.dtype && v.dtype() == options_.dtype) {
+    const bool sparse = how.sparse.block > 0; // kernels/cuda's sees all
+    if (kernels_ && !sparse && q.dtype() == options_.dtype && k.dtype() == options_.dtype &&
+        v.dtype() == options_.dtype) {
       return attend_in_place(q, k, v, how);
     }
     write(k_pool_, step_->rotate(k, how.rope));
@@ -389,6 +405,11 @@ class OpsLayer : public States {
         return capped_attention(q, k, v, how, mask);
       }
       auto sinks = how.sinks ? std::optional(mx::astype(*how.sinks, q.dtype())) : std::nullopt;
+      if (how.sparse.block > 0) {
+        auto mask = reading.mask ? *reading.mask : causal_mask(reading.queries, reading.keys);
+        mask = sparse_mask(mask, all.shape(1), how.sparse);
+        return mx::fast::scaled_dot_product_attention(q, k, v, how.scale, "", mask, sinks);
+      }
       return mx::fast::scaled_dot_product_attention(
           q, k, v, how.scale, reading.causal ? "causal" : "", reading.mask, sinks);
     }();

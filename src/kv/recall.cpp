@@ -13,7 +13,7 @@ namespace parallm {
 namespace {
 
 bool takes_memories(const Attention& how) {
-  return how.window == 0 && how.chunk == 0;
+  return how.window == 0 && how.chunk == 0 && how.sparse.block == 0;
 }
 
 mx::array joined(const std::vector<mx::array>& parts, int axis) {

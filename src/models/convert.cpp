@@ -30,6 +30,23 @@ std::optional<mx::Dtype> dtype_of(const Config& config) {
   return found == known.end() ? std::nullopt : std::optional(found->second);
 }
 
+/** What the architecture's own rules are found by: model_type but for Ling 3, which shares it with Ling 2.5. */
+std::string rules_of(const Config& config) {
+  const auto names = config.has("architectures") ? config.texts("architectures") : std::vector<std::string>{};
+  const bool third = std::find(names.begin(), names.end(), "BailingMoeV3ForCausalLM") != names.end();
+  return third ? "bailing_moe_v3" : config.text("model_type");
+}
+
+/** A layer's codes of 2 bits as BitNet's layers in mlx-lm hold them: uint8 [outputs/4, inputs], in bits 2i and 2i+1 row
+ * i * outputs/4 + r. */
+mx::array pack_ternary(const mx::array& codes, int inputs) {
+  const auto ones = mx::ones({codes.shape(0), inputs / 32}), none = mx::zeros(ones.shape());
+  const auto numbers = mx::astype(mx::dequantize(codes, ones, none, 32, 2), mx::uint8);
+  const auto quarters = mx::reshape(numbers, {4, -1, inputs});
+  const auto shifts = mx::reshape(mx::array({0, 2, 4, 6}, mx::uint8), {4, 1, 1});
+  return mx::astype(mx::sum(mx::left_shift(quarters, shifts), 0), mx::uint8);
+}
+
 /** Turns what a model took into what is written. */
 class Converter {
  public:
@@ -38,7 +55,7 @@ class Converter {
         how_(how),
         dtype_(how.dtype ? how.dtype : dtype_of(config)),
         stored_(stored),
-        model_type_(config.text("model_type")) {
+        model_type_(rules_of(config)) {
     for (const auto& tensor : taken.tensors) {
       arrays_.emplace(tensor.name, tensor.array);
     }
@@ -134,8 +151,22 @@ class Converter {
     return (kind.mode != "affine" || kind.group_size >= 32) && (global == arrays_.end() || global->second.ndim() > 0);
   }
 
+  /** Its layers are ternary in mlx-lm too, where a factor multiplies all of a layer's weights. */
+  void add_ternary(const std::string& layer, const mx::array& codes) {
+    const auto scales = *part(layer, ".scales");
+    add(layer + ".weight", pack_ternary(codes, codes.shape(1) * 16));
+    add(layer + ".weight_scale", mx::reshape(mx::slice(scales, {0, 0}, {1, 1}), {1}));
+    parameters += codes.size() * 4 + 1;
+  }
+
   void add_layer(const std::string& layer, std::optional<Quantization> kind) {
     auto weight = *part(layer, ".weight");
+    if (model_type_ == "bitnet" && layer.ends_with("_proj")) {
+      if (!kind) {
+        fail(Kind::invalid, "[convert] BitNet's {} must be ternary", layer);
+      }
+      return add_ternary(layer, weight);
+    }
     const auto global = arrays_.find(layer + ".global_scale");
     if (kind && !how_.dequantize && in_mlx(layer, *kind)) {
       const auto scale = global == arrays_.end() ? std::nullopt : std::optional(global->second);
@@ -308,33 +339,10 @@ void write_json(const std::string& path, const boost::json::object& value) {
   }
 }
 
-/** What mlx-lm's names have where a name here has `ours`. Null: the model makes other layers of what it reads, so that
- * mlx-lm could not open what would be written. */
-constexpr struct {
-  const char* model_type;
-  const char* ours;
-  const char* theirs;
-} other_names[] = {
-    {"llama4_text", "lm_head.", "output."},
-    {"bailing_hybrid", "attention.f_proj", nullptr}, // bailing_moe_v3, which has rules of its own
-    {"dbrx", "ffn.experts", nullptr}, // an expert's own layers
-    {"bitnet", "_proj", nullptr}, // ternary ones
-};
-
 std::string written_name(const Config& config, std::string name) {
   const auto type = config.text("model_type");
-  for (auto& [model_type, ours, theirs] : other_names) {
-    const auto at = type == model_type ? name.find(ours) : std::string::npos;
-    if (at != std::string::npos && !theirs) {
-      fail(
-          Kind::invalid,
-          "[convert] models of type {} can't be converted yet: mlx-lm has other layers than {}",
-          type,
-          name);
-    }
-    if (at != std::string::npos) {
-      name.replace(at, std::string(ours).size(), theirs);
-    }
+  if (type == "llama4_text" && name.starts_with("lm_head.")) {
+    name.replace(0, 7, "output");
   }
   // In multimodal wrappers the text part's layers lie under language_model; make_model takes that away.
   const bool wrapped = type != "muse_glimmer" && type != "muse_spark" &&

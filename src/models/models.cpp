@@ -102,6 +102,7 @@ Maker make_olmoe;
 Maker make_openelm;
 Maker make_phi;
 Maker make_phi3;
+Maker make_phi3small;
 Maker make_phimoe;
 Maker make_phixtral;
 Maker make_plamo;
@@ -236,6 +237,7 @@ constexpr struct {
     {"phi", make_phi},
     {"phi-msft", make_phixtral},
     {"phi3", make_phi3},
+    {"phi3small", make_phi3small},
     {"phimoe", make_phimoe},
     {"phixtral", make_phixtral},
     {"pixtral", make_mistral3},

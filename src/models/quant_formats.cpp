@@ -487,10 +487,10 @@ Quantizations from_fp8(const Config& options, Arrays& arrays) {
   return out;
 }
 
-/** weight uint8 [N/4,K] holds in its bits 2i and 2i+1 row i*N/4 + r's number + 1, each -1, 0 or 1; weight_scale [1] is
- * a factor (transformers' AutoBitLinear) or a divisor (its BitLinear, and where nothing is said). */
-Quantizations from_bitnet(const Config& options, Arrays& arrays) {
-  bool divides = options.text("linear_class", "") != "autobitlinear";
+/** Ternary layers to codes of 2 bits; gives their kind, and their names. weight uint8 [N/4,K] holds in its bits 2i and
+ * 2i+1 row i*N/4 + r's number + 1, each -1, 0 or 1; weight_scale [1] is a factor (transformers' AutoBitLinear) or a
+ * divisor (its BitLinear, and where nothing is said). */
+std::pair<Quantization, std::vector<std::string>> unpack_ternary(Arrays& arrays, bool divides) {
   auto names = names_ending(arrays, ".weight_scale");
   const auto layer_of = [](const std::string& name) { return name.substr(0, name.size() - 13); };
   int group = 128; // the most that divides all layers' inputs
@@ -500,8 +500,9 @@ Quantizations from_bitnet(const Config& options, Arrays& arrays) {
       group /= 2;
     }
   }
+  std::vector<std::string> layers;
   for (auto& name : names) {
-    auto layer = layer_of(name);
+    auto& layer = layers.emplace_back(layer_of(name));
     auto scale = pop(arrays, name, 1, layer), bytes = pop(arrays, layer + ".weight", 2, layer);
     if (bytes.dtype() != mx::uint8 || scale.size() != 1 || bytes.shape(1) % group != 0) {
       fail(
@@ -523,7 +524,22 @@ Quantizations from_bitnet(const Config& options, Arrays& arrays) {
     arrays.insert_or_assign(layer + ".biases", mx::negative(scales));
     arrays.insert_or_assign(layer + ".scales", scales);
   }
-  return {Quantization{group, 2, "affine"}, {}};
+  return {Quantization{group, 2, "affine"}, layers};
+}
+
+Quantizations from_bitnet(const Config& options, Arrays& arrays) {
+  return {unpack_ternary(arrays, options.text("linear_class", "") != "autobitlinear").first, {}};
+}
+
+/** mlx-lm's BitNet is ternary whatever config.json says, and always multiplies. */
+Quantizations with_ternary(Quantizations said, const Config& config, Arrays& arrays) {
+  if (config.text("model_type", "") == "bitnet") {
+    auto [kind, layers] = unpack_ternary(arrays, false);
+    for (auto& layer : layers) {
+      said.layers.insert_or_assign(layer, kind);
+    }
+  }
+  return said;
 }
 
 /** gpt-oss; the model's file knows how its tensors lie. */
@@ -563,10 +579,11 @@ Quantizations read_quantizations(const Config& config, Arrays& arrays) {
     fail(Kind::invalid, "{} {}: 'quantize_activations' is not supported", where, config.where);
   }
   if (config.has("quantization")) {
-    return mlx_quantizations(config.object("quantization"));
+    return with_ternary(mlx_quantizations(config.object("quantization")), config, arrays);
   }
   if (!config.has("quantization_config")) { // repositories of several parts say it of their text model
-    return config.has("text_config") ? read_quantizations(config.object("text_config"), arrays) : Quantizations{};
+    return config.has("text_config") ? read_quantizations(config.object("text_config"), arrays)
+                                     : with_ternary({}, config, arrays);
   }
   auto options = config.object("quantization_config");
   if (!options.has("quant_method")) {

@@ -32,6 +32,15 @@ constexpr struct {
     {"bailing_hybrid", "attention.unembed_out", 0},
     {"bailing_moe", "mlp.gate.gate_proj", 8},
     {"bailing_moe_linear", "mlp.gate.gate_proj", 8},
+    {"bailing_moe_v3", "model.word_embeddings", 0},
+    {"bailing_moe_v3", "lm_head", 0},
+    {"bailing_moe_v3", "mlp.gate", 0},
+    {"bailing_moe_v3", "attention.q_a_proj", 0},
+    {"bailing_moe_v3", "attention.q_b_proj", 0},
+    {"bailing_moe_v3", "attention.kv_a_proj_with_mqa", 0},
+    {"bailing_moe_v3", "attention.embed_q", 0},
+    {"bailing_moe_v3", "attention.unembed_out", 0},
+    {"bailing_moe_v3", "attention.b_proj", 0},
     {"deepseek", "mlp.gate", 0},
     {"deepseek_v2", "mlp.gate", 0},
     {"deepseek_v3", "mlp.gate", 0},
@@ -151,6 +160,9 @@ QuantRules::QuantRules(
     : base_(std::move(base)), model_type_(model_type) {
   for (const auto& layer : layers) {
     layers_ = std::max(layers_, layer_index(layer) + 1);
+    if (layer.ends_with("attention.f_proj")) {
+      delta_layers_.insert(layer_index(layer));
+    }
   }
   if (recipe.empty()) {
     return;
@@ -190,6 +202,10 @@ std::optional<Quantization> QuantRules::operator()(const std::string& layer, int
   }
   if (low_bits_ > 0) {
     return mixed(layer);
+  }
+  const bool gated = layer.ends_with("attention.q_proj") || layer.ends_with("attention.g_proj");
+  if (model_type_ == "bailing_moe_v3" && gated && !delta_layers_.contains(layer_index(layer))) {
+    return {};
   }
   if (model_type_ == "muse_spark") { // its experts, but not those of the first and the last layer
     const int index = layer_index(layer);

@@ -178,9 +178,11 @@ inline std::vector<int> block_range(int first, int count, int stride = 1) {
   return out;
 }
 
+constexpr int most_blocks = 20; // of a sequence
+
 /** One sequence alone, its prompt in chunks. */
 inline std::vector<std::vector<float>> alone(Loaded& loaded, const Sequence& sequence, int chunk, int first_block = 3) {
-  Feed feed(sequence, block_range(first_block, 16), 5);
+  Feed feed(sequence, block_range(first_block, most_blocks), 5);
   while (!feed.done()) {
     auto piece = feed.piece(chunk);
     auto rows = step(loaded, {piece});
@@ -196,7 +198,7 @@ together(Loaded& loaded, const std::vector<Sequence>& sequences, const std::vect
   std::vector<Feed> feeds;
   int count = sequences.size();
   for (int i = 0; i < count; ++i) {
-    feeds.emplace_back(sequences[i], block_range(i, 16, count), count - i); // interleaved
+    feeds.emplace_back(sequences[i], block_range(i, most_blocks, count), count - i); // interleaved
   }
   for (int now = 0;; ++now) {
     std::vector<Piece> pieces;

@@ -60,6 +60,9 @@ class PagedAttention : public CpuPrimitive {
     job.softcap = shape_.softcap;
     job.rope_dims = shape_.rope_dims;
     job.rope_traditional = shape_.rope_traditional;
+    job.sparse_block = shape_.sparse_block;
+    job.sparse_local = shape_.sparse_local;
+    job.sparse_stride = shape_.sparse_stride;
     job.out = allocate(outputs[0]);
     job.masses = outputs.size() > 1 ? allocate<float>(outputs[1]) : nullptr;
     job.rotated = outputs.size() > 1 ? allocate<float>(outputs[2]) : nullptr;
@@ -145,6 +148,16 @@ mx::array paged_attention(
         shape.chunk,
         " and ",
         shape.softcap);
+  }
+  if (shape.sparse_block % 32 != 0 || (shape.sparse_block > 0 && (shape.sparse_local < 1 || shape.sparse_stride < 1))) {
+    fail_op(
+        "paged_attention",
+        "sparse_block must be a multiple of 32, with a local part and a stride; got ",
+        shape.sparse_block,
+        ", ",
+        shape.sparse_local,
+        " and ",
+        shape.sparse_stride);
   }
   if (shape.rope_dims > 0) {
     const mx::Shape angles{T, shape.rope_dims / 2};

@@ -32,6 +32,8 @@ struct AttentionJob {
   float softcap; // 0: none
   size_t rope_dims;
   bool rope_traditional;
+  size_t sparse_block; // 0: every position is seen; else a multiple of 32
+  size_t sparse_local, sparse_stride;
   void* out; // [T,H,Dv]
   float* masses; // [T,H] the log of the sum of exp(score) of each query; null: not asked for
   float* rotated; // [T,H,D] the queries; null: not asked for
@@ -46,6 +48,12 @@ struct AttentionJob {
   /** Which of the positions from `base` on a head of token t sees among those it would; null: all. */
   const bool* chosen_by(size_t t, size_t head, size_t base) const {
     return chosen == nullptr ? nullptr : chosen + (t * choosers + head * choosers / heads) * chosen_width + base;
+  }
+
+  /** Whether head `h` of a query at `position` sees the block that p is in. */
+  bool sees_block(size_t h, size_t position, size_t p) const {
+    const size_t block = sparse_block > 0 ? p / sparse_block : 0;
+    return sparse_block == 0 || position / sparse_block < block + sparse_local || (block + h + 1) % sparse_stride == 0;
   }
 
   /** Where a head's key or value of position `p` of a span's sequence lies in the pools, in rows of D; the rest of its

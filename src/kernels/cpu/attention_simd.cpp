@@ -364,8 +364,13 @@ void add_all_values(State& state, const P* values, size_t stride, Range piece, c
   for (size_t row = 0; row < state.rows;) {
     const Range part = seen(row);
     const auto alike = [&](size_t many) {
-      const Range last = row + many <= state.rows ? seen(row + many - 1) : Range{1, 0};
-      return part.begin == last.begin && part.end == last.end;
+      for (size_t next = row + 1; next < row + many; next++) {
+        const Range other = next < state.rows ? seen(next) : Range{1, 0};
+        if (part.begin != other.begin || part.end != other.end) {
+          return false;
+        }
+      }
+      return true;
     };
     const P* from = values + (part.begin - piece.begin) * stride;
     if (alike(4)) {
@@ -401,7 +406,11 @@ void attend(const AttentionJob& job, const Item& item) {
   const Range all{visible(job, position).begin, position + item.count};
   // Few rows read the pools' own numbers; more read them as floats, turned once.
   const bool direct = !Pool::coded && state.rows <= 8 && job.dim % lanes == 0 && job.v_dim % lanes == 0;
-  const auto part_of = [&](size_t row, size_t base) { return within(visible(job, position + row / heads), base); };
+  const auto part_of = [&](size_t row, size_t base) { // a tile lies within one sparse block
+    const size_t at = position + row / heads;
+    const bool seen = job.sees_block(item.kv_head * heads + row % heads, at, base);
+    return seen ? within(visible(job, at), base) : Range{0, 0};
+  };
   const auto chosen_by = [&](size_t row, size_t base) {
     const size_t t = job.spans[item.span * 3] + item.first + row / heads;
     return job.chosen_by(t, item.kv_head * heads + row % heads, base);
@@ -409,14 +418,12 @@ void attend(const AttentionJob& job, const Item& item) {
   for (size_t base = all.begin / tile_width * tile_width; base < all.end; base += tile_width) {
     const Range part = within(all, base);
     const auto seen = [&](size_t row) { return part_of(row, base); };
-    if (job.chosen != nullptr) {
-      bool any = false;
-      for (size_t row = 0; row < state.rows && !any; row++) {
-        any = any_chosen(chosen_by(row, base), seen(row));
-      }
-      if (!any) {
-        continue;
-      }
+    bool any = false;
+    for (size_t row = 0; row < state.rows && !any; row++) {
+      any = job.chosen != nullptr ? any_chosen(chosen_by(row, base), seen(row)) : seen(row).end > 0;
+    }
+    if (!any) {
+      continue;
     }
     std::memset(state.scores, 0, state.rows * tile_width * sizeof(float));
     if (direct) {

@@ -109,6 +109,9 @@ struct PagedAttentionShape {
   int rope_dims; // 0: no rotation
   bool rope_traditional;
   int kv_bits = 0; // 0: the pools hold floats; 8 or 4: codes
+  int sparse_block = 0; // 0: all positions are seen; else a multiple of 32, see BlockSparse in kv/cache.h
+  int sparse_local = 0;
+  int sparse_stride = 0;
 };
 
 /** Bytes of one head's key or value of `dim` numbers, a multiple of 32, in codes of 8 or 4 bits: x is about least +
