@@ -111,7 +111,7 @@ class ReadingJob {
       : memories_(memories), flags_(flags), bar_(stderr, !flags.quiet) {}
 
   void run(AddDocuments add) {
-    const std::string id = memories_.submit(std::move(add), [this] {
+    const std::string id = memories_.submit(std::move(add), [this](const JobState&) {
       std::lock_guard lock(mutex_);
       ended_ = true;
       end_.notify_one();

@@ -341,7 +341,7 @@ Recall MemoryManager::make_recall(
   for (const bool used : how.layers) {
     key += used ? '1' : '0';
   }
-  how.record = cited;
+  how.record = how.record || cited;
   auto background = cited ? background_of(key, joined, how) : nullptr;
   Recall out = encoder_->recall(std::move(joined), std::move(how), std::move(key));
   out.background = std::move(background);
