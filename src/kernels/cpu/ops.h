@@ -121,8 +121,8 @@ int kv_group_size(int dim);
  *  pool must be on one stream and evaluated in order; spans int32 [R,3]: first, count, offset; table int32
  *  [R, width]: block ids; sinks [H] float32. With kv_bits the pools are uint8 [blocks, G, block_size, kv_row_bytes(D,
  * bits)]. -> [T,H,Dv] in q's dtype. Query t of a span sees positions [max(0, p-window+1, p - p % chunk), p] of its own
- * sequence, p = offset + t; where `chosen`, bool [T,A,S], is given, only those of them that chosen[t, h*A/H] names, of
- * which there must be one or more. `masses`, where not null, becomes
+ * sequence, p = offset + t; where `chosen`, bool [T,A,S], is given, only those of them that chosen[t, h*A/H] names;
+ * where it names none the output is 0, its mass -infinity. `masses`, where not null, becomes
  *  float32 [T,H]: the log of the sum of exp(score), sinks included. */
 mx::array paged_attention(
     const mx::array& q,
