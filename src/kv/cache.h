@@ -48,7 +48,13 @@ struct KeySelector {
   int local_blocks = 0; // a token's own block and those before it that are always chosen
   std::optional<mx::array> weights; // [T,I]: one choice for all heads, by the sum of weights * max(score, 0) over index
                                     // heads; nothing: each index head chooses for H/I heads
+  int group = 1; // positions from multiples of it that have one key together, which lies at the last of them and is
+                 // seen from there on (DeepSeek-V4's compressed keys); blocks are of groups then
+  std::optional<mx::array> within; // as Chosen: where there are more blocks than choices, what may be chosen
 };
+
+/** What each token sees: bool [T,A,S], of positions of its sequence, for each of A parts of the heads; nothing: all. */
+using Chosen = std::optional<mx::array>;
 
 class Recalled; // recall.h
 struct MemoryRecord; // recall.h
@@ -104,6 +110,12 @@ class Cache {
       const mx::array& v,
       const Attention& how,
       const KeySelector& selector);
+
+  /** The two halves of that, for layers that attend to what another chose: writes the index keys; and attends,
+   * without sinks, where a token may see nothing (its output is 0 then, its mass -infinity). */
+  virtual Chosen choose(const KeySelector& selector);
+  virtual Attended
+  attend_chosen(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how, const Chosen& chosen);
 };
 
 /** An array that a layer keeps of each sequence, whatever its length. */

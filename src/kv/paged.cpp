@@ -102,6 +102,22 @@ class KernelLayer : public States {
     return attend(q, k, v, how, nullptr, index_keys_.mask(selector));
   }
 
+  Chosen choose(const KeySelector& selector) override {
+    return index_keys_.mask(selector);
+  }
+
+  Attended attend_chosen(
+      const mx::array& q,
+      const mx::array& k,
+      const mx::array& v,
+      const Attention& how,
+      const Chosen& chosen) override {
+    check_selected(how);
+    cpu::OpenAttention open{mx::array(0.0f), mx::array(0.0f)};
+    auto out = attend(q, k, v, how, &open, chosen);
+    return {out, open.masses, open.rotated};
+  }
+
   Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
     cpu::OpenAttention open{mx::array(0.0f), mx::array(0.0f)};
     auto out = attend(q, k, v, how, &open, {});
@@ -250,6 +266,7 @@ class OpsLayer : public States {
       const Attention& how,
       const KeySelector& selector) override {
     check_selected(how);
+    check(selector.group == 1, "kv: a layer that attends to groups' keys says what it chose");
     write(k_pool_, step_->rotate(k, how.rope));
     write(v_pool_, v);
     auto rotated = step_->rotate(q, how.rope);
@@ -257,22 +274,56 @@ class OpsLayer : public States {
     std::vector<mx::array> parts;
     for (size_t i = 0; i < chosen.size(); ++i) {
       auto& sequence = step_->sequences()[i];
-      auto reading = chosen[i] ? select(sequence, *chosen[i], selector.block, q.shape(1)) : sequence;
+      auto reading = chosen[i] ? select(sequence, *chosen[i], selector, q.shape(1)) : sequence;
       parts.push_back(attend(rotated, read(k_pool_, reading), read(v_pool_, reading), reading, how));
     }
     return mx::astype(parts.size() == 1 ? parts[0] : mx::concatenate(parts, 0), q.dtype());
   }
 
+  Chosen choose(const KeySelector& selector) override {
+    return index_keys_.mask(selector);
+  }
+
+  Attended attend_chosen(
+      const mx::array& q,
+      const mx::array& k,
+      const mx::array& v,
+      const Attention& how,
+      const Chosen& chosen) override {
+    check_selected(how);
+    check(!how.sinks && (!chosen || chosen->shape(1) == 1), "kv: heads choose together");
+    write(k_pool_, step_->rotate(k, how.rope));
+    write(v_pool_, v);
+    auto rotated = step_->rotated(q, how);
+    std::vector<mx::array> outs, sums;
+    for (auto reading : step_->sequences()) {
+      auto any = mx::array(true);
+      if (chosen) {
+        const int first = reading.tokens[0], last = first + reading.queries;
+        auto own = mx::slice(*chosen, {first, 0, 0}, {last, 1, reading.keys});
+        reading.mask = mx::expand_dims(mx::swapaxes(own, 0, 1), 0); // [1,1,L,S]
+        reading.causal = false;
+        any = mx::any(own, 2); // [L,1]
+      }
+      auto keys = read(k_pool_, reading);
+      auto out = attend(rotated, keys, read(v_pool_, reading), reading, how);
+      outs.push_back(mx::where(mx::expand_dims(any, -1), out, mx::array(0.0f)));
+      auto mass = masses(rotated, keys, reading, how);
+      sums.push_back(mx::where(any, mass, mx::array(-std::numeric_limits<float>::infinity())));
+    }
+    return {mx::concatenate(outs, 0), mx::concatenate(sums, 0), rotated};
+  }
+
  private:
   /** A single query whose heads choose together reads just what is chosen; others read all through a mask. */
-  static Reading select(Reading reading, const mx::array& chosen, int block, int heads) {
+  static Reading select(Reading reading, const mx::array& chosen, const KeySelector& how, int heads) {
     const int choosers = chosen.shape(0);
     reading.causal = false;
-    if (reading.queries == 1 && block == 1 && choosers == 1) {
+    if (reading.queries == 1 && how.block == 1 && choosers == 1) {
       reading.slots = mx::take(reading.slots, mx::flatten(chosen), 0);
       reading.keys = chosen.shape(2);
     } else {
-      auto mask = mx::expand_dims(chosen_mask(chosen, block, reading.keys), 0);
+      auto mask = mx::expand_dims(chosen_mask(chosen, how, reading.keys), 0);
       reading.mask = choosers == 1 ? mask : mx::repeat(mask, heads / choosers, 1);
     }
     return reading;
@@ -465,6 +516,14 @@ Attended Cache::attend_openly(const mx::array&, const mx::array&, const mx::arra
 
 mx::array
 Cache::attend_selected(const mx::array&, const mx::array&, const mx::array&, const Attention&, const KeySelector&) {
+  fail(Kind::internal, "[kv] this cache's attention is of all positions");
+}
+
+Chosen Cache::choose(const KeySelector&) {
+  fail(Kind::internal, "[kv] this cache's attention is of all positions");
+}
+
+Attended Cache::attend_chosen(const mx::array&, const mx::array&, const mx::array&, const Attention&, const Chosen&) {
   fail(Kind::internal, "[kv] this cache's attention is of all positions");
 }
 

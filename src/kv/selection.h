@@ -7,9 +7,9 @@
 
 namespace parallm {
 
-/** bool [A,L,S]: what chosen blocks, [A,L,choices] of `block` positions, hold up to each query's position; the last
+/** bool [A,L,S]: what chosen blocks, [A,L,choices] of KeySelector::block, hold up to each query's position; the last
  * query's is S-1. */
-mx::array chosen_mask(const mx::array& blocks, int block, int keys);
+mx::array chosen_mask(const mx::array& blocks, const KeySelector& how, int positions);
 
 class IndexKeys {
  public:
@@ -21,8 +21,8 @@ class IndexKeys {
    * [A,L,choices], A = 1 where index heads choose together, else I; nothing: they see all. */
   std::vector<std::optional<mx::array>> choose(const KeySelector& selector);
 
-  /** The same as bool [T,A,S], S the positions of the longest sequence; nothing where all see all. */
-  std::optional<mx::array> mask(const KeySelector& selector);
+  /** The same as positions, S those of the longest sequence. */
+  Chosen mask(const KeySelector& selector);
 
  private:
   mx::array scores(const mx::array& q, const mx::array& keys) const;
@@ -30,6 +30,7 @@ class IndexKeys {
       const mx::array& q,
       const mx::array& keys,
       const std::optional<mx::array>& weights,
+      const Chosen& within,
       int position,
       const KeySelector& how) const;
 

@@ -26,6 +26,7 @@ Maker make_deepseek;
 Maker make_deepseek_v2;
 Maker make_deepseek_v3;
 Maker make_deepseek_v32;
+Maker make_deepseek_v41;
 Maker make_dots1;
 Maker make_ernie4_5;
 Maker make_ernie4_5_moe;
@@ -150,6 +151,7 @@ constexpr struct {
     {"deepseek_v2", make_deepseek_v2},
     {"deepseek_v3", make_deepseek_v3},
     {"deepseek_v32", make_deepseek_v32},
+    {"deepseek_v41", make_deepseek_v41},
     {"dots1", make_dots1},
     {"ernie4_5", make_ernie4_5},
     {"ernie4_5_moe", make_ernie4_5_moe},

@@ -542,11 +542,6 @@ Quantizations with_ternary(Quantizations said, const Config& config, Arrays& arr
   return said;
 }
 
-/** gpt-oss; the model's file knows how its tensors lie. */
-Quantizations from_mxfp4(const Config&, Arrays&) {
-  return {Quantization{32, 4, "mxfp4"}, {}};
-}
-
 /** weight e4m3 [N,K], weight_scale_inv e8m0 [N,K/32]. */
 Quantizations from_mxfp8(const Config&, Arrays& arrays) {
   const Quantization kind{32, 8, "mxfp8"};
@@ -568,7 +563,11 @@ constexpr struct {
     {"compressed-tensors", from_compressed_tensors},
     {"fp8", from_fp8},
     {"modelopt", from_modelopt},
-    {"mxfp4", from_mxfp4},
+    // gpt-oss; the model's file knows how its tensors lie.
+    {"mxfp4",
+     [](const Config&, Arrays&) {
+       return Quantizations{Quantization{32, 4, "mxfp4"}, {}};
+     }},
     {"mxfp8", from_mxfp8},
 };
 

@@ -45,6 +45,7 @@ constexpr struct {
     {"deepseek_v2", "mlp.gate", 0},
     {"deepseek_v3", "mlp.gate", 0},
     {"deepseek_v32", "mlp.gate", 0},
+    {"deepseek_v41", "mlp.gate", 0},
     {"dots1", "mlp.gate", 0},
     {"exaone_moe", "mlp.gate", 0},
     {"gemma4", "router.proj", 8},

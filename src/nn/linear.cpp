@@ -257,6 +257,10 @@ apply_each(const std::vector<const Linear*>& layers, const mx::array& x, const s
   return results;
 }
 
+mx::array product(const mx::array& x, const mx::array& w) {
+  return on_cpu() ? cpu::matmul(x, w) : mx::matmul(x, mx::transpose(w));
+}
+
 mx::array add_residual(const mx::array& x, const mx::array& y) {
   if (on_cpu()) {
     return cpu::add(x, y);

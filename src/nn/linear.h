@@ -68,6 +68,9 @@ class Linear {
 std::vector<mx::array>
 apply_each(const std::vector<const Linear*>& layers, const mx::array& x, const std::vector<mx::Shape>& outs);
 
+/** x [T,inputs] by a matrix w [outputs,inputs] that is never quantized -> [T,outputs]. */
+mx::array product(const mx::array& x, const mx::array& w);
+
 /** x + y, both [T,D]: the sum that goes around a layer. */
 mx::array add_residual(const mx::array& x, const mx::array& y);
 

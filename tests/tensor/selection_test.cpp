@@ -29,6 +29,7 @@ struct Inputs { // of one sequence
 struct Choice {
   int choices, block, local_blocks;
   bool weighted;
+  int group = 1;
 };
 
 struct Part { // tokens [from, to) of a sequence, in a step
@@ -62,8 +63,12 @@ mx::array step(Caches& caches, const std::vector<Part>& parts, const Choice& cho
   if (choice.weighted) {
     selector.weights = join(&Inputs::weights);
   }
-  auto out = caches.layer(0).attend_selected(
-      join(&Inputs::q), join(&Inputs::k), join(&Inputs::v), {.scale = 0.3f, .sinks = {}}, selector);
+  selector.group = choice.group;
+  auto& cache = caches.layer(0);
+  auto q = join(&Inputs::q), k = join(&Inputs::k), v = join(&Inputs::v);
+  Attention how{.scale = 0.3f, .sinks = {}};
+  auto out = choice.group == 1 ? cache.attend_selected(q, k, v, how, selector)
+                               : cache.attend_chosen(q, k, v, how, cache.choose(selector)).out;
   out = mx::contiguous(out);
   mx::eval(out);
   return out;
@@ -75,8 +80,10 @@ const float* data(const mx::array& x) {
 
 /** The blocks that index head `i` chooses for token t; all heads together where weighted. */
 std::set<int> chosen(const Inputs& in, int t, int i, const Choice& choice) {
-  std::vector<double> score(t / choice.block + 1, -INFINITY);
-  for (int s = 0; s <= t; ++s) {
+  const int keys = (t + 1) / choice.group, last = (keys - 1) / choice.block;
+  std::vector<double> score((keys + choice.block - 1) / choice.block, -INFINITY);
+  for (int key = 0; key < keys; ++key) {
+    const int s = (key + 1) * choice.group - 1;
     double sum = 0;
     for (int h = 0; h < index_heads; ++h) {
       double dot = 0;
@@ -85,8 +92,8 @@ std::set<int> chosen(const Inputs& in, int t, int i, const Choice& choice) {
       }
       sum += choice.weighted ? data(in.weights)[t * index_heads + h] * std::max(dot, 0.0) : h == i ? dot : 0;
     }
-    auto& best = score[s / choice.block];
-    best = std::max(best, t / choice.block - s / choice.block < choice.local_blocks ? INFINITY : sum);
+    auto& best = score[key / choice.block];
+    best = std::max(best, last - key / choice.block < choice.local_blocks ? INFINITY : sum);
   }
   std::vector<int> order(score.size());
   std::iota(order.begin(), order.end(), 0);
@@ -110,7 +117,7 @@ void check_tokens(
       std::vector<double> out(dims);
       double mass = 0;
       for (int s = 0; s <= t; ++s) {
-        if (!blocks.count(s / choice.block)) {
+        if ((s + 1) % choice.group != 0 || !blocks.count(s / choice.group / choice.block)) {
           continue;
         }
         int place = (s * groups + h / (heads / groups)) * dims;
@@ -126,7 +133,8 @@ void check_tokens(
       }
       for (int d = 0; d < dims; ++d) {
         CAPTURE(t);
-        CHECK(std::abs(data(got)[((at + t - from) * heads + h) * dims + d] - out[d] / mass) < allowed);
+        const double want = mass == 0 ? 0 : out[d] / mass;
+        CHECK(std::abs(data(got)[((at + t - from) * heads + h) * dims + d] - want) < allowed);
       }
     }
   }
@@ -135,10 +143,17 @@ void check_tokens(
 } // namespace
 
 TEST_CASE("selection: each token attends to the chosen positions, prefilled in chunks, decoded alone or in company") {
-  for (auto choice : {Choice{3, 1, 0, true}, Choice{3, 1, 0, false}, Choice{2, 3, 1, false}, Choice{2, 3, 1, true}}) {
+  for (auto choice :
+       {Choice{3, 1, 0, true},
+        Choice{3, 1, 0, false},
+        Choice{2, 3, 1, false},
+        Choice{2, 3, 1, true},
+        Choice{2, 1, 0, true, 3},
+        Choice{2, 2, 1, true, 3}}) {
     for (bool mlx_ops : {false, true}) {
       CAPTURE(choice.block);
       CAPTURE(choice.weighted);
+      CAPTURE(choice.group);
       mx::random::seed(7);
       Inputs a(20), b(11);
       mx::eval(a.q, a.k, a.v, a.index_q, a.index_k, a.weights, b.q, b.k, b.v, b.index_q, b.index_k, b.weights);

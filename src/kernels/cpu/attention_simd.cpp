@@ -454,8 +454,9 @@ void attend(const AttentionJob& job, const Item& item) {
       job.masses[t * job.heads + h] = state.top[row] + std::log(state.mass[row]);
     }
     float* out = state.out + row * state.v_dim;
+    const float mass = state.mass[row] > 0 ? state.mass[row] : 1; // 0: nothing was chosen
     for (size_t i = 0; i < state.v_dim; i += lanes) {
-      store(hn::Div(load(out + i), hn::Set(F32(), state.mass[row])), out + i);
+      store(hn::Div(load(out + i), hn::Set(F32(), mass)), out + i);
     }
     narrow(out, job.v_dim, static_cast<T*>(job.out) + (t * job.heads + h) * job.v_dim);
   }

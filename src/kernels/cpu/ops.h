@@ -133,8 +133,8 @@ struct OpenAttention {
  *  pool must be on one stream and evaluated in order; spans int32 [R,3]: first, count, offset; table int32
  *  [R, width]: block ids; sinks [H] float32. With kv_bits the pools are uint8 [blocks, G, block_size, kv_row_bytes(D,
  * bits)]. -> [T,H,Dv] in q's dtype. Query t of a span sees positions [max(0, p-window+1, p - p % chunk), p] of its own
- * sequence, p = offset + t; where `chosen`, bool [T,A,S], is given, only those of them that chosen[t, h*A/H] names, of
- * which there must be one or more. `open`, where not null, takes what it is to go on with. */
+ * sequence, p = offset + t; where `chosen`, bool [T,A,S], is given, only those of them that chosen[t, h*A/H] names;
+ * where it names none the output is 0, its mass -infinity. `open`, where not null, takes what it is to go on with. */
 mx::array paged_attention(
     const mx::array& q,
     const mx::array& k,
