@@ -48,7 +48,8 @@ print("tokens/s, median (least to most) | " + " | ".join(kinds))
 print(" | ".join(["---"] * (len(kinds) + 1)))
 for bits in dict.fromkeys(bits for bits, _ in rows):
     cells = (rows[bits, kind] for kind in kinds)
-    print(f"{bits} bits | " + " | ".join(f"{statistics.median(c):,.0f} ({min(c):,} to {max(c):,})" for c in cells))
+    texts = (f"{statistics.median(c):,.0f} ({min(c):,} to {max(c):,})" if c else "–" for c in cells)
+    print(f"{bits} bits | " + " | ".join(texts))
 P
 }
 

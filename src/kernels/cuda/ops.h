@@ -36,7 +36,7 @@ struct Factor {
 bool multiplies(mx::Dtype x, int group_size, int bits);
 
 /** matmul has a kernel for this: the same with x [M,K], M from 1 to most_rows; or dense with K a multiple of 64, M from
- * 2. */
+ * 2; each where its tiles fit into the GPU's shared memory. */
 bool multiplies(const mx::array& x, const Factor& factor);
 constexpr int most_rows = 64;
 
