@@ -5,9 +5,10 @@
 //
 // Of many keys, the first stage reads codes: whole numbers tell every cosine up
 // to a bound of the rounding, and of each 16 keys the greatest lower end is kept.
-// The top_k-th of those is a floor under the top_k greatest cosines. Keys whose
-// upper end reaches it, a few more than top_k, are then multiplied as they are,
-// so that what is chosen, and every number, is what it would be without codes.
+// The best key of each of the top_k best such groups, multiplied as it is, gives
+// a floor under the top_k greatest cosines; so are then all keys whose upper end
+// reaches that, a few more than top_k, so that what is chosen, and every number,
+// is what it would be without codes.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/recall_simd.cpp"
 #define HWY_WANT_AVX3_DL // has VNNI
@@ -15,10 +16,13 @@
 
 #include <hwy/foreach_target.h>
 
+#include <hwy/cache_control.h>
+
 #include "kernels/cpu/products-inl.h"
 #include "kernels/cpu/recall.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <numeric>
 #include <vector>
@@ -34,6 +38,7 @@ constexpr size_t most_products = 8 << 20; // alive at once
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
 constexpr size_t stretch_tiles = 16; // of an item that reads codes
+constexpr size_t codes_pay = 12; // groups of keys for each of the top_k, from which on codes are read
 
 enum Scratch { scratch_rows, scratch_weights, scratch_products };
 
@@ -97,10 +102,18 @@ std::vector<Candidate> greatest(const float* products, const float* norms, size_
         std::make_heap(heap.begin(), heap.end(), std::greater<>());
         least = heap.front().rank;
       }
-    } else if (rank > least) {
-      std::pop_heap(heap.begin(), heap.end(), std::greater<>());
-      heap.back() = {rank, static_cast<uint32_t>(n)};
-      std::push_heap(heap.begin(), heap.end(), std::greater<>());
+    } else if (rank > least) { // in place of the least
+      const Candidate added{rank, static_cast<uint32_t>(n)};
+      size_t i = 0;
+      for (size_t child = 1; child < top_k; child = 2 * i + 1) {
+        child += child + 1 < top_k && heap[child] > heap[child + 1];
+        if (!(added > heap[child])) {
+          break;
+        }
+        heap[i] = heap[child];
+        i = child;
+      }
+      heap[i] = added;
       least = heap.front().rank;
     }
   };
@@ -151,21 +164,25 @@ struct CodedQuery {
   float scale; // q is about scale * codes
   float bound; // of what a product is off, in units of a key's scale
   float slack; // twice what float32 rounds of anything here
+  float centre; // q . the keys' centre: what products with codes leave out
   int32_t start; // what the keys' 32 add, with the other sign
   int32_t* pairs; // for each 4 dimensions codes 0 and 2, then 1 and 3
 };
 
 CodedQuery code_query(const RecallJob& job, const float* q, size_t g, int32_t* pairs) {
   constexpr float most = 8191; // times 63, of 4096 dimensions, is below 2^31
-  CodedQuery coded{0, 0, 0, 0, pairs};
+  CodedQuery coded{0, 0, 0, 0, 0, pairs};
   std::fill(pairs, pairs + 8 * code_parts(job.dim), 0);
-  const float* bounds = job.centres + g * (job.dim + 2) + job.dim;
-  double squares = 0, off = 0, coded_squares = 0;
+  const float* centre = job.centres + g * (job.dim + 2);
+  const float* bounds = centre + job.dim;
+  double squares = 0, off = 0, coded_squares = 0, along = 0;
   float top = 0;
   for (size_t d = 0; d < job.dim; d++) {
     top = std::max(top, std::abs(q[d]));
     squares += double{q[d]} * q[d];
+    along += double{q[d]} * centre[d];
   }
+  coded.centre = static_cast<float>(along);
   coded.scale = std::max(top, 1e-20f) / most;
   const float inverse = 1 / coded.scale;
   for (size_t d = 0; d < job.dim; d++) {
@@ -184,10 +201,10 @@ CodedQuery code_query(const RecallJob& job, const float* q, size_t g, int32_t* p
   return coded;
 }
 
-/** take(query, first key, sums) of `MR` queries and `NV` vectors of a tile's keys from `first` on. */
+/** take(query, i, sums) of `MR` queries and `NV` vectors of keys: where their codes lie. */
 template <int MR, size_t NV, class F>
 HWY_INLINE void
-multiply_codes(const int32_t* tile, size_t parts, size_t first, const CodedQuery* const (&queries)[MR], const F& take) {
+multiply_codes(const int32_t* const (&keys)[NV], size_t parts, const CodedQuery* const (&queries)[MR], const F& take) {
   constexpr int chains = MR == 1 ? 2 : 1; // sums that don't wait for each other
   const I32 d;
   VI sums[chains][MR][NV];
@@ -214,7 +231,7 @@ multiply_codes(const int32_t* tile, size_t parts, size_t first, const CodedQuery
     const auto read = [&](auto shift, int32_t mask) {
       constexpr int w = 3 - decltype(shift)::value / 2; // the word whose high bits are shifted so far
       for (size_t i = 0; i < NV; i++) {
-        const VI word = hn::LoadU(d, tile + (p * 3 + w) * code_tile + first + i * lanes);
+        const VI word = hn::LoadU(d, keys[i] + (p * 3 + w) * code_group);
         even[i] = hn::And(word, low_bits);
         odd[i] = hn::And(hn::ShiftRight<8>(word), low_bits);
         const VI part = hn::And(hn::ShiftRight<decltype(shift)::value>(word), hn::Set(d, mask));
@@ -234,22 +251,30 @@ multiply_codes(const int32_t* tile, size_t parts, size_t first, const CodedQuery
   for (int m = 0; m < MR; m++) {
     for (size_t i = 0; i < NV; i++) {
       const VI sum = chains == 1 ? sums[0][m][i] : hn::Add(sums[0][m][i], sums[chains - 1][m][i]);
-      take(m, first + i * lanes, sum);
+      take(m, i, sum);
     }
   }
 }
 
-/** Where a tile's codes and scales lie. */
-struct Tile {
+/** The codes and scales of a kv head. */
+struct Codes {
   const int32_t* codes;
-  const float* scales;
+  const float* scales; // of each group
+  size_t words; // of a key
 
-  Tile(const RecallJob& job, size_t g, size_t tile) {
-    const size_t place = g * code_tiles(job.memories) + tile;
-    codes = reinterpret_cast<const int32_t*>(job.codes) + place * 3 * code_parts(job.dim) * code_tile;
-    scales = job.scales + place * code_scales;
+  Codes(const RecallJob& job, size_t g) : words(3 * code_parts(job.dim)) {
+    const size_t groups = code_tiles(job.memories) * code_scales;
+    codes = reinterpret_cast<const int32_t*>(job.codes) + g * groups * words * code_group;
+    scales = job.scales + g * groups;
+  }
+
+  /** The vector of keys that begins with this one. */
+  const int32_t* at(size_t key) const {
+    return codes + key / code_group * words * code_group + key % code_group;
   }
 };
+
+constexpr size_t vectors = std::min<size_t>(many_registers ? 4 : 2, code_tile / lanes); // that are multiplied together
 
 /** floors[query]: of each of the keys' groups the greatest lower end of a cosine. Tiles [begin, end) of a kv head. */
 template <int MR>
@@ -260,12 +285,11 @@ HWY_NOINLINE void scan_tiles(
     size_t end,
     const CodedQuery* const (&queries)[MR],
     float* const (&floors)[MR]) {
-  constexpr size_t most = many_registers ? 4 : 2, at_once = std::min(most, code_tile / lanes);
   constexpr size_t groups = code_tile / code_group;
+  const Codes codes(job, g);
   const I32 d;
   const VI least = hn::Set(d, std::numeric_limits<int32_t>::min());
   for (size_t t = begin; t < end; t++) {
-    const Tile tile(job, g, t);
     const size_t count = std::min(code_tile, job.memories - t * code_tile);
     VI best[MR][groups];
     for (auto& own : best) {
@@ -273,8 +297,13 @@ HWY_NOINLINE void scan_tiles(
         group = least;
       }
     }
-    for (size_t first = 0; first < code_tile; first += at_once * lanes) {
-      multiply_codes<MR, at_once>(tile.codes, code_parts(job.dim), first, queries, [&](int m, size_t at, VI sums) {
+    for (size_t first = 0; first < code_tile; first += vectors * lanes) {
+      const int32_t* keys[vectors];
+      for (size_t i = 0; i < vectors; i++) {
+        keys[i] = codes.at(t * code_tile + first + i * lanes);
+      }
+      multiply_codes<MR, vectors>(keys, codes.words / 3, queries, [&](int m, size_t i, VI sums) {
+        const size_t at = first + i * lanes;
         if (count < code_tile) {
           const size_t there = count > at ? std::min(count - at, lanes) : 0;
           sums = hn::IfThenElse(hn::FirstN(d, there), sums, least);
@@ -285,72 +314,149 @@ HWY_NOINLINE void scan_tiles(
     for (int m = 0; m < MR; m++) {
       for (size_t i = 0; i < groups; i++) {
         const auto greatest = static_cast<float>(hn::GetLane(hn::MaxOfLanes(d, best[m][i])));
-        const float low = (greatest * queries[m]->scale - queries[m]->bound) * tile.scales[i];
+        const float low = (greatest * queries[m]->scale - queries[m]->bound) * codes.scales[t * groups + i];
         floors[m][t * groups + i] = i * code_group < count ? low : minus_infinity;
       }
     }
   }
 }
 
-/** The keys that may be among the top_k most similar, rising: at least top_k. */
-std::vector<uint32_t> candidates(const RecallJob& job, size_t g, const CodedQuery& query, const float* floors) {
-  constexpr size_t groups = code_tile / code_group, at_once = std::min<size_t>(2, code_group / lanes);
-  const size_t tiles = code_tiles(job.memories);
-  const float floor = greatest(floors, nullptr, tiles * groups, job.top_k).front().rank - query.slack;
-  std::vector<uint32_t> found;
-  found.reserve(4 * job.top_k);
-  const CodedQuery* const queries[1] = {&query};
-  for (size_t t = 0; t < tiles; t++) {
-    const Tile tile(job, g, t);
-    for (size_t i = 0; i < groups; i++) {
-      if (floors[t * groups + i] + 2 * query.bound * tile.scales[i] < floor) {
-        continue;
+/** A row's query as it is, and exact products with keys of its kv head. */
+template <class P>
+class Exact {
+ public:
+  Exact(const RecallJob& job, size_t row, size_t g, size_t most)
+      : job_(job), g_(g), dim_(round_up(job.dim, lanes)), most_(round_up(most, tile_keys)) {
+    q_ = thread_scratch(scratch_rows, dim_ + tile_keys * dim_ + 2 * most_);
+    widen(job.q + row * job.dim, job.dim, q_, dim_);
+  }
+
+  /** Soon needed. */
+  void fetch(size_t key) const {
+    const P* at = keys() + key * job_.dim;
+    for (size_t i = 0; i < job_.dim; i += 64 / sizeof(P)) {
+      hwy::Prefetch(at + i);
+    }
+    hwy::Prefetch(norms() + key);
+  }
+
+  void multiply_keys(const std::vector<uint32_t>& chosen) {
+    std::fill(products(), products() + chosen.size(), 0.0f);
+    float* floats = q_ + dim_;
+    for (size_t first = 0; first < chosen.size(); first += tile_keys) {
+      const size_t count = std::min(tile_keys, chosen.size() - first);
+      for (size_t j = 0; j < count; j++) {
+        const size_t key = chosen[first + j];
+        widen(keys() + key * job_.dim, job_.dim, floats + j * dim_, dim_);
+        own_norms()[first + j] = norms()[key];
       }
-      for (size_t first = i * code_group; first < (i + 1) * code_group; first += at_once * lanes) {
-        multiply_codes<1, at_once>(tile.codes, code_parts(job.dim), first, queries, [&](int, size_t at, VI sums) {
-          alignas(64) int32_t products[lanes];
-          hn::StoreU(sums, I32(), products);
-          for (size_t j = 0; j < lanes; j++) {
-            const size_t n = t * code_tile + at + j;
-            const float high = (static_cast<float>(products[j]) * query.scale + query.bound) * tile.scales[i];
-            if (!(high < floor) && n < job.memories) {
-              found.push_back(static_cast<uint32_t>(n));
-            }
-          }
-        });
-      }
+      multiply({q_, dim_}, 1, Dense<float>{floats, dim_}, count, dim_, dim_, products() + first, tile_keys);
     }
   }
-  if (found.size() < job.top_k) { // numbers that are none
-    found.resize(job.memories);
-    std::iota(found.begin(), found.end(), 0);
+  // Of those, in their order.
+  float* products() const {
+    return q_ + dim_ + tile_keys * dim_;
   }
-  return found;
+  float* own_norms() const {
+    return products() + most_;
+  }
+
+ private:
+  const P* keys() const {
+    return static_cast<const P*>(job_.keys) + g_ * job_.memories * job_.dim;
+  }
+  const float* norms() const {
+    return job_.inverse_norms + g_ * job_.memories;
+  }
+
+  const RecallJob& job_;
+  size_t g_, dim_, most_;
+  float* q_;
+};
+
+/** sums[i]: of the keys of the i-th of `groups`. */
+void multiply_groups(
+    const Codes& codes,
+    const CodedQuery& query,
+    const std::vector<uint32_t>& groups,
+    std::vector<std::array<int32_t, code_group>>& sums) {
+  sums.resize(groups.size());
+  const CodedQuery* const queries[1] = {&query};
+  constexpr size_t parts = code_group / lanes; // vectors of a group
+  const size_t all = groups.size() * parts;
+  for (size_t first = 0; first < all; first += vectors) {
+    const int32_t* keys[vectors];
+    for (size_t i = 0; i < vectors; i++) {
+      const size_t v = std::min(first + i, all - 1);
+      keys[i] = codes.at(groups[v / parts] * code_group + v % parts * lanes);
+    }
+    multiply_codes<1, vectors>(keys, codes.words / 3, queries, [&](int, size_t i, VI found) {
+      const size_t v = std::min(first + i, all - 1);
+      hn::StoreU(found, I32(), sums[v / parts].data() + v % parts * lanes);
+    });
+  }
 }
 
-/** What `choose` gives, by way of candidates. */
+/** What `choose` gives, by way of codes. */
 template <class P>
 std::vector<Chosen>
 choose_coded(const RecallJob& job, size_t row, size_t g, const CodedQuery& query, const float* floors) {
-  const auto keys = candidates(job, g, query, floors);
-  const size_t dim = round_up(job.dim, lanes), many = round_up(keys.size(), tile_keys);
-  float* q = thread_scratch(scratch_rows, dim + tile_keys * dim + 2 * many);
-  float *floats = q + dim, *products = floats + tile_keys * dim, *norms = products + many;
-  widen(job.q + row * job.dim, job.dim, q, dim);
-  std::fill(products, products + many, 0.0f);
-  for (size_t first = 0; first < keys.size(); first += tile_keys) {
-    const size_t count = std::min(tile_keys, keys.size() - first);
-    for (size_t j = 0; j < count; j++) {
-      const size_t n = g * job.memories + keys[first + j];
-      widen(static_cast<const P*>(job.keys) + n * job.dim, job.dim, floats + j * dim, dim);
-      norms[first + j] = job.inverse_norms[n];
+  const Codes codes(job, g);
+  std::vector<uint32_t> groups, keys;
+  groups.reserve(8 * job.top_k);
+  keys.reserve(4 * job.top_k);
+  std::vector<std::array<int32_t, code_group>> sums;
+  const auto add_group = [&](size_t i) {
+    groups.push_back(static_cast<uint32_t>(i));
+    for (size_t w = 0; w < codes.words; w++) {
+      hwy::Prefetch(codes.at(i * code_group) + w * code_group);
     }
-    multiply({q, dim}, 1, Dense<float>{floats, dim}, count, dim, dim, products + first, tile_keys);
+  };
+  const auto size_of = [&](size_t i) { return std::min(code_group, job.memories - groups[i] * code_group); };
+  // The most similar key of each of the best groups: their exact cosines are a better floor than all lower ends.
+  for (const Candidate& group : greatest(floors, nullptr, code_tiles(job.memories) * code_scales, job.top_k)) {
+    add_group(group.key);
   }
+  multiply_groups(codes, query, groups, sums);
+  Exact<P> first(job, row, g, job.top_k);
+  for (size_t i = 0; i < groups.size(); i++) {
+    const auto best = std::max_element(sums[i].begin(), sums[i].begin() + size_of(i)) - sums[i].begin();
+    keys.push_back(static_cast<uint32_t>(groups[i] * code_group + best));
+    first.fetch(keys.back());
+  }
+  first.multiply_keys(keys);
+  float floor = std::numeric_limits<float>::infinity();
+  for (size_t i = 0; i < keys.size(); i++) {
+    floor = std::min(floor, first.products()[i] * first.own_norms()[i]);
+  }
+  floor -= query.centre + query.slack;
+  groups.clear();
+  keys.clear();
+  for (size_t i = 0; i * code_group < job.memories; i++) {
+    if (!(floors[i] + 2 * query.bound * codes.scales[i] < floor)) {
+      add_group(i);
+    }
+  }
+  multiply_groups(codes, query, groups, sums);
+  for (size_t i = 0; i < groups.size(); i++) {
+    const float scale = codes.scales[groups[i]];
+    for (size_t j = 0; j < size_of(i); j++) {
+      if (!((static_cast<float>(sums[i][j]) * query.scale + query.bound) * scale < floor)) {
+        keys.push_back(static_cast<uint32_t>(groups[i] * code_group + j));
+        first.fetch(keys.back());
+      }
+    }
+  }
+  if (keys.size() < job.top_k) { // numbers that are none
+    keys.resize(job.memories);
+    std::iota(keys.begin(), keys.end(), 0);
+  }
+  Exact<P> exact(job, row, g, keys.size());
+  exact.multiply_keys(keys);
   std::vector<Chosen> chosen;
   chosen.reserve(job.top_k);
-  for (const Candidate& candidate : greatest(products, norms, keys.size(), job.top_k)) {
-    chosen.push_back({keys[candidate.key], products[candidate.key]});
+  for (const Candidate& candidate : greatest(exact.products(), exact.own_norms(), keys.size(), job.top_k)) {
+    chosen.push_back({keys[candidate.key], exact.products()[candidate.key]});
   }
   std::sort(chosen.begin(), chosen.end(), [](const Chosen& a, const Chosen& b) { return a.key < b.key; });
   return chosen;
@@ -403,6 +509,11 @@ void finish(const RecallJob& job, size_t row, size_t g, const std::vector<Chosen
     store(hn::Mul(load(out + i), hn::Set(F32(), own)), out + i);
   }
   const auto* values = static_cast<const P*>(job.values) + g * job.memories * job.v_dim;
+  for (size_t c = 0; c < std::min<size_t>(chosen.size(), 64); c++) {
+    for (size_t i = 0; i < job.v_dim; i += 64 / sizeof(P)) {
+      hwy::Prefetch(values + chosen[c].key * job.v_dim + i);
+    }
+  }
   for (size_t c = 0; c < chosen.size(); c++) {
     const auto [key, product] = chosen[c];
     const float weight = std::exp(weights[c] - top);
@@ -549,9 +660,8 @@ void run_coded(const RecallJob& job) {
 void Run(const RecallJob& job) {
   with_type(job.type, job.local, [&]<class T>(const T*) {
     with_type(job.memory_type, job.keys, [&]<class P>(const P*) {
-      // Floors of fewer groups would rule little out.
-      const bool coded =
-          job.codes && !job.by_dot && job.top_k > 0 && 2 * job.top_k <= (job.memories + code_group - 1) / code_group;
+      const size_t groups = (job.memories + code_group - 1) / code_group;
+      const bool coded = job.codes && !job.by_dot && job.top_k > 0 && codes_pay * job.top_k <= groups;
       coded ? run_coded<T, P>(job) : run<T, P>(job);
     });
   });
