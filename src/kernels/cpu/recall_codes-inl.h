@@ -3,8 +3,8 @@
 //
 // Products of whole numbers tell every cosine up to a bound of the rounding, and of each group of 16 keys the greatest
 // lower end is kept. The best key of each of the top_k best groups, multiplied as it is, gives a floor under the top_k
-// greatest cosines; the keys whose upper end reaches it, a few more than top_k, are then multiplied too, so what is chosen,
-// and every number, is what it would be without codes.
+// greatest cosines; the keys whose upper end reaches it, a few more than top_k, are then multiplied too, so what is
+// chosen, and every number, is what it would be without codes.
 #include "kernels/cpu/products-inl.h"
 #include "kernels/cpu/recall.h"
 
