@@ -1,9 +1,10 @@
 // The CPU matmuls against float64 sums, and the promise that rows are
 // independent bit for bit.
+#include "each_target.h"
+
 #include "kernels/cpu/ops.h"
 
 #include <doctest/doctest.h>
-#include <hwy/targets.h>
 
 #include <algorithm>
 #include <cmath>
@@ -13,6 +14,7 @@
 
 namespace mx = mlx::core;
 using namespace parallm;
+using test::for_each_target;
 
 namespace {
 
@@ -81,20 +83,6 @@ void check_rows_independent(const mx::array& x, const F& product) {
     }
   }
   cpu::set_threads(2);
-}
-
-/** run() once for each instruction set that this machine has. */
-template <class F>
-void for_each_target(const F& run) {
-  for (int64_t rest = hwy::SupportedTargets(); rest != 0; rest &= rest - 1) {
-    const int64_t target = rest & -rest;
-    INFO("target ", hwy::TargetName(target));
-    hwy::SetSupportedTargetsForTest(target);
-    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-    run();
-  }
-  hwy::SetSupportedTargetsForTest(0);
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
 }
 
 mx::array random_bytes(const mx::Shape& shape, int low, int high, int seed) {

@@ -1,4 +1,5 @@
 // Extended Mind attention: the reference's numbers, and what must be equal whatever the numbers are.
+#include "each_target.h"
 #include "recalling.h"
 
 #include "kernels/cpu/ops.h"
@@ -261,48 +262,50 @@ TEST_CASE("recall: the kernel takes the same memories as a sort, of many") {
   }
 }
 
-TEST_CASE("recall: by codes the kernel gives the same numbers, bit for bit") {
+TEST_CASE("recall: by codes the kernel gives the same numbers, bit for bit, with each instruction set") {
   if (!on_cpu()) {
     return;
   }
-  const int tokens = 3, heads = 6, groups = 2;
-  for (int dim : {64, 24, 10}) {
-    for (int kind : {0, 1, 2, 3}) {
-      for (int count : {200, 2048, 5000}) {
-        CAPTURE(dim);
-        CAPTURE(kind);
-        CAPTURE(count);
-        auto keys = mx::random::normal({groups, count, dim});
-        if (kind == 1) { // most of a key is what all have
-          keys = keys * mx::array(0.05f) + mx::random::normal({groups, 1, dim});
-        } else if (kind == 2) { // many are the same, some are zero, one is large
-          keys = mx::take(keys, mx::astype(mx::random::randint(0, 20, {count}), mx::int32), 1);
-          keys = mx::where(mx::greater(mx::random::uniform({1, count, 1}), mx::array(0.9f)), mx::array(0.0f), keys);
-          keys =
-              mx::slice_update(keys, mx::full({groups, 1, dim}, 3e4f), mx::Shape{0, 7, 0}, mx::Shape{groups, 8, dim});
-        } else if (kind == 3) {
-          keys = mx::astype(keys, mx::float16);
-        }
-        auto values = mx::astype(mx::random::normal({groups, count, 20}), keys.dtype());
-        auto wide = mx::astype(keys, mx::float32);
-        auto norms = mx::array(1.0f) / mx::maximum(mx::sqrt(mx::sum(mx::square(wide), -1)), mx::array(1e-12f));
-        auto q = mx::concatenate({mx::random::normal({tokens - 1, heads, dim}), mx::zeros({1, heads, dim})}, 0);
-        auto local = mx::random::normal({tokens, heads, 20}), masses = mx::random::normal({tokens, heads});
-        const auto codes = cpu::recall_codes(keys, norms);
-        for (int top_k : {1, 2, 16, 30}) {
-          CAPTURE(top_k);
-          for (std::optional<float> threshold : {std::optional<float>(), std::optional<float>(0.2f)}) {
-            const cpu::RecallShape shape{top_k, 0.2f, 0, false, threshold};
-            auto record = mx::zeros({tokens, 3, count}), coded_record = mx::zeros({tokens, 3, count});
-            auto wanted = cpu::recall(q, keys, norms, values, local, masses, shape, &record);
-            auto got = cpu::recall(q, keys, norms, values, local, masses, shape, &coded_record, &codes);
-            CHECK(floats(got) == floats(wanted));
-            CHECK(floats(coded_record) == floats(record));
+  for_each_target([&] {
+    const int tokens = 3, heads = 6, groups = 2;
+    for (int dim : {64, 24, 10}) {
+      for (int kind : {0, 1, 2, 3}) {
+        for (int count : {200, 2048, 5000}) {
+          CAPTURE(dim);
+          CAPTURE(kind);
+          CAPTURE(count);
+          auto keys = mx::random::normal({groups, count, dim});
+          if (kind == 1) { // most of a key is what all have
+            keys = keys * mx::array(0.05f) + mx::random::normal({groups, 1, dim});
+          } else if (kind == 2) { // many are the same, some are zero, one is large
+            keys = mx::take(keys, mx::astype(mx::random::randint(0, 20, {count}), mx::int32), 1);
+            keys = mx::where(mx::greater(mx::random::uniform({1, count, 1}), mx::array(0.9f)), mx::array(0.0f), keys);
+            keys =
+                mx::slice_update(keys, mx::full({groups, 1, dim}, 3e4f), mx::Shape{0, 7, 0}, mx::Shape{groups, 8, dim});
+          } else if (kind == 3) {
+            keys = mx::astype(keys, mx::float16);
+          }
+          auto values = mx::astype(mx::random::normal({groups, count, 20}), keys.dtype());
+          auto wide = mx::astype(keys, mx::float32);
+          auto norms = mx::array(1.0f) / mx::maximum(mx::sqrt(mx::sum(mx::square(wide), -1)), mx::array(1e-12f));
+          auto q = mx::concatenate({mx::random::normal({tokens - 1, heads, dim}), mx::zeros({1, heads, dim})}, 0);
+          auto local = mx::random::normal({tokens, heads, 20}), masses = mx::random::normal({tokens, heads});
+          const auto codes = cpu::recall_codes(keys, norms);
+          for (int top_k : {1, 2, 16, 30}) {
+            CAPTURE(top_k);
+            for (std::optional<float> threshold : {std::optional<float>(), std::optional<float>(0.2f)}) {
+              const cpu::RecallShape shape{top_k, 0.2f, 0, false, threshold};
+              auto record = mx::zeros({tokens, 3, count}), coded_record = mx::zeros({tokens, 3, count});
+              auto wanted = cpu::recall(q, keys, norms, values, local, masses, shape, &record);
+              auto got = cpu::recall(q, keys, norms, values, local, masses, shape, &coded_record, &codes);
+              CHECK(floats(got) == floats(wanted));
+              CHECK(floats(coded_record) == floats(record));
+            }
           }
         }
       }
     }
-  }
+  });
 }
 
 } // namespace parallm::test

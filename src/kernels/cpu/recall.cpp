@@ -88,9 +88,9 @@ void check(bool holds, const char* what, const mx::array& got) {
 }
 
 std::vector<mx::Shape> codes_shapes(int kv_heads, int memories, int dim) {
-  const int tiles = static_cast<int>(code_tiles(memories)), size = static_cast<int>(code_tile);
-  const int words = 3 * static_cast<int>(code_parts(dim));
-  return {{kv_heads, tiles, words, size, 4}, {kv_heads, tiles, static_cast<int>(code_scales)}, {kv_heads, dim + 2}};
+  const int tiles = static_cast<int>(code_tiles(memories)), words = 3 * static_cast<int>(code_parts(dim));
+  const int group = static_cast<int>(code_group), scales = static_cast<int>(code_scales);
+  return {{kv_heads, tiles, scales, words, group, 4}, {kv_heads, tiles, scales}, {kv_heads, dim + 2}};
 }
 
 } // namespace

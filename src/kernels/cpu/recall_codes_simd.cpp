@@ -68,7 +68,10 @@ void code(const CodesJob& job) {
         own += double{code} * code;
         const size_t place = d % 16, byte = d % 4;
         const auto bits = static_cast<unsigned>(static_cast<int>(code) + 32);
-        const auto word = [&](size_t w) -> uint8_t& { return codes[((d / 16 * 3 + w) * code_tile + j) * 4 + byte]; };
+        const auto word = [&](size_t w) -> uint8_t& {
+          const size_t all = 3 * code_parts(job.dim), own = d / 16 * 3 + w;
+          return codes[((j / code_group * all + own) * code_group + j % code_group) * 4 + byte];
+        };
         if (place < 12) {
           word(place / 4) |= bits;
         } else {
