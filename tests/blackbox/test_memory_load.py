@@ -194,7 +194,8 @@ class Load:
 
 @pytest.mark.timeout(SECONDS + 300)
 def test_a_mixed_load(tmp_path):
-    small = ["--memory-ram", "48MB"]  # some 1,100 tokens: documents leave RAM and come back
+    small = ["--memory-ram", "48MB", "--kv-cache-memory", "100MB"]  # some 1,100 tokens: documents leave RAM and come back
+    grows = (100 + 3 * 48 + 256) << 20  # by the KV cache as it fills, documents, documents joined, and what MLX keeps
     with running(*flags(tmp_path, *small)) as server:
         load = Load(server, SECONDS)
         load.prepare()
@@ -211,8 +212,7 @@ def test_a_mixed_load(tmp_path):
         assert not load.failures, load.failures[:5]
         assert load.counts["busy"] < load.counts["noise"], load.counts
         assert min(load.counts[k] for k in ("replaced", "groups", "jobs", "pair", "tenant", "plain")) >= 3, load.counts
-        half = len(sizes) // 2
-        assert max(sizes[half:]) < max(sizes[:half]) + (128 << 20), sizes
+        assert max(sizes) < sizes[0] + grows, sizes
         assert server.wait_idle()
         assert server.metric("mlx_parallm_memory_ram_bytes") <= server.metric("mlx_parallm_memory_ram_limit_bytes")
 
