@@ -487,10 +487,10 @@ Quantizations from_fp8(const Config& options, Arrays& arrays) {
   return out;
 }
 
-/** Ternary layers to codes of 2 bits; gives their kind, and their names. weight uint8 [N/4,K] holds in its bits 2i and
+/** Ternary layers to codes of 2 bits, whose kind is put into `out`. weight uint8 [N/4,K] holds in its bits 2i and
  * 2i+1 row i*N/4 + r's number + 1, each -1, 0 or 1; weight_scale [1] is a factor (transformers' AutoBitLinear) or a
  * divisor (its BitLinear, and where nothing is said). */
-std::pair<Quantization, std::vector<std::string>> unpack_ternary(Arrays& arrays, bool divides) {
+Quantizations unpack_ternary(Arrays& arrays, bool divides, Quantizations out = {}) {
   auto names = names_ending(arrays, ".weight_scale");
   const auto layer_of = [](const std::string& name) { return name.substr(0, name.size() - 13); };
   int group = 128; // the most that divides all layers' inputs
@@ -500,9 +500,8 @@ std::pair<Quantization, std::vector<std::string>> unpack_ternary(Arrays& arrays,
       group /= 2;
     }
   }
-  std::vector<std::string> layers;
   for (auto& name : names) {
-    auto& layer = layers.emplace_back(layer_of(name));
+    auto layer = layer_of(name);
     auto scale = pop(arrays, name, 1, layer), bytes = pop(arrays, layer + ".weight", 2, layer);
     if (bytes.dtype() != mx::uint8 || scale.size() != 1 || bytes.shape(1) % group != 0) {
       fail(
@@ -523,23 +522,18 @@ std::pair<Quantization, std::vector<std::string>> unpack_ternary(Arrays& arrays,
     arrays.insert_or_assign(layer + ".weight", pack(codes, 2));
     arrays.insert_or_assign(layer + ".biases", mx::negative(scales));
     arrays.insert_or_assign(layer + ".scales", scales);
+    out.layers.insert_or_assign(layer, Quantization{group, 2});
   }
-  return {Quantization{group, 2, "affine"}, layers};
+  return out;
 }
 
 Quantizations from_bitnet(const Config& options, Arrays& arrays) {
-  return {unpack_ternary(arrays, options.text("linear_class", "") != "autobitlinear").first, {}};
+  return unpack_ternary(arrays, options.text("linear_class", "") != "autobitlinear");
 }
 
 /** mlx-lm's BitNet is ternary whatever config.json says, and always multiplies. */
 Quantizations with_ternary(Quantizations said, const Config& config, Arrays& arrays) {
-  if (config.text("model_type", "") == "bitnet") {
-    auto [kind, layers] = unpack_ternary(arrays, false);
-    for (auto& layer : layers) {
-      said.layers.insert_or_assign(layer, kind);
-    }
-  }
-  return said;
+  return config.text("model_type", "") == "bitnet" ? unpack_ternary(arrays, false, std::move(said)) : said;
 }
 
 /** weight e4m3 [N,K], weight_scale_inv e8m0 [N,K/32]. */
