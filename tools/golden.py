@@ -16,9 +16,9 @@ Each tests/golden/models/<name>.json is a config.json; its key "golden" (optiona
   awq         a group size: as AutoAWQ packs them, and no second model
   quantized   false: no second model
   hf          stored under the names and in the layout of Hugging Face's repository: {"stacked": "separate"}, where
-              "{}" of the separate name counts experts
+              "{}" of the separate name counts experts, and a list of names shares the rows among them
   layout      a list of what else differs in Hugging Face's repository: "conv" ([C,1,K]), "norms" (stored as weight - 1),
-              "c_" (GPT-2's matrices with inputs first)
+              "c_" (GPT-2's matrices with inputs first), "muse_spark"
   fused       of that layout: tensors that are one there, a list of rules (see `fuse`)
   fp8         the projections in float8 with a scale for each block of 128 x 128, as DeepSeek stores them
   int4        separate experts packed as compressed-tensors does, as Kimi K2 stores them
@@ -53,6 +53,7 @@ import types
 import zlib
 from pathlib import Path
 
+import golden_muse_spark
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -322,13 +323,17 @@ def hf_layout(weights, how):
     out = {}
     latent = any(rule.get("latent") for rule in how.get("fused", []))
     again = latent and "bits" in how
+    weights = golden_muse_spark.stored(weights) if "muse_spark" in how.get("layout", []) else weights
     if again:
         unpack_latent(weights, how)
     for key, value in weights.items():
         value = hf_tensor(key, value, how.get("layout", []))
         for stacked, separate in how.get("hf", {}).items():
             if stacked in key:
-                if "{}" in separate:
+                if isinstance(separate, list):
+                    rows = mx.split(value, len(separate))
+                    out.update({key.replace(stacked, name): mx.contiguous(x) for name, x in zip(separate, rows)})
+                elif "{}" in separate:
                     for e in range(value.shape[0]):
                         out[key.replace(stacked, separate.format(e))] = mx.contiguous(value[e])
                 else:
@@ -363,12 +368,11 @@ def name_float8(file):
 
 
 def save_sharded(folder, weights, shards):
-    names = sorted(weights)
-    size = -(-len(names) // shards)
+    size = -(-len(weights) // shards)
     index = {}
     for i in range(shards):
         file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
-        part = {k: weights[k] for k in names[i * size : (i + 1) * size]}
+        part = dict(sorted(weights.items())[i * size : (i + 1) * size])
         index.update({k: file for k in part})
         mx.save_safetensors(str(folder / file), part, {"format": "mlx"})
     text = json.dumps({"metadata": {}, "weight_map": index}, indent=1)
@@ -410,12 +414,7 @@ def save_gguf(folder, weights, config):
     if "rope_scaling" in config:  # "longrope" from the model's own length is a factor for each frequency, and no more
         arrays["rope_freqs.weight"] = mx.array(config["rope_scaling"]["long_factor"])
 
-    def u32(value):
-        return mx.array(value, dtype=mx.uint32)
-
-    def f32(value):
-        return mx.array(value, dtype=mx.float32)
-
+    u32, f32 = (lambda value, dtype=dtype: mx.array(value, dtype=dtype) for dtype in (mx.uint32, mx.float32))
     size = config["vocab_size"]
     metadata = {
         "general.architecture": "llama",
@@ -574,7 +573,8 @@ def steady_salt(name, config, most=0.12):
 
 
 def main(out, wanted):
-    program = Path(__file__).read_bytes() + importlib.metadata.version("mlx-lm").encode()
+    program = b"".join(Path(f).read_bytes() for f in (__file__, golden_muse_spark.__file__))
+    program += importlib.metadata.version("mlx-lm").encode()
     names = {path.stem: path for path in sorted(CONFIGS.glob("*.json"))}
     for name in wanted or names:
         text = names[name].read_bytes()

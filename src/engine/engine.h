@@ -34,6 +34,11 @@ struct Event {
   Finish finish = Finish::none; // not `none`: the last event. A sampled end token comes with `stop`.
   int cached_tokens = 0; // prompt tokens whose KV was reused, known from the first event on
   std::optional<Error> error; // where finish is `error`
+  // With RecallHow::record. Of the query that gave `token`, the one at the position before: the memories alone that it
+  // used most (memory_tally.h), falling.
+  std::optional<MemoryUse> token_use;
+  // In the last event, whatever ends the stream, cancelled ones too: of all tokens, all memories that were chosen.
+  std::optional<MemoryUse> whole_use;
 };
 
 class Stream {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "engine/sampling.h"
+#include "kv/recall_how.h"
 
 #include <cstdint>
 #include <memory>
@@ -29,6 +30,8 @@ struct Recall {
   std::shared_ptr<const Recalled> memories; // null: none
   std::string key; // stands for them and how they are used: rows share KV only under the same
   int before = 0; // tokens that they put before the row's own: part of its context
+  std::shared_ptr<const std::vector<float>> background; // [N] (background.h): what is told of a token's use of them is
+                                                        // what is most above it; null: 0
 };
 
 /** A row enters a slot (also after preemption): what the runner must know about it from then on. */
@@ -86,6 +89,7 @@ struct RowResult {
   int slot = 0;
   std::vector<Scored> sampled; // where the plan said `sample`: a token, and one more for each right guess
   std::vector<Scored> prompt; // where the plan said `score`
+  std::vector<MemoryUse> uses; // one for each of `sampled`, of the query that gave it; empty: not recorded
 };
 
 /** Runs steps. The real one owns the model; tests have a fake. Used by the engine's thread alone. */

@@ -2,7 +2,7 @@
 
 #include "base/error.h"
 #include "base/trace.h"
-#include "engine/host_array.h"
+#include "nn/host_array.h"
 
 #include <algorithm>
 
@@ -106,6 +106,11 @@ void ModelRunner::launch(const Plan& plan) {
       spans.push_back(
           {first, row.count / alone, row.start + i, row.blocks, row.rope_length, row.slot, recalled_[row.slot].lock()});
       first += row.count / alone;
+      if (row.sample && i >= alone - 1 - row.guesses) {
+        auto& span = spans.back();
+        span.record = span.recalled && span.recalled->how.record ? std::make_shared<MemoryRecord>() : nullptr;
+        step.records.push_back(span.record);
+      }
     }
     step.tops.push_back(sampler_.sampling(row.slot).logprobs);
     if (row.sample) {
@@ -121,6 +126,11 @@ void ModelRunner::launch(const Plan& plan) {
   auto hidden = model_->hidden(tokens, *caches_);
   // The KV of every layer hangs on it: a chunk that samples nothing runs too.
   step.outputs.push_back(hidden);
+  for (const auto& record : step.records) {
+    if (record && record->sums && record->sums->all) {
+      step.outputs.push_back(*record->sums->all);
+    }
+  }
   score_prompt(step, hidden);
   span.emplace("sampling");
   sample(step, tokens, hidden);
@@ -225,6 +235,9 @@ std::vector<RowResult> ModelRunner::collect() {
     const auto* ids = step.tokens->tokens.data<int32_t>() + draw;
     for (int i = 0; i <= guesses; ++i) {
       results[r].sampled.push_back(scored(scores, draw + i, ids[i], top));
+      if (const auto& record = step.records[draw + i]) {
+        results[r].uses.push_back(record->use());
+      }
       if (i < guesses && step.read->data<int32_t>()[draw + i + 1] != ids[i]) {
         break;
       }

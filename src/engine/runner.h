@@ -7,6 +7,7 @@
 #include "engine/drafter.h"
 #include "engine/plan.h"
 #include "engine/sampler.h"
+#include "kv/recall.h"
 #include "models/model.h"
 
 #include <deque>
@@ -40,6 +41,7 @@ class ModelRunner : public Runner {
                            // its slot may belong to another row
     std::optional<Sampled> tokens;
     std::vector<Scores> scores; // one for each of `scored`
+    std::vector<std::shared_ptr<const MemoryRecord>> records; // one for each draw; null: not recorded
     std::vector<mx::array> outputs;
   };
 

@@ -372,6 +372,7 @@ void Scheduler::commit(std::vector<RowResult> results, double seconds) {
             [&](const Scored& s) { return s.token.id >= 0 && s.token.id < options_.vocabulary; }),
         "a sampled id is in the vocabulary");
     check(static_cast<int>(results[i].prompt.size()) == part.scores, "each position to score has its score");
+    check(results[i].uses.empty() || results[i].uses.size() == sampled.size(), "each token tells what it used");
   }
   const Flight flight = std::move(flights_.front());
   flights_.pop_front();
@@ -393,8 +394,12 @@ void Scheduler::take(Row& row, const Part& part, RowResult& result) {
   std::move(result.prompt.begin(), result.prompt.end(), std::back_inserter(row.scores));
   if (part.sample) {
     judge(row, part, result.sampled);
-    for (Scored& sampled : result.sampled) {
-      if (!take_token(row, std::move(sampled))) {
+    for (size_t i = 0; i < result.sampled.size(); ++i) {
+      std::optional<MemoryUse> use;
+      if (!result.uses.empty()) {
+        use = std::move(result.uses[i]);
+      }
+      if (!take_token(row, std::move(result.sampled[i]), std::move(use))) {
         return;
       }
     }
@@ -406,7 +411,7 @@ void Scheduler::take(Row& row, const Part& part, RowResult& result) {
   }
 }
 
-bool Scheduler::take_token(Row& row, Scored sampled) {
+bool Scheduler::take_token(Row& row, Scored sampled, std::optional<MemoryUse> use) {
   const int32_t id = sampled.token.id;
   row.tokens.push_back(id);
   ++stats_.generated_tokens;
@@ -414,6 +419,13 @@ bool Scheduler::take_token(Row& row, Scored sampled) {
   const int output = static_cast<int>(row.tokens.size()) - row.prompt;
   Event event;
   event.token = std::move(sampled);
+  if (use) {
+    if (!row.uses) {
+      row.uses.emplace();
+    }
+    row.uses->add(*use);
+    event.token_use = most_used(std::move(*use), most_told, row.request.recall.background.get());
+  }
   if (output > row.request.sampling.min_tokens &&
       std::find(row.end_ids.begin(), row.end_ids.end(), id) != row.end_ids.end()) {
     event.finish = Finish::stop;
@@ -464,6 +476,9 @@ std::vector<RowEvent> Scheduler::take_events() {
 void Scheduler::emit(Row& row, Event event) {
   event.prompt = std::exchange(row.scores, {});
   event.cached_tokens = row.cached.value_or(0);
+  if (event.finish != Finish::none && row.uses) {
+    event.whole_use = row.uses->take();
+  }
   events_.push_back({row.number, std::move(event)});
 }
 

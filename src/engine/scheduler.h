@@ -10,6 +10,7 @@
 
 #include "engine/blocks.h"
 #include "engine/engine.h"
+#include "engine/memory_tally.h"
 #include "engine/speculation.h"
 
 #include <cstdint>
@@ -95,6 +96,7 @@ class Scheduler {
     Lookup lookup; // what may follow `tokens`
     double luck = 0.5; // how often lately the first guess was right, or would have been
     int drafted = 0; // positions whose KV the draft model has written
+    std::optional<MemoryTally> uses; // of committed tokens, where they are recorded
 
     int length() const {
       return prompt + sampled;
@@ -153,7 +155,7 @@ class Scheduler {
   void take(Row& row, const Part& part, RowResult& result);
   void judge(Row& row, const Part& part, const std::vector<Scored>& sampled);
   /** False: it was the row's last. */
-  bool take_token(Row& row, Scored sampled);
+  bool take_token(Row& row, Scored sampled, std::optional<MemoryUse> use);
   void emit(Row& row, Event event);
   void end(Row& row, Finish finish, std::optional<Error> error = {});
   void erase(Row& row, Finish finish);

@@ -29,7 +29,7 @@ struct Attention {
 /** How a layer chooses the few keys that a token attends to: by small index
  * queries and keys beside the layer's own (DeepSeek-V3.2's indexer, MiniMax M3's
  * blocks). Token t's score of position s is, for index head i, q[t,i].k[s]. */
-struct Selector {
+struct KeySelector {
   mx::array q; // [T,I,Di] un-rotated
   mx::array k; // [T,Di] un-rotated
   const Rope* rope = nullptr;
@@ -47,6 +47,7 @@ struct Selector {
 using Chosen = std::optional<mx::array>;
 
 class Recalled; // recall.h
+struct MemoryRecord; // recall.h
 
 /** One sequence's part of a flat step: tokens [first, first + count) of the
  * step take positions [offset, offset + count); position p lives in block
@@ -60,6 +61,7 @@ struct Span {
   int slot = 0; // RowStep::slot: where the sequence's states lie
   std::shared_ptr<const Recalled> recalled = nullptr; // memories, null: none; read by recall.h's caches alone
   int shift = 0; // what RoPE adds to its positions: tokens that came before and lie elsewhere
+  std::shared_ptr<MemoryRecord> record = nullptr; // takes what the last token gives to its memories; null: not told
 };
 
 /** A recurrence over the tokens of sequences of one length: inputs, each
@@ -97,11 +99,11 @@ class Cache {
       const mx::array& k,
       const mx::array& v,
       const Attention& how,
-      const Selector& selector);
+      const KeySelector& selector);
 
   /** The two halves of that, for layers that attend to what another chose: writes the index keys; and attends,
    * without sinks, where a token may see nothing (its output is 0 then, its mass -infinity). */
-  virtual Chosen choose(const Selector& selector);
+  virtual Chosen choose(const KeySelector& selector);
   virtual Attended
   attend_chosen(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how, const Chosen& chosen);
 };

@@ -97,12 +97,12 @@ class KernelLayer : public States {
       const mx::array& k,
       const mx::array& v,
       const Attention& how,
-      const Selector& selector) override {
+      const KeySelector& selector) override {
     check_selected(how);
     return attend(q, k, v, how, nullptr, index_keys_.mask(selector));
   }
 
-  Chosen choose(const Selector& selector) override {
+  Chosen choose(const KeySelector& selector) override {
     return index_keys_.mask(selector);
   }
 
@@ -113,15 +113,15 @@ class KernelLayer : public States {
       const Attention& how,
       const Chosen& chosen) override {
     check_selected(how);
-    mx::array masses(0.0f);
-    auto out = attend(q, k, v, how, &masses, chosen);
-    return {out, masses, step_->rotated(q, how)};
+    cpu::OpenAttention open{mx::array(0.0f), mx::array(0.0f)};
+    auto out = attend(q, k, v, how, &open, chosen);
+    return {out, open.masses, open.rotated};
   }
 
   Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
-    mx::array masses(0.0f);
-    auto out = attend(q, k, v, how, &masses, {});
-    return {out, masses, step_->rotated(q, how)};
+    cpu::OpenAttention open{mx::array(0.0f), mx::array(0.0f)};
+    auto out = attend(q, k, v, how, &open, {});
+    return {out, open.masses, open.rotated};
   }
 
  private:
@@ -130,8 +130,8 @@ class KernelLayer : public States {
       const mx::array& k,
       const mx::array& v,
       const Attention& how,
-      mx::array* masses,
-      const std::optional<mx::array>& chosen) {
+      cpu::OpenAttention* open,
+      const Chosen& chosen) {
     auto* rope = how.rope;
     auto rotation = rope ? step_->rotation(*rope) : std::pair(mx::array(0.0f), mx::array(0.0f));
     return cpu::paged_attention(
@@ -153,7 +153,7 @@ class KernelLayer : public States {
          .rope_dims = rope ? rope->dims : 0,
          .rope_traditional = rope && rope->traditional,
          .kv_bits = bits_},
-        masses,
+        open,
         chosen);
   }
 
@@ -248,7 +248,7 @@ class OpsLayer : public States {
       const mx::array& k,
       const mx::array& v,
       const Attention& how,
-      const Selector& selector) override {
+      const KeySelector& selector) override {
     check_selected(how);
     check(selector.group == 1, "kv: a layer that attends to groups' keys says what it chose");
     write(k_pool_, step_->rotate(k, how.rope));
@@ -264,7 +264,7 @@ class OpsLayer : public States {
     return mx::astype(parts.size() == 1 ? parts[0] : mx::concatenate(parts, 0), q.dtype());
   }
 
-  Chosen choose(const Selector& selector) override {
+  Chosen choose(const KeySelector& selector) override {
     return index_keys_.mask(selector);
   }
 
@@ -300,7 +300,7 @@ class OpsLayer : public States {
 
  private:
   /** A single query whose heads choose together reads just what is chosen; others read all through a mask. */
-  static Reading select(Reading reading, const mx::array& chosen, const Selector& how, int heads) {
+  static Reading select(Reading reading, const mx::array& chosen, const KeySelector& how, int heads) {
     const int choosers = chosen.shape(0);
     reading.causal = false;
     if (reading.queries == 1 && how.block == 1 && choosers == 1) {
@@ -341,30 +341,32 @@ class OpsLayer : public States {
     step_->grow(v_pool_[0]);
     auto* rope = how.rope;
     auto rotation = rope ? step_->rotation(*rope) : std::pair(mx::array(0.0f), mx::array(0.0f));
-    auto rotated = cuda::rotate_and_write(
-        q,
-        k,
-        v,
-        rotation.first,
-        rotation.second,
-        k_pool_[0],
-        v_pool_[0],
-        step_->write_slots(),
-        rope ? rope->dims : 0,
-        rope && rope->traditional);
     View view{how.window, how.chunk};
-    std::vector<mx::array> parts;
-    if (auto& rows = step_->decoding_rows()) {
-      parts.push_back(cuda::paged_decode(
-          rotated,
+    const int rope_dims = rope ? rope->dims : 0;
+    const bool traditional = rope && rope->traditional;
+    auto& [cos, sin] = rotation;
+    const auto decode = [&](const mx::array& queries, const std::optional<cuda::Fresh>& fresh) {
+      auto& rows = *step_->decoding_rows();
+      return cuda::paged_decode(
+          queries,
           k_pool_[0],
           v_pool_[0],
-          rows->tokens,
-          rows->positions,
-          rows->table,
+          rows.tokens,
+          rows.positions,
+          rows.table,
           how.sinks ? std::optional(mx::astype(*how.sinks, mx::float32)) : std::nullopt,
           step_->most_seen(view),
-          {options_.block_size, how.scale, how.window, how.chunk, how.softcap}));
+          {options_.block_size, how.scale, how.window, how.chunk, how.softcap},
+          fresh);
+    };
+    auto& slots = step_->write_slots();
+    if (step_->only_decodes()) {
+      return in_order({decode(q, cuda::Fresh{k, v, cos, sin, slots, rope_dims, traditional})});
+    }
+    auto rotated = cuda::rotate_and_write(q, k, v, cos, sin, k_pool_[0], v_pool_[0], slots, rope_dims, traditional);
+    std::vector<mx::array> parts;
+    if (step_->decoding_rows()) {
+      parts.push_back(decode(rotated, {}));
     }
     for (auto& reading : step_->readings(view, false)) {
       auto keys = cuda::read_pool(k_pool_[0], reading.slots, rotated);
@@ -492,11 +494,11 @@ Attended Cache::attend_openly(const mx::array&, const mx::array&, const mx::arra
 }
 
 mx::array
-Cache::attend_selected(const mx::array&, const mx::array&, const mx::array&, const Attention&, const Selector&) {
+Cache::attend_selected(const mx::array&, const mx::array&, const mx::array&, const Attention&, const KeySelector&) {
   fail(Kind::internal, "[kv] this cache's attention is of all positions");
 }
 
-Chosen Cache::choose(const Selector&) {
+Chosen Cache::choose(const KeySelector&) {
   fail(Kind::internal, "[kv] this cache's attention is of all positions");
 }
 

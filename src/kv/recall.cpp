@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <map>
 #include <numeric>
 
 namespace parallm {
@@ -17,8 +16,8 @@ bool takes_memories(const Attention& how) {
   return how.window == 0 && how.chunk == 0;
 }
 
-mx::array joined(const std::vector<mx::array>& parts) {
-  return parts.size() == 1 ? parts[0] : mx::concatenate(parts, 1);
+mx::array joined(const std::vector<mx::array>& parts, int axis) {
+  return parts.size() == 1 ? parts[0] : mx::concatenate(parts, axis);
 }
 
 /** x [G,N,D] as if at positions 0, 1, ..., or all at 0. */
@@ -38,7 +37,8 @@ mx::array recall_by_ops(
     const Memories::Ready& memories,
     const mx::array& local,
     const mx::array& masses,
-    const cpu::RecallShape& shape) {
+    const cpu::RecallShape& shape,
+    mx::array* record) {
   const int tokens = q.shape(0), heads = q.shape(1), dim = q.shape(2);
   const int groups = memories.keys.shape(0), count = memories.keys.shape(1), shared = heads / groups;
   const int v_dim = memories.values.shape(2);
@@ -54,9 +54,9 @@ mx::array recall_by_ops(
   auto norms = mx::expand_dims(memories.inverse_norms, 1);
   auto ranks = shape.by_dot ? products : products * norms;
   auto values = mx::expand_dims(mx::astype(memories.values, mx::float32), 1); // [G,1,N,Dv]
+  auto lengths = mx::sqrt(mx::sum(mx::square(queries), -1, true));
   auto allowed = mx::array(true);
   if (shape.threshold) {
-    auto lengths = mx::sqrt(mx::sum(mx::square(queries), -1, true));
     allowed = mx::greater(products * norms, mx::array(*shape.threshold) * lengths);
   }
   auto scores = products * mx::array(shape.scale);
@@ -74,6 +74,23 @@ mx::array recall_by_ops(
   auto weights = mx::exp(scores - greatest);
   auto own_weight = mx::exp(own - greatest);
   auto total = own_weight + mx::sum(weights, -1, true);
+  if (record) {
+    auto places = chosen ? *chosen : mx::broadcast_to(mx::arange(top), weights.shape());
+    auto cosines = mx::take_along_axis(products * norms, places, -1) / mx::maximum(lengths, mx::array(1e-12f));
+    auto taken = mx::greater(scores, mx::array(-std::numeric_limits<float>::infinity()));
+    const auto updates = [&](const mx::array& x) { // [T, H*top, 1, 1, 1]
+      auto parts = mx::swapaxes(mx::reshape(x, {groups, tokens, shared, top}), 0, 1);
+      return mx::reshape(parts, {tokens, heads * top, 1, 1, 1});
+    };
+    auto token = mx::expand_dims(mx::arange(tokens), 1);
+    auto place = mx::reshape(updates(places), {tokens, heads * top});
+    const auto indices = [&](int plane) {
+      return std::vector<mx::array>{token, mx::full({1, 1}, plane, mx::int32), mx::astype(place, mx::int32)};
+    };
+    *record = mx::scatter_add(*record, indices(0), updates(weights / total), {0, 1, 2});
+    *record = mx::scatter_max(*record, indices(1), updates(mx::where(taken, cosines, mx::array(-2.0f))), {0, 1, 2});
+    *record = mx::scatter_add(*record, indices(2), updates(mx::astype(taken, mx::float32)), {0, 1, 2});
+  }
   auto sums = [&] {
     if (!chosen) {
       return mx::matmul(weights, mx::squeeze(values, 1));
@@ -88,10 +105,11 @@ mx::array recall_by_ops(
   return mx::astype(mx::reshape(out, {tokens, heads, v_dim}), local.dtype());
 }
 
-/** Rows of a step that recall the same in the same way. */
+/** Tokens of a step that recall the same in the same way, all of them recorded or none. */
 struct Group {
   const Recalled* recalled;
   std::vector<int> tokens; // places in the step
+  std::shared_ptr<MemorySums> sums; // null: not recorded
 };
 
 // MLX's ops hold all scores of a chunk's queries: [H, tokens, N] floats of at most 64 MB.
@@ -116,11 +134,11 @@ class RecallLayer : public Cache {
         continue;
       }
       if (static_cast<int>(group.tokens.size()) == tokens_) {
-        return recall(rotated, *found, out, masses, *group.recalled, how);
+        return recall(rotated, *found, out, masses, group, how);
       }
       mx::array places(group.tokens.data(), {static_cast<int>(group.tokens.size())}, mx::int32);
       const auto part = [&](const mx::array& x) { return mx::take(x, places, 0); };
-      auto more = recall(part(rotated), *found, part(out), part(masses), *group.recalled, how);
+      auto more = recall(part(rotated), *found, part(out), part(masses), group, how);
       out = mx::scatter(out, places, mx::expand_dims(more, 1), 0);
     }
     return out;
@@ -148,16 +166,28 @@ class RecallLayer : public Cache {
       const Memories::Ready& memories,
       const mx::array& local,
       const mx::array& masses,
-      const Recalled& recalled,
+      const Group& group,
       const Attention& how) const {
-    const cpu::RecallShape shape{
-        recalled.how.top_k, how.scale, how.softcap, recalled.how.by_dot, recalled.how.threshold};
-    if (!by_ops_) {
-      return cpu::recall(q, memories.keys, memories.inverse_norms, memories.values, local, masses, shape);
-    }
+    const RecallHow& rules = group.recalled->how;
+    const cpu::RecallShape shape{rules.top_k, how.scale, how.softcap, rules.by_dot, rules.threshold};
     const int tokens = q.shape(0);
+    mx::array* record = nullptr;
+    if (group.sums && index_ >= rules.record_from) {
+      auto& all = group.sums->all;
+      if (!all) {
+        auto none = mx::array({0.0f, -2.0f, 0.0f}, {1, 3, 1}); // a cosine is greater
+        all = mx::contiguous(mx::broadcast_to(none, {tokens, 3, memories.keys.shape(1)}));
+      }
+      group.sums->heads += q.shape(1);
+      record = &*all;
+    }
+    if (!by_ops_) {
+      const auto* codes = memories.codes ? &*memories.codes : nullptr;
+      return cpu::recall(
+          q, memories.keys, memories.inverse_norms, memories.values, local, masses, shape, record, codes);
+    }
     const int most = std::max<int>(1, most_scores / (size_t(q.shape(1)) * memories.keys.shape(1)));
-    std::vector<mx::array> parts;
+    std::vector<mx::array> parts, records;
     for (int t = 0; t < tokens; t += most) {
       const auto part = [&](const mx::array& x) {
         mx::Shape begin(x.ndim(), 0), end = x.shape();
@@ -165,9 +195,16 @@ class RecallLayer : public Cache {
         end[0] = std::min(tokens, t + most);
         return mx::slice(x, begin, end);
       };
-      parts.push_back(recall_by_ops(part(q), memories, part(local), part(masses), shape));
+      if (record) {
+        records.push_back(part(*record));
+      }
+      parts.push_back(
+          recall_by_ops(part(q), memories, part(local), part(masses), shape, record ? &records.back() : nullptr));
     }
-    return parts.size() == 1 ? parts[0] : mx::concatenate(parts, 0);
+    if (record) {
+      *record = joined(records, 0);
+    }
+    return joined(parts, 0);
   }
 
   int index_;
@@ -190,7 +227,7 @@ class RecallCaches : public Caches {
   }
 
   void begin(std::vector<Span> spans) override {
-    std::map<const Recalled*, std::vector<int>> rows;
+    groups_.clear();
     held_.clear();
     tokens_ = 0;
     for (auto& span : spans) {
@@ -200,14 +237,14 @@ class RecallCaches : public Caches {
       }
       held_.push_back(span.recalled);
       span.shift = span.recalled->how.contiguous ? span.recalled->memories->tokens() : 0;
-      auto& tokens = rows[span.recalled.get()];
       for (int i = 0; i < span.count; ++i) {
-        tokens.push_back(span.first + i);
+        const bool recorded = span.record && i == span.count - 1;
+        auto& group = group_of(*span.recalled, recorded);
+        if (recorded) {
+          *span.record = {group.sums, static_cast<int>(group.tokens.size())};
+        }
+        group.tokens.push_back(span.first + i);
       }
-    }
-    groups_.clear();
-    for (auto& [recalled, tokens] : rows) {
-      groups_.push_back({recalled, std::move(tokens)});
     }
     caches_->begin(std::move(spans));
   }
@@ -217,6 +254,16 @@ class RecallCaches : public Caches {
   }
 
  private:
+  Group& group_of(const Recalled& recalled, bool recorded) {
+    for (auto& group : groups_) {
+      const Recalled& known = *group.recalled;
+      if ((group.sums != nullptr) == recorded && known.memories == recalled.memories && known.how == recalled.how) {
+        return group;
+      }
+    }
+    return groups_.emplace_back(Group{&recalled, {}, recorded ? std::make_shared<MemorySums>() : nullptr});
+  }
+
   std::unique_ptr<Caches> caches_;
   std::vector<RecallLayer> layers_;
   std::vector<std::shared_ptr<const Recalled>> held_; // what groups_ points to
@@ -248,16 +295,39 @@ const Memories::Ready* Memories::layer(int index, const Rope* rope, bool contigu
       keys.push_back(part->layers[index]->keys);
       values.push_back(part->layers[index]->values);
     }
-    auto all = joined(keys);
+    auto all = joined(keys, 1);
     if (rope && (contiguous || rope->magnitude != 1)) {
       all = rotated(all, *rope, contiguous);
     }
     // A key of zeros is like nothing: it has cosine 0, not NaN.
     auto lengths = mx::sqrt(mx::sum(mx::square(mx::astype(all, mx::float32)), -1));
     auto inverse = mx::array(1.0f) / mx::maximum(lengths, mx::array(1e-12f));
-    ready.emplace(Ready{mx::contiguous(all), inverse, mx::contiguous(joined(values))});
+    ready.emplace(Ready{mx::contiguous(all), inverse, mx::contiguous(joined(values, 1)), {}});
+    if (on_cpu()) {
+      ready->codes = cpu::recall_codes(ready->keys, ready->inverse_norms);
+    }
   }
   return &*ready;
+}
+
+MemoryUse MemoryRecord::use() const {
+  MemoryUse use{1, 0, {}};
+  if (!sums || !sums->all) {
+    return use;
+  }
+  const int count = sums->all->shape(2);
+  const float* masses = sums->all->data<float>() + size_t{3} * place * count;
+  const float *cosines = masses + count, *counts = cosines + count;
+  const float heads = static_cast<float>(sums->heads);
+  double all = 0;
+  for (int n = 0; n < count; ++n) {
+    if (counts[n] > 0) {
+      use.memories.push_back({n, masses[n] / heads, cosines[n], static_cast<int32_t>(counts[n])});
+      all += masses[n];
+    }
+  }
+  use.mass = static_cast<float>(all / heads);
+  return use;
 }
 
 std::string why_no_memories(const std::vector<CacheSpec>& layers) {

@@ -6,6 +6,7 @@
 // thread only, but for holding and dropping the pointers.
 #pragma once
 
+#include "kernels/cpu/ops.h"
 #include "kv/cache.h"
 #include "kv/recall_how.h"
 
@@ -38,6 +39,7 @@ class Memories {
     mx::array keys; // [G,N,D], rotated where contiguous
     mx::array inverse_norms; // float32 [G,N]
     mx::array values; // [G,N,Dv]
+    std::optional<cpu::RecallCodes> codes; // on CPUs, of the keys
   };
   /** Null where the layer has none. */
   const Ready* layer(int index, const Rope* rope, bool contiguous) const;
@@ -59,6 +61,21 @@ class Recalled {
 
   const std::shared_ptr<const Memories> memories;
   const RecallHow how;
+};
+
+/** What the queries of a step that recall the same give to their memories, on the device. */
+struct MemorySums {
+  std::optional<mx::array> all; // float32 [queries,3,N]: mass summed over heads and layers, greatest cosine, count
+  int heads = 0; // over the recorded layers
+};
+
+/** What one query gives: Span::record, made for one step. Once the layers have run, `sums` says what to evaluate. */
+struct MemoryRecord {
+  std::shared_ptr<MemorySums> sums; // null: it has no memories
+  int place = 0; // of the query among them
+
+  /** Once `sums->all` is evaluated; memories in rising order. */
+  MemoryUse use() const;
 };
 
 /** Why a model of these layers takes no memories; empty: it does. */

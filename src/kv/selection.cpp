@@ -47,7 +47,7 @@ mx::array at_last(const mx::array& mask, int group, int positions) {
 
 } // namespace
 
-mx::array chosen_mask(const mx::array& blocks, const Selector& how, int positions) {
+mx::array chosen_mask(const mx::array& blocks, const KeySelector& how, int positions) {
   const int choosers = blocks.shape(0), queries = blocks.shape(1), keys = positions / how.group;
   auto mask = mx::zeros({choosers, queries, (keys + how.block - 1) / how.block}, mx::bool_);
   mask = mx::put_along_axis(mask, blocks, mx::array(true), -1);
@@ -74,7 +74,7 @@ mx::array IndexKeys::choose(
     const std::optional<mx::array>& weights,
     const Chosen& within,
     int position,
-    const Selector& how) const {
+    const KeySelector& how) const {
   const int queries = q.shape(0), count = keys.shape(0);
   auto all = scores(q, keys);
   if (weights) {
@@ -101,7 +101,7 @@ mx::array IndexKeys::choose(
   return mx::astype(mx::sort(best, -1), mx::int32);
 }
 
-std::vector<std::optional<mx::array>> IndexKeys::choose(const Selector& selector) {
+std::vector<std::optional<mx::array>> IndexKeys::choose(const KeySelector& selector) {
   check(pool_.shape(1) > 0, "kv: a layer that selects keys has index keys in its spec");
   auto turned = step_->rotate(mx::expand_dims(selector.k, 1), selector.rope);
   step_->write(pool_, mx::squeeze(turned, 1));
@@ -135,7 +135,7 @@ std::vector<std::optional<mx::array>> IndexKeys::choose(const Selector& selector
   return out;
 }
 
-Chosen IndexKeys::mask(const Selector& selector) {
+Chosen IndexKeys::mask(const KeySelector& selector) {
   auto chosen = choose(selector);
   const int group = selector.group;
   if (group == 1 && std::none_of(chosen.begin(), chosen.end(), [](auto& blocks) { return blocks.has_value(); })) {

@@ -1,5 +1,5 @@
 // The index keys that a layer keeps beside its KV, and the positions that they
-// choose (Selector). Engine thread only.
+// choose (KeySelector). Engine thread only.
 #pragma once
 
 #include "kv/cache.h"
@@ -7,9 +7,9 @@
 
 namespace parallm {
 
-/** bool [A,L,S]: what chosen blocks, [A,L,choices] of Selector::block, hold up to each query's position; the last
+/** bool [A,L,S]: what chosen blocks, [A,L,choices] of KeySelector::block, hold up to each query's position; the last
  * query's is S-1. */
-mx::array chosen_mask(const mx::array& blocks, const Selector& how, int positions);
+mx::array chosen_mask(const mx::array& blocks, const KeySelector& how, int positions);
 
 class IndexKeys {
  public:
@@ -19,10 +19,10 @@ class IndexKeys {
 
   /** Writes the step's keys. -> for each of Step::sequences the ids of the blocks that its L queries see, rising, int32
    * [A,L,choices], A = 1 where index heads choose together, else I; nothing: they see all. */
-  std::vector<std::optional<mx::array>> choose(const Selector& selector);
+  std::vector<std::optional<mx::array>> choose(const KeySelector& selector);
 
   /** The same as positions, S those of the longest sequence. */
-  Chosen mask(const Selector& selector);
+  Chosen mask(const KeySelector& selector);
 
  private:
   mx::array scores(const mx::array& q, const mx::array& keys) const;
@@ -32,7 +32,7 @@ class IndexKeys {
       const std::optional<mx::array>& weights,
       const Chosen& within,
       int position,
-      const Selector& how) const;
+      const KeySelector& how) const;
 
   Step*& step_;
   mx::array pool_; // [blocks*block_size, index_dim] rotated

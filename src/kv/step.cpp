@@ -1,6 +1,7 @@
 #include "kv/step.h"
 
 #include "base/error.h"
+#include "nn/host_array.h"
 
 #include <algorithm>
 
@@ -9,7 +10,7 @@ namespace parallm {
 namespace {
 
 mx::array int_array(const std::vector<int>& values, mx::Shape shape) {
-  return mx::array(values.data(), std::move(shape), mx::int32);
+  return host_array(values, std::move(shape));
 }
 
 mx::array block_table(const std::vector<const Span*>& spans) {

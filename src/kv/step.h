@@ -75,6 +75,10 @@ class Step {
 
   // For kernels/cuda's.
   const std::optional<DecodingRows>& decoding_rows();
+  /** All sequences have one token. */
+  bool only_decodes() const {
+    return static_cast<int>(spans_.size()) == tokens_;
+  }
   /** The most positions that one of their tokens sees. */
   int most_seen(View view) const;
 

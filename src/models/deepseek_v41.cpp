@@ -202,7 +202,7 @@ class Indexer {
     const float scale = 1 / std::sqrt(float(args_.index_heads) * float(args_.index_dim));
     auto shares = floats(weights_proj(x)) * mx::array(scale);
     auto& [cache, k, ratio] = *shared.index;
-    Selector how{.q = q, .k = k, .choices = args_.index_topk, .weights = shares, .group = ratio_};
+    KeySelector how{.q = q, .k = k, .choices = args_.index_topk, .weights = shares, .group = ratio_};
     if (finds_candidates_) {
       auto blocks = how;
       blocks.choices = args_.candidate_blocks;

@@ -52,7 +52,7 @@ Indexer::Indexer(Weights& weights, const std::string& name, const LatentArgs& ar
       k_norm(weights, name + ".k_norm", dims_, 1e-5f, true),
       weights_proj(weights, name + ".weights_proj", heads_, args.hidden_size) {}
 
-Selector Indexer::operator()(const mx::array& x, const mx::array& narrow) const {
+KeySelector Indexer::operator()(const mx::array& x, const mx::array& narrow) const {
   auto q = mx::reshape(wq_b(narrow), {x.shape(0), heads_, dims_});
   auto shares = scaled(weights_proj(x), 1 / std::sqrt(float(heads_) * float(dims_)));
   return {.q = q, .k = k_norm(wk(x)), .rope = rope_, .choices = choices_, .weights = shares};
@@ -129,8 +129,12 @@ void split_kv_b(Weights& weights, const std::string& name, const LatentArgs& arg
   if (!w) {
     return;
   }
+  std::optional<mx::array> factor;
+  if (auto global = weights.pull(from + ".global_scale")) {
+    factor = mx::divide(*global, mx::array(global_scale_unit));
+  }
   // mx::quantize doesn't make a GGUF file's groups of 16.
-  const bool pack = how && quantized_again && (how->mode != "affine" || how->group_size >= 32);
+  const bool pack = how && quantized_again && !factor && (how->mode != "affine" || how->group_size >= 32);
   if (how) {
     auto scales = *weights.pull(from + ".scales");
     auto biases = weights.pull(from + ".biases");
@@ -139,7 +143,7 @@ void split_kv_b(Weights& weights, const std::string& name, const LatentArgs& arg
     }
     // What stays dense keeps all that the codes say; what is packed again goes mlx-lm's way, in the scales' type.
     auto type = !pack ? mx::float32 : biases ? scales.dtype() : mx::bfloat16;
-    w = dequantize(*w, scales, biases, *how, type);
+    w = dequantize(*w, scales, biases, *how, type, factor);
   }
   int heads = args.num_attention_heads, width = args.qk_nope_head_dim + args.v_head_dim;
   if (w->shape() != mx::Shape{heads * width, args.kv_lora_rank}) {

@@ -46,7 +46,7 @@ class Indexer {
   Indexer(Weights& weights, const std::string& name, const LatentArgs& args, const Rope* rope);
 
   /** x [T,D], narrow [T,q_lora_rank] the compressed queries. */
-  Selector operator()(const mx::array& x, const mx::array& narrow) const;
+  KeySelector operator()(const mx::array& x, const mx::array& narrow) const;
 
  private:
   int heads_;

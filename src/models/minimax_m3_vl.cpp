@@ -81,7 +81,7 @@ class BlockIndex {
         norms(weights, attention + ".index_", args.dims, eps, offset) {}
 
   /** x [T,D]. */
-  Selector operator()(const mx::array& x) const {
+  KeySelector operator()(const mx::array& x) const {
     auto q = mx::reshape(q_proj(x), {x.shape(0), args_.heads, args_.dims});
     return {
         .q = norms.q(q),

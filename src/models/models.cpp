@@ -62,6 +62,7 @@ Maker make_internlm2;
 Maker make_internlm3;
 Maker make_iquestloopcoder;
 Maker make_jamba;
+Maker make_kimi_k3;
 Maker make_kimi_linear;
 Maker make_kimi_vl;
 Maker make_klear;
@@ -88,6 +89,7 @@ Maker make_mistral3;
 Maker make_mistral4;
 Maker make_mixtral;
 Maker make_muse_glimmer;
+Maker make_muse_spark;
 Maker make_nanbeige;
 Maker make_nanochat;
 Maker make_nemotron;
@@ -190,6 +192,7 @@ constexpr struct {
     {"joyai_llm_flash", make_deepseek_v3},
     {"kimi_k2", make_deepseek_v3},
     {"kimi_k25", make_kimi_vl},
+    {"kimi_k3", make_kimi_k3},
     {"kimi_linear", make_kimi_linear},
     {"kimi_vl", make_kimi_vl},
     {"laguna", make_laguna},
@@ -220,6 +223,7 @@ constexpr struct {
     {"mistral4", make_mistral4},
     {"mixtral", make_mixtral},
     {"muse_glimmer", make_muse_glimmer},
+    {"muse_spark", make_muse_spark},
     {"nanbeige", make_nanbeige},
     {"nanochat", make_nanochat},
     {"nemotron", make_nemotron},

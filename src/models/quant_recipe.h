@@ -40,6 +40,6 @@ class QuantRules {
 };
 
 /** False for tensors whose precision the model needs, such as a router's bias. */
-bool may_cast(const std::string& tensor);
+bool may_cast(const std::string& model_type, const std::string& tensor);
 
 } // namespace parallm

@@ -111,6 +111,7 @@ CASES = {
     "cast and quantize": ("llama_biases", {"dtype": "float32", "quantize": True, "q_group_size": 32}),
     "partly quantized": ("llama_quantized_mixed", {"quantize": True, "q_group_size": 32, "q_bits": 3}),
     "cast codes": ("llama_quantized_mixed", {"dtype": "bfloat16"}),
+    "cast all but decays": ("kimi_k3", {"dtype": "bfloat16"}),
     "awq": ("llama_awq", {}),
     "float awq": ("llama_awq", {"dequantize": True}),
     "float affine": ("llama_quantized_4", {"dequantize": True}),

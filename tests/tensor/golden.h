@@ -65,9 +65,8 @@ inline std::vector<float> floats(mx::array x) {
   return {x.data<float>(), x.data<float>() + x.size()};
 }
 
-inline std::vector<Sequence> references(const std::string& name) {
-  auto file = (golden_folder / name / "reference.safetensors").string();
-  auto arrays = mx::load_safetensors(file).first;
+inline std::vector<Sequence> references_of(const std::filesystem::path& folder) {
+  auto arrays = mx::load_safetensors((folder / "reference.safetensors").string()).first;
   std::vector<Sequence> out;
   for (int i = 0; arrays.contains(fmt::format("prompt.{}", i)); ++i) {
     auto tokens = ints(arrays.at(fmt::format("prompt.{}", i)));
@@ -77,6 +76,10 @@ inline std::vector<Sequence> references(const std::string& name) {
     out.push_back({tokens, prompt, arrays.at(fmt::format("logits.{}", i))});
   }
   return out;
+}
+
+inline std::vector<Sequence> references(const std::string& name) {
+  return references_of(golden_folder / name);
 }
 
 /** A model with its caches. */

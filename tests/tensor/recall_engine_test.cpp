@@ -8,6 +8,7 @@
 
 #include <boost/json.hpp>
 
+#include <cmath>
 #include <fstream>
 
 namespace parallm::test {
@@ -20,20 +21,21 @@ Ids tokens_of(const boost::json::value& value) {
   return boost::json::value_to<Ids>(value);
 }
 
-std::unique_ptr<Engine> recalling_engine() {
+std::unique_ptr<Engine> recalling_engine(int guesses = 0, int blocks = 128, int context = 64) {
   EngineOptions options;
   options.max_rows = 8;
   options.block_size = 4;
-  options.blocks = 128;
+  options.blocks = blocks;
+  options.guesses = guesses;
   options.memories = true;
   options.prefill_tokens = options.mixed_tokens = 5;
-  options.max_context = 64;
-  return std::make_unique<Engine>(options, [](EngineOptions& completed) {
+  options.max_context = context;
+  return std::make_unique<Engine>(options, [blocks](EngineOptions& completed) {
     Checkpoint checkpoint = open_checkpoint("tests/golden/extended_mind/gqa", {.dtype = mx::float32});
     auto model = make_model(checkpoint.config, checkpoint.weights);
     completed.vocabulary = model->vocabulary();
     const auto specs = model->cache_specs();
-    auto caches = make_paged_caches(specs, {.block_size = 4, .blocks = 128, .slots = 8, .dtype = mx::float32});
+    auto caches = make_paged_caches(specs, {.block_size = 4, .blocks = blocks, .slots = 8, .dtype = mx::float32});
     return std::make_unique<ModelRunner>(
         std::move(model), make_recall_caches(std::move(caches), static_cast<int>(specs.size())), completed.max_rows);
   });
@@ -42,6 +44,8 @@ std::unique_ptr<Engine> recalling_engine() {
 struct Made {
   Ids ids;
   int cached = 0;
+  std::vector<MemoryUse> uses; // of each token
+  std::optional<MemoryUse> whole;
 };
 
 Made read_all(Stream& stream) {
@@ -52,11 +56,36 @@ Made read_all(Stream& stream) {
     if (event.token) {
       made.ids.push_back(event.token->token.id);
     }
+    if (event.token_use) {
+      made.uses.push_back(*event.token_use);
+    }
+    made.whole = event.whole_use;
     made.cached = event.cached_tokens;
     if (event.finish != Finish::none) {
       return made;
     }
   }
+}
+
+std::shared_ptr<const Memory> read_memory(Engine& engine, const Ids& tokens, const ReadHow& how = {}) {
+  std::shared_ptr<const Memory> memory;
+  engine
+      .run([&](Runner& runner) {
+        Reader reader(dynamic_cast<ModelRunner&>(runner).model(), mx::float32, tokens, how);
+        while (!memory) {
+          memory = reader.step();
+        }
+      })
+      .get();
+  return memory;
+}
+
+bool near(const MemoryUse& a, const MemoryUse& b) {
+  return a.queries == b.queries && std::abs(a.mass - b.mass) < 1e-5 &&
+      std::equal(a.memories.begin(), a.memories.end(), b.memories.begin(), b.memories.end(), [](auto& x, auto& y) {
+           return x.memory == y.memory && x.count == y.count && std::abs(x.mass - y.mass) < 1e-5 &&
+               std::abs(x.cosine - y.cosine) < 1e-5;
+         });
 }
 
 } // namespace
@@ -65,16 +94,7 @@ TEST_CASE("recall: rows of one engine make the reference's tokens, whatever memo
   std::ifstream file("tests/golden/extended_mind/cases.json");
   const auto all = boost::json::parse(file).as_object();
   auto engine = recalling_engine();
-  std::shared_ptr<const Memory> memory;
-  engine
-      ->run([&](Runner& runner) {
-        ReadHow how{.dropped = tokens_of(all.at("special"))};
-        Reader reader(dynamic_cast<ModelRunner&>(runner).model(), mx::float32, tokens_of(all.at("memory")), how);
-        while (!memory) {
-          memory = reader.step();
-        }
-      })
-      .get();
+  const auto memory = read_memory(*engine, tokens_of(all.at("memory")), {.dropped = tokens_of(all.at("special"))});
   const auto memories = std::make_shared<Memories>(std::vector<std::shared_ptr<const Memory>>{memory});
   std::vector<Request> requests;
   std::vector<Ids> wanted;
@@ -116,6 +136,100 @@ TEST_CASE("recall: rows of one engine make the reference's tokens, whatever memo
       }
     }
   }
+}
+
+TEST_CASE("recall: each token tells what it used, whatever runs beside its row, guesses and preemptions too") {
+  std::ifstream file("tests/golden/extended_mind/cases.json");
+  const auto all = boost::json::parse(file).as_object();
+  const auto text = tokens_of(all.at("memory"));
+  const auto prompt = tokens_of(all.at("prompt"));
+  const auto ask = [&](Engine& engine, const std::shared_ptr<const Memories>& memories, int i) {
+    Request request;
+    request.prompt.assign(prompt.begin(), prompt.end() - i);
+    request.max_tokens = 12 + 4 * i;
+    request.sampling.temperature = 0;
+    if (i % 2 == 0) {
+      request.sampling.logit_bias = {{5, 100.0f}}; // the same token again and again is easy to guess
+    }
+    RecallHow how{.top_k = i == 3 ? 0 : 2 << i};
+    how.record = i != 1;
+    how.contiguous = i == 2;
+    request.recall = {
+        std::make_shared<Recalled>(memories, how), std::to_string(i), how.contiguous ? int(text.size()) : 0};
+    return engine.generate(std::move(request));
+  };
+  std::vector<Made> alone;
+  for (int way : {0, 1, 2}) { // one after another; at once, with guesses; at once, with few blocks
+    CAPTURE(way);
+    auto engine = recalling_engine(way == 1 ? 4 : 0, way == 2 ? 16 : 128, 128);
+    auto memories = std::make_shared<Memories>(std::vector<std::shared_ptr<const Memory>>{read_memory(*engine, text)});
+    std::vector<Stream> streams;
+    for (int i = 0; i < 4; ++i) {
+      streams.push_back(ask(*engine, memories, i));
+      if (way == 0) {
+        alone.push_back(read_all(streams[i]));
+      }
+    }
+    for (int i = 0; i < 4; ++i) {
+      CAPTURE(i);
+      const Made made = way == 0 ? alone[i] : read_all(streams[i]);
+      CHECK(made.ids == alone[i].ids);
+      if (i == 1) {
+        CHECK(made.uses.empty());
+        CHECK(!made.whole);
+        continue;
+      }
+      REQUIRE(made.uses.size() == made.ids.size());
+      REQUIRE(made.whole);
+      CHECK(made.whole->queries == static_cast<int>(made.ids.size()));
+      CHECK(near(*made.whole, *alone[i].whole));
+      double sum = 0, of_memories = 0;
+      for (size_t t = 0; t < made.uses.size(); ++t) {
+        CHECK(near(made.uses[t], alone[i].uses[t]));
+        CHECK(made.uses[t].queries == 1);
+        CHECK(made.uses[t].memories.size() <= 32);
+        sum += made.uses[t].mass;
+      }
+      for (auto& used : made.whole->memories) {
+        of_memories += used.mass;
+      }
+      CHECK(std::abs(sum - made.whole->mass) < 1e-4);
+      CHECK(std::abs(sum - of_memories) < 1e-4);
+      CHECK((sum > 0.1) == (i != 3));
+    }
+    if (way == 1) {
+      CHECK(engine->stats().right_guesses > 0);
+    } else if (way == 2) {
+      CHECK(engine->stats().preemptions > 0);
+    }
+  }
+}
+
+TEST_CASE("recall: a stream that is cancelled ends with what was used so far") {
+  std::ifstream file("tests/golden/extended_mind/cases.json");
+  const auto all = boost::json::parse(file).as_object();
+  auto engine = recalling_engine();
+  Request request;
+  request.prompt = tokens_of(all.at("prompt"));
+  request.max_tokens = 40;
+  request.sampling.temperature = 0;
+  auto memories = std::make_shared<Memories>(
+      std::vector<std::shared_ptr<const Memory>>{read_memory(*engine, tokens_of(all.at("memory")))});
+  RecallHow how;
+  how.record = true;
+  request.recall = {std::make_shared<Recalled>(memories, how), "1", 0};
+  auto stream = engine->generate(std::move(request));
+  int tokens = 0;
+  Event event;
+  do {
+    event = stream.next();
+    tokens += event.token.has_value();
+    if (tokens == 3) {
+      stream.cancel();
+    }
+  } while (event.finish == Finish::none);
+  REQUIRE(event.whole_use);
+  CHECK(event.whole_use->queries == tokens);
 }
 
 TEST_CASE("recall: contiguous memories are part of the context") {

@@ -1,72 +1,11 @@
 // Extended Mind attention: the reference's numbers, and what must be equal whatever the numbers are.
-#include "golden.h"
+#include "recalling.h"
 
-#include "engine/reader.h"
 #include "kernels/cpu/ops.h"
-#include "kv/recall.h"
-
-#include <boost/json.hpp>
-
-#include <fstream>
 
 namespace parallm::test {
 
 namespace {
-
-const std::filesystem::path fixtures = "tests/golden/extended_mind";
-
-using Logits = std::vector<std::vector<float>>;
-
-/** A model whose rows may have memories. */
-struct Recalling {
-  explicit Recalling(const std::string& path, mx::Dtype dtype = mx::float32) : loaded(path, dtype, 96) {
-    const int layers = loaded.model->cache_specs().size();
-    loaded.caches = make_recall_caches(std::move(loaded.caches), layers);
-  }
-
-  std::shared_ptr<const Memory> read(const std::vector<int>& tokens, ReadHow how = {}) {
-    Reader reader(*loaded.model, loaded.checkpoint.kv_dtype, {tokens.begin(), tokens.end()}, how);
-    while (true) {
-      if (auto memory = reader.step()) {
-        return memory;
-      }
-    }
-  }
-
-  Loaded loaded;
-};
-
-std::shared_ptr<const Recalled> recalled(std::vector<std::shared_ptr<const Memory>> parts, RecallHow how) {
-  return std::make_shared<Recalled>(std::make_shared<Memories>(std::move(parts)), std::move(how));
-}
-
-struct Row {
-  std::vector<int> ids;
-  int offset = 0;
-  std::shared_ptr<const Recalled> memories;
-  int first_block = 0;
-};
-
-/** Logits of all tokens of the rows, run in one step. */
-Logits run(Recalling& model, const std::vector<Row>& rows) {
-  std::vector<int> ids;
-  std::vector<Span> spans;
-  for (auto& row : rows) {
-    Span span{int(ids.size()), int(row.ids.size()), row.offset, block_range(row.first_block, 24), 0, int(spans.size())};
-    span.recalled = row.memories;
-    spans.push_back(span);
-    ids.insert(ids.end(), row.ids.begin(), row.ids.end());
-  }
-  model.loaded.caches->begin(spans);
-  mx::array tokens(ids.data(), {int(ids.size())}, mx::int32);
-  auto all = floats(model.loaded.model->logits(model.loaded.model->hidden(tokens, *model.loaded.caches)));
-  const int width = model.loaded.model->vocabulary();
-  Logits out;
-  for (size_t i = 0; i < ids.size(); ++i) {
-    out.emplace_back(all.begin() + i * width, all.begin() + (i + 1) * width);
-  }
-  return out;
-}
 
 double greatest_difference(const Logits& a, const Logits& b) {
   REQUIRE(a.size() == b.size());
@@ -102,15 +41,6 @@ Logits rows_of(const mx::array& x) {
 
 int best(const std::vector<float>& logits) {
   return std::max_element(logits.begin(), logits.end()) - logits.begin();
-}
-
-boost::json::object cases() {
-  std::ifstream file(fixtures / "cases.json");
-  return boost::json::parse(file).as_object();
-}
-
-std::vector<int> numbers(const boost::json::value& value) {
-  return boost::json::value_to<std::vector<int>>(value);
 }
 
 /** Whether every layer of the model sees all that came before, and its positions lie in the cache: contiguous memories
@@ -327,6 +257,50 @@ TEST_CASE("recall: the kernel takes the same memories as a sort, of many") {
         worst = std::max(worst, std::abs(double(got[i]) - wanted[i]));
       }
       CHECK(worst < 1e-4);
+    }
+  }
+}
+
+TEST_CASE("recall: by codes the kernel gives the same numbers, bit for bit") {
+  if (!on_cpu()) {
+    return;
+  }
+  const int tokens = 3, heads = 6, groups = 2;
+  for (int dim : {64, 24, 10}) {
+    for (int kind : {0, 1, 2, 3}) {
+      for (int count : {200, 2048, 5000}) {
+        CAPTURE(dim);
+        CAPTURE(kind);
+        CAPTURE(count);
+        auto keys = mx::random::normal({groups, count, dim});
+        if (kind == 1) { // most of a key is what all have
+          keys = keys * mx::array(0.05f) + mx::random::normal({groups, 1, dim});
+        } else if (kind == 2) { // many are the same, some are zero, one is large
+          keys = mx::take(keys, mx::astype(mx::random::randint(0, 20, {count}), mx::int32), 1);
+          keys = mx::where(mx::greater(mx::random::uniform({1, count, 1}), mx::array(0.9f)), mx::array(0.0f), keys);
+          keys =
+              mx::slice_update(keys, mx::full({groups, 1, dim}, 3e4f), mx::Shape{0, 7, 0}, mx::Shape{groups, 8, dim});
+        } else if (kind == 3) {
+          keys = mx::astype(keys, mx::float16);
+        }
+        auto values = mx::astype(mx::random::normal({groups, count, 20}), keys.dtype());
+        auto wide = mx::astype(keys, mx::float32);
+        auto norms = mx::array(1.0f) / mx::maximum(mx::sqrt(mx::sum(mx::square(wide), -1)), mx::array(1e-12f));
+        auto q = mx::concatenate({mx::random::normal({tokens - 1, heads, dim}), mx::zeros({1, heads, dim})}, 0);
+        auto local = mx::random::normal({tokens, heads, 20}), masses = mx::random::normal({tokens, heads});
+        const auto codes = cpu::recall_codes(keys, norms);
+        for (int top_k : {1, 2, 16, 30}) {
+          CAPTURE(top_k);
+          for (std::optional<float> threshold : {std::optional<float>(), std::optional<float>(0.2f)}) {
+            const cpu::RecallShape shape{top_k, 0.2f, 0, false, threshold};
+            auto record = mx::zeros({tokens, 3, count}), coded_record = mx::zeros({tokens, 3, count});
+            auto wanted = cpu::recall(q, keys, norms, values, local, masses, shape, &record);
+            auto got = cpu::recall(q, keys, norms, values, local, masses, shape, &coded_record, &codes);
+            CHECK(floats(got) == floats(wanted));
+            CHECK(floats(coded_record) == floats(record));
+          }
+        }
+      }
     }
   }
 }

@@ -58,7 +58,7 @@ mx::array step(Caches& caches, const std::vector<Part>& parts, const Choice& cho
     return mx::concatenate(all, 0);
   };
   caches.begin(spans);
-  Selector selector{
+  KeySelector selector{
       join(&Inputs::index_q), join(&Inputs::index_k), nullptr, choice.choices, choice.block, choice.local_blocks, {}};
   if (choice.weighted) {
     selector.weights = join(&Inputs::weights);

@@ -62,6 +62,7 @@ class PagedAttention : public CpuPrimitive {
     job.rope_traditional = shape_.rope_traditional;
     job.out = allocate(outputs[0]);
     job.masses = outputs.size() > 1 ? allocate<float>(outputs[1]) : nullptr;
+    job.rotated = outputs.size() > 1 ? allocate<float>(outputs[2]) : nullptr;
     dispatch(encoder, [job] { run_attention(job); });
   }
 
@@ -97,7 +98,7 @@ mx::array paged_attention(
     const mx::array& table,
     const std::optional<mx::array>& sinks,
     const PagedAttentionShape& shape,
-    mx::array* masses,
+    OpenAttention* open,
     const std::optional<mx::array>& chosen) {
   check(q.ndim() == 3 && is_float(q.dtype()), "q must be [T,H,D] of a float type", q);
   const int T = q.shape(0), H = q.shape(1), D = q.shape(2);
@@ -164,11 +165,13 @@ mx::array paged_attention(
     inputs.push_back(*chosen);
   }
   auto primitive = std::make_shared<PagedAttention>(shape);
-  if (masses == nullptr) {
+  if (open == nullptr) {
     return mx::array({T, H, v.shape(2)}, q.dtype(), std::move(primitive), std::move(inputs));
   }
-  auto outputs = mx::array::make_arrays({{T, H, v.shape(2)}, {T, H}}, {q.dtype(), mx::float32}, primitive, inputs);
-  *masses = outputs[1];
+  auto outputs = mx::array::make_arrays(
+      {{T, H, v.shape(2)}, {T, H}, {T, H, D}}, {q.dtype(), mx::float32, mx::float32}, primitive, inputs);
+  open->masses = outputs[1];
+  open->rotated = outputs[2];
   return outputs[0];
 }
 

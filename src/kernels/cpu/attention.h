@@ -34,6 +34,7 @@ struct AttentionJob {
   bool rope_traditional;
   void* out; // [T,H,Dv]
   float* masses; // [T,H] the log of the sum of exp(score) of each query; null: not asked for
+  float* rotated; // [T,H,D] the queries; null: not asked for
 
   /** The first position that a query at `position` sees. */
   size_t first_seen(size_t position) const {

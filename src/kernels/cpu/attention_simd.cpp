@@ -202,6 +202,9 @@ void load_queries(const AttentionJob& job, const Item& item, State& state) {
     float* q = state.q + row * state.dim;
     widen(static_cast<const T*>(job.q) + (t * job.heads + h) * job.dim, job.dim, q, state.dim);
     rotate(job, t, q);
+    if (job.rotated != nullptr) {
+      std::copy_n(q, job.dim, job.rotated + (t * job.heads + h) * job.dim);
+    }
     const V scale = hn::Set(F32(), job.scale);
     for (size_t i = 0; i < state.dim; i += lanes) {
       store(hn::Mul(load(q + i), scale), q + i);

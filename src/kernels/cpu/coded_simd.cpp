@@ -16,6 +16,7 @@
 #include <hwy/foreach_target.h>
 
 #include "kernels/cpu/matmul-inl.h"
+#include "kernels/cpu/products-inl.h"
 
 #include <bit>
 
@@ -23,32 +24,7 @@ HWY_BEFORE_NAMESPACE();
 namespace parallm::cpu {
 namespace HWY_NAMESPACE {
 
-using I32 = hn::RebindToSigned<F32>;
-using VI = hn::Vec<I32>;
-
 constexpr size_t most_rows = many_registers ? 8 : 4; // of a strip
-
-/** sums + the products of w's 16-bit halves with those of the word at x. */
-HWY_INLINE VI add_products(VI sums, VI w, const int32_t* x) {
-#if HWY_TARGET <= HWY_AVX3_DL
-  asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sums.raw) : "v"(w.raw), "m"(*x)); // GCC wants more flags for its intrinsic
-  return sums;
-#else
-  const VI xs = hn::Set(I32(), *x);
-#if HWY_TARGET <= HWY_AVX3
-  return hn::Add(sums, VI{_mm512_madd_epi16(w.raw, xs.raw)});
-#elif HWY_TARGET <= HWY_AVX2
-  return hn::Add(sums, VI{_mm256_madd_epi16(w.raw, xs.raw)});
-#elif HWY_ARCH_ARM_A64
-  const auto a = vreinterpretq_s16_s32(w.raw), b = vreinterpretq_s16_s32(xs.raw);
-  return hn::Add(sums, VI{vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b))});
-#else
-  const auto low = [](VI v) { return hn::ShiftRight<16>(hn::ShiftLeft<16>(v)); };
-  const auto high = [](VI v) { return hn::ShiftRight<16>(v); };
-  return hn::Add(sums, hn::Add(hn::Mul(low(w), low(xs)), hn::Mul(high(w), high(xs))));
-#endif
-#endif
-}
 
 /** A 32-bit word of w holds `codes` codes, k rising from the low bits on. Shifted by c * Bits, each of its two halves
  * has a code in its low bits: c and c + pairs. So a word of w makes `pairs` words of 16-bit codes, and x's codes lie in

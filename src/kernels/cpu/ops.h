@@ -23,6 +23,7 @@ struct Operand {
   mx::array w;
   std::optional<mx::array> scales = {};
   std::optional<mx::array> biases = {}; // affine codes'
+  std::optional<mx::array> global_scale = {}; // float32, a factor of small floats' scales
   std::optional<mx::array> bias = {}; // [N]
   int group_size = 0;
   int bits = 0;
@@ -63,7 +64,8 @@ mx::array grouped_matmul(
     const mx::array& which,
     const std::optional<mx::array>& bias = {});
 
-/** The same with w as quantized_matmul's, each with a leading axis E. */
+/** The same with w as quantized_matmul's, each with a leading axis E; global_scale float32 [E], factors of small
+ * floats' scales. */
 mx::array grouped_quantized_matmul(
     const mx::array& x,
     const mx::array& w,
@@ -73,7 +75,8 @@ mx::array grouped_quantized_matmul(
     int bits,
     const mx::array& which,
     const std::optional<mx::array>& bias = {},
-    const std::string& mode = "affine");
+    const std::string& mode = "affine",
+    const std::optional<mx::array>& global_scale = {});
 
 /** The places of the k greatest of each row of scores float32 [T,E] -> int32 [T,k], in falling order, of equal ones the
  * first first. */
@@ -115,6 +118,12 @@ size_t kv_row_bytes(int dim, int bits);
 /** Those groups' size. */
 int kv_group_size(int dim);
 
+/** What it takes to add keys to attention that is done. */
+struct OpenAttention {
+  mx::array masses; // float32 [T,H]: the log of the sum of exp(score), sinks included
+  mx::array rotated; // float32 [T,H,D]: the queries
+};
+
 /** RoPE, cache write and attention of one layer for a flat step (kv/cache.h has the words).
  *  q [T,H,D], k [T,G,D], v [T,G,Dv] un-rotated; cos, sin [T, rope_dims/2] float32 (any array where rope_dims is 0);
  *  k_pool [blocks, G, block_size, D] and v_pool [.., Dv] in the KV dtype: WRITTEN IN PLACE, so all calls that share a
@@ -122,8 +131,7 @@ int kv_group_size(int dim);
  *  [R, width]: block ids; sinks [H] float32. With kv_bits the pools are uint8 [blocks, G, block_size, kv_row_bytes(D,
  * bits)]. -> [T,H,Dv] in q's dtype. Query t of a span sees positions [max(0, p-window+1, p - p % chunk), p] of its own
  * sequence, p = offset + t; where `chosen`, bool [T,A,S], is given, only those of them that chosen[t, h*A/H] names;
- * where it names none the output is 0, its mass -infinity. `masses`, where not null, becomes
- *  float32 [T,H]: the log of the sum of exp(score), sinks included. */
+ * where it names none the output is 0, its mass -infinity. `open`, where not null, takes what it is to go on with. */
 mx::array paged_attention(
     const mx::array& q,
     const mx::array& k,
@@ -136,7 +144,7 @@ mx::array paged_attention(
     const mx::array& table,
     const std::optional<mx::array>& sinks,
     const PagedAttentionShape& shape,
-    mx::array* masses = nullptr,
+    OpenAttention* open = nullptr,
     const std::optional<mx::array>& chosen = {});
 
 struct RecallShape {
@@ -147,10 +155,20 @@ struct RecallShape {
   std::optional<float> threshold; // of the cosine: what isn't above is left out
 };
 
+/** Keys in codes, for the first look of `recall`: recall.h has the layout. */
+struct RecallCodes {
+  mx::array codes, scales, centres;
+};
+/** keys [G,N,D] of a float type, inverse_norms float32 [G,N]. */
+RecallCodes recall_codes(const mx::array& keys, const mx::array& inverse_norms);
+
 /** Adds memories to attention that is done: each query takes the `top_k` most similar keys (of equal ones the first)
  *  into its softmax. q float32 [T,H,D], rotated; keys [G,N,D] and values [G,N,Dv] of one float type; inverse_norms
  *  float32 [G,N] of the keys; local [T,H,Dv] and masses float32 [T,H], as paged_attention gives them. Query head h
- *  reads kv head h / (H/G). -> [T,H,Dv] in local's dtype. */
+ *  reads kv head h / (H/G). -> [T,H,Dv] in local's dtype. `record`, where not null: float32 [T,3,N], becomes itself and
+ *  what each token gives to each memory: softmax weights summed over heads, the greatest cosine, how often chosen.
+ *  WRITTEN IN PLACE: what it was must not be read by others. `codes`, where not null, are the keys': faster where there
+ *  are many, and the same numbers. */
 mx::array recall(
     const mx::array& q,
     const mx::array& keys,
@@ -158,7 +176,9 @@ mx::array recall(
     const mx::array& values,
     const mx::array& local,
     const mx::array& masses,
-    const RecallShape& shape);
+    const RecallShape& shape,
+    mx::array* record = nullptr,
+    const RecallCodes* codes = nullptr);
 
 /** One token for each row of logits [R,V] float32, in one pass over each row: temperature, min_p, top_k, top_p, then
  *  the token where the running sum of what is left, in vocabulary order, first exceeds draw * total. Arrays [R]:

@@ -8,10 +8,32 @@
 namespace parallm::cpu {
 namespace {
 
-/** Inputs: q, keys, inverse_norms, values, local, masses. */
+/** Inputs: keys, inverse_norms; outputs as RecallCodes. */
+class Code : public CpuPrimitive {
+ public:
+  DEFINE_NAME(parallm_recall_codes)
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    auto& encoder = mx::cpu::get_command_encoder(stream());
+    const auto keys = row_contiguous(inputs[0], encoder), norms = row_contiguous(inputs[1], encoder);
+    CodesJob job{};
+    job.kv_heads = keys.shape(0);
+    job.memories = keys.shape(1);
+    job.dim = keys.shape(2);
+    job.keys = keys.data<void>();
+    job.inverse_norms = norms.data<float>();
+    job.type = element_type(keys);
+    job.codes = allocate<uint8_t>(outputs[0]);
+    job.scales = allocate<float>(outputs[1]);
+    job.centres = allocate<float>(outputs[2]);
+    dispatch(encoder, [job] { run_code(job); });
+  }
+};
+
+/** Inputs: q, keys, inverse_norms, values, local, masses, then maybe the record, then maybe the codes' three. */
 class Recall : public CpuPrimitive {
  public:
-  explicit Recall(const RecallShape& shape) : shape_(shape) {}
+  Recall(const RecallShape& shape, bool record) : shape_(shape), record_(record) {}
 
   DEFINE_NAME(parallm_recall)
 
@@ -42,11 +64,21 @@ class Recall : public CpuPrimitive {
     job.by_dot = shape_.by_dot;
     job.threshold = shape_.threshold;
     job.out = allocate(outputs[0]);
+    if (record_) {
+      outputs[1].copy_shared_buffer(in[6]);
+      job.record = outputs[1].data<float>();
+    }
+    if (const size_t at = record_ ? 7 : 6; in.size() > at) {
+      job.codes = in[at].data<uint8_t>();
+      job.scales = in[at + 1].data<float>();
+      job.centres = in[at + 2].data<float>();
+    }
     dispatch(encoder, [job] { run_recall(job); });
   }
 
  private:
   RecallShape shape_;
+  bool record_;
 };
 
 void check(bool holds, const char* what, const mx::array& got) {
@@ -55,7 +87,27 @@ void check(bool holds, const char* what, const mx::array& got) {
   }
 }
 
+std::vector<mx::Shape> codes_shapes(int kv_heads, int memories, int dim) {
+  const int tiles = static_cast<int>(code_tiles(memories)), size = static_cast<int>(code_tile);
+  const int words = 3 * static_cast<int>(code_parts(dim));
+  return {{kv_heads, tiles, words, size, 4}, {kv_heads, tiles, static_cast<int>(code_scales)}, {kv_heads, dim + 2}};
+}
+
 } // namespace
+
+RecallCodes recall_codes(const mx::array& keys, const mx::array& inverse_norms) {
+  check(keys.ndim() == 3 && is_float(keys.dtype()) && keys.shape(1) > 0, "keys must be [G,N,D] of a float type", keys);
+  check(
+      inverse_norms.shape() == mx::Shape{keys.shape(0), keys.shape(1)} && inverse_norms.dtype() == mx::float32,
+      "inverse_norms must be float32 [G,N]",
+      inverse_norms);
+  auto made = mx::array::make_arrays(
+      codes_shapes(keys.shape(0), keys.shape(1), keys.shape(2)),
+      {mx::uint8, mx::float32, mx::float32},
+      std::make_shared<Code>(),
+      {keys, inverse_norms});
+  return {made[0], made[1], made[2]};
+}
 
 mx::array recall(
     const mx::array& q,
@@ -64,7 +116,9 @@ mx::array recall(
     const mx::array& values,
     const mx::array& local,
     const mx::array& masses,
-    const RecallShape& shape) {
+    const RecallShape& shape,
+    mx::array* record,
+    const RecallCodes* codes) {
   check(q.ndim() == 3 && q.dtype() == mx::float32, "q must be float32 [T,H,D]", q);
   const int T = q.shape(0), H = q.shape(1), D = q.shape(2);
   check(
@@ -88,7 +142,24 @@ mx::array recall(
     fail_op("recall", "top_k must not be negative; got ", shape.top_k);
   }
   std::vector<mx::array> inputs{q, keys, inverse_norms, values, local, masses};
-  return mx::array(out, local.dtype(), std::make_shared<Recall>(shape), std::move(inputs));
+  auto primitive = std::make_shared<Recall>(shape, record != nullptr);
+  const mx::Shape sums{T, 3, N};
+  if (record) {
+    check(record->shape() == sums && record->dtype() == mx::float32, "record must be float32 [T,3,N]", *record);
+    inputs.push_back(*record);
+  }
+  if (codes) {
+    const auto shapes = codes_shapes(G, N, D);
+    check(codes->codes.shape() == shapes[0] && codes->codes.dtype() == mx::uint8, "codes must be the keys'", keys);
+    check(codes->scales.shape() == shapes[1] && codes->centres.shape() == shapes[2], "codes must be the keys'", keys);
+    inputs.insert(inputs.end(), {codes->codes, codes->scales, codes->centres});
+  }
+  if (!record) {
+    return mx::array(out, local.dtype(), std::move(primitive), std::move(inputs));
+  }
+  auto outputs = mx::array::make_arrays({out, sums}, {local.dtype(), mx::float32}, primitive, inputs);
+  *record = outputs[1];
+  return outputs[0];
 }
 
 } // namespace parallm::cpu
