@@ -131,7 +131,7 @@ class KernelLayer : public States {
       const mx::array& v,
       const Attention& how,
       cpu::OpenAttention* open,
-      const std::optional<mx::array>& chosen) {
+      const Chosen& chosen) {
     auto* rope = how.rope;
     auto rotation = rope ? step_->rotation(*rope) : std::pair(mx::array(0.0f), mx::array(0.0f));
     return cpu::paged_attention(
