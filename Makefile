@@ -39,7 +39,7 @@ test: golden ## Build and pass every test: unit, tensor, stores, tree, then real
 	  echo 'stores: WITHOUT Redis, PostgreSQL and Neo4j, which could not be fetched: `make test-stores` fails for it' >&2; }
 	. build/stores.env; PARALLM_TEST_MODEL="$$(tools/model.sh)" PARALLM_TEST_GEMMA3="$$(tools/model.sh gemma3)" ctest --preset release
 	@tools/venv.sh .venv-test -r tests/requirements.txt
-	PARALLM_SERVER=build/bin/mlx_parallm_serve PARALLM_TEST_MODEL="$$(tools/model.sh)" .venv-test/bin/pytest tests/blackbox
+	. build/stores.env; PARALLM_SERVER=build/bin/mlx_parallm_serve PARALLM_TEST_MODEL="$$(tools/model.sh)" .venv-test/bin/pytest tests/blackbox
 
 test-stores: setup ## The tests of the memory stores alone, against real servers of each kind
 	$(call cmake,release,--target store_tests)

@@ -1,6 +1,6 @@
 // Speed of a model of Llama-3-8B's shapes with random weights, decoding by batch size and reading prompts: a step of
 // the flat model, greedy, one step ahead, without server, scheduler or sampler. `decode [bits: 16, 8 or 4] [context]
-// [batch sizes...]`. With PARALLM_MLX_OPS set, MLX's own ops do all the work.
+// [rounds] [batch sizes...]`. With PARALLM_MLX_OPS set, MLX's own ops do all the work.
 #include "models/config.h"
 #include "models/model.h"
 #include "nn/device.h"
@@ -152,16 +152,19 @@ int main(int count, char** arguments) {
   int bits = count > 1 ? std::atoi(arguments[1]) : 16;
   int context = count > 2 ? std::atoi(arguments[2]) : 256;
   std::vector<int> batches = {1, 4, 8, 16, 32, 64};
-  if (count > 3) {
+  int rounds = count > 3 ? std::atoi(arguments[3]) : 1;
+  if (count > 4) {
     batches.clear();
-    std::transform(arguments + 3, arguments + count, std::back_inserter(batches), [](char* a) { return std::atoi(a); });
+    std::transform(arguments + 4, arguments + count, std::back_inserter(batches), [](char* a) { return std::atoi(a); });
   }
   fmt::print("{} bits, {}\n", bits, cuda_kernels() ? "our kernels" : "MLX's ops");
   auto model = make(bits);
-  for (int batch : batches) {
-    measure(*model, batch, context);
-  }
-  for (int length : {128, 512, 2048}) {
-    measure_prompt(*model, length);
+  for (int round = 0; round < rounds; ++round) {
+    for (int batch : batches) {
+      measure(*model, batch, context);
+    }
+    for (int length : {128, 512, 2048}) {
+      measure_prompt(*model, length);
+    }
   }
 }

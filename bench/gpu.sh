@@ -2,7 +2,8 @@
 # Decoding and reading prompts on an NVIDIA GPU: bench/decode.cpp, a model of Llama-3-8B's shapes with random weights.
 #   bench/gpu.sh pack FOLDER   here, after a build with -DPARALLM_BENCH=ON (x86-64, MLX's CPU wheel): all that the run
 #                              needs, with the library of MLX's CUDA wheel, which pip fetches
-#   FOLDER/gpu.sh run [N]      there, without network: N (3) rounds, and a Markdown table of medians and spread
+#   FOLDER/gpu.sh run [N]      there, without network: N (3) rounds, and a Markdown table of medians and spread;
+#                              BITS="16 4" leaves out the third kind of weights
 # The GPU's machine has a driver for CUDA 13 and a python3 with NVIDIA's CUDA 13 wheels (PyTorch brings them).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -29,9 +30,8 @@ run() {
   export LD_LIBRARY_PATH
   if [ -d "$packages/nvidia/cu13/include" ]; then export CUDA_HOME=$packages/nvidia/cu13; fi
   log=$(mktemp)
-  for ((i = 0; i < rounds; i++)); do
-    for bits in 16 8 4; do "$here/bench_decode" $bits 256 1 8 32 64 | tee -a "$log" >&2; done
-  done
+  # A round is within one process: each compiles its kernels first, which takes longer than to run them.
+  for bits in ${BITS:-16 8 4}; do "$here/bench_decode" "$bits" 256 "$rounds" 1 8 32 64 | tee -a "$log" >&2; done
   echo "$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader), $(cat "$here/versions"); $rounds rounds"
   echo
   python3 - "$log" <<'P'
@@ -45,15 +45,16 @@ for line in open(sys.argv[1]):
         kinds += [kind] if kind not in kinds else []
         rows[bits, kind].append(int(found[3]))
 print("tokens/s, median (least to most) | " + " | ".join(kinds))
-print("| ".join(["--- "] * (len(kinds) + 1)))
+print(" | ".join(["---"] * (len(kinds) + 1)))
 for bits in dict.fromkeys(bits for bits, _ in rows):
     cells = (rows[bits, kind] for kind in kinds)
-    print(f"{bits} bits | " + " | ".join(f"{statistics.median(c):,.0f} ({min(c):,} to {max(c):,})" for c in cells))
+    texts = (f"{statistics.median(c):,.0f} ({min(c):,} to {max(c):,})" if c else "–" for c in cells)
+    print(f"{bits} bits | " + " | ".join(texts))
 P
 }
 
 case ${1:-} in
   pack) pack "${2:?a folder}" ;;
   run) run "${2:-3}" ;;
-  *) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

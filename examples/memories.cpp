@@ -9,8 +9,8 @@ int main(int argc, char** argv) {
     return 2;
   }
   parallm::LanguageModel model(argv[1], {.extended_mind = true});
-  parallm::MemoryManager memories(model);
-  const int count = memories.add_memories("example", "text", model.tokenizer().encode(argv[2], false));
+  const auto memories = parallm::open_memories(model, {}); // kept in ~/.local/share/mlx_parallm/memories
+  const int count = memories->add_memories("example", "text", model.tokenizer().encode(argv[2], false), {});
   std::cout << count << " memories\n";
   for (bool with : {false, true}) {
     parallm::Request request;
@@ -18,7 +18,7 @@ int main(int argc, char** argv) {
     request.max_tokens = 12;
     request.sampling.temperature = 0;
     if (with) {
-      request.recall = memories.recall("example", {});
+      request.recall = memories->recall("example");
     }
     parallm::Steps steps(model.engine().generate(std::move(request)));
     std::vector<int32_t> ids;

@@ -18,10 +18,12 @@ constexpr bool only_serve = false;
 
 constexpr const char* usage =
     "usage: mlx_parallm VERB [flags]\n\n"
-    "  serve      the HTTP server (also: mlx_parallm_serve)\n"
-    "  generate   text from many prompts at once\n"
-    "  convert    a model to a folder in MLX's format, quantized or not\n"
-    "  download   a model of the Hugging Face hub into the cache\n\n"
+    "  serve         the HTTP server (also: mlx_parallm_serve)\n"
+    "  generate      text from many prompts at once\n"
+    "  convert       a model to a folder in MLX's format, quantized or not\n"
+    "  download      a model of the Hugging Face hub into the cache\n"
+    "  memory        documents that requests attend to: add, list, rm, query\n"
+    "  memory-bench  what memories are worth with a model, and what they cost\n\n"
     "`mlx_parallm VERB --help` lists a verb's flags.\n";
 
 int run(std::vector<std::string> arguments) {
@@ -43,6 +45,12 @@ int run(std::vector<std::string> arguments) {
   }
   if (verb == "download") {
     return parallm::download(std::move(arguments));
+  }
+  if (verb == "memory") {
+    return parallm::memory(std::move(arguments));
+  }
+  if (verb == "memory-bench") {
+    return parallm::memory_bench(std::move(arguments));
   }
   if (verb == "--version") {
     fmt::print("{}\n", PARALLM_VERSION);

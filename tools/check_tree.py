@@ -22,21 +22,27 @@ MAY_INCLUDE = {
     "nn": ["kernels/"],
     "kv": ["nn/", "kernels/"],
     "models": ["nn/", "kv/cache.h"],
-    "engine": ["models/model.h", "models/models.h", "kv/", "memory/store.h", "nn/lora.h", "nn/pick.h"],
-    "api": ["engine/engine.h", "engine/plan.h", "engine/sampling.h", "text/", "memory/store.h"],
-    "library": ["text/", "memory/", "hub/", "kernels/", "nn/", "kv/", "models/", "engine/"],
-    "commands": ["library/", "api/", "engine/", "text/", "kernels/"],
+    "engine": ["models/model.h", "models/models.h", "kv/", "nn/lora.h", "nn/pick.h", "nn/host_array.h"],
+    "mind": ["engine/plan.h", "kv/recall_how.h", "memory/", "text/"],
+    "api": ["engine/engine.h", "engine/plan.h", "engine/sampling.h", "kv/recall_how.h", "mind/", "text/", "memory/store.h"],
+    "library": ["text/", "memory/", "mind/", "hub/", "kernels/", "nn/", "kv/", "models/", "engine/"],
+    "commands": ["library/", "api/", "engine/", "mind/", "text/", "kernels/"],
 }
 MAY_INCLUDE_MLX = ("src/kernels/", "src/nn/", "src/kv/", "src/models/", "src/engine/reader.", "src/engine/runner.",
                    "src/engine/sampler.", "src/library/", "tests/tensor/")
 MAY_CATCH = {
     "src/api/server.cpp",  # an error becomes a response
+    "src/mind/jobs.cpp",  # an error becomes the job's
+    "src/mind/recall.cpp",  # a document that was replaced meanwhile; a full disk
+    "src/library/memories.cpp",  # what a reading leaves behind
     "src/engine/engine.cpp",  # a failed step fails its rows, and serves on
     "src/library/generate.cpp",  # a prompt that can't begin fails alone
     "src/commands/serve.cpp",  # CLI11's own errors; the thread that loads the model
     "src/commands/generate.cpp",  # CLI11's own errors
     "src/commands/convert.cpp",  # CLI11's own errors
     "src/commands/download.cpp",  # CLI11's own errors
+    "src/commands/memory.cpp",  # CLI11's own errors
+    "src/commands/memory_bench.cpp",  # CLI11's own errors
     "src/main.cpp",  # the rest becomes a line and an exit status
 }
 MAX_LINES = 600

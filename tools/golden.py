@@ -10,15 +10,17 @@ Each tests/golden/models/<name>.json is a config.json; its key "golden" (optiona
   dynamic     mlx-lm's Llama can't do "dynamic" RoPE at a fixed prompt length: the frequencies follow transformers'
               modeling_rope_utils.py
   windows     mlx-lm's model knows no sliding window: one for each layer (0: none), as transformers' has
-  single      mlx-lm's model can't take a prompt at once (OLMo's adds a mask that is a word): a token at a time
+  single      mlx-lm's model can't take a prompt at once (OLMo's adds a mask that is a word, Phi-3-small's blocks then
+              begin elsewhere): a token at a time
+  lengths     of the prompts
   bits, group_size, mode, layers   quantized so (layers: what differs), and no second, 4-bit, model is made
   unnamed     layers that config.json leaves out, so that a loader must tell their kind from the tensors
   awq         a group size: as AutoAWQ packs them, and no second model
   quantized   false: no second model
   hf          stored under the names and in the layout of Hugging Face's repository: {"stacked": "separate"}, where
-              "{}" of the separate name counts experts
+              "{}" of the separate name counts experts, and a list of names shares the rows among them
   layout      a list of what else differs in Hugging Face's repository: "conv" ([C,1,K]), "norms" (stored as weight - 1),
-              "c_" (GPT-2's matrices with inputs first)
+              "c_" (GPT-2's matrices with inputs first), "muse_spark"
   fused       of that layout: tensors that are one there, a list of rules (see `fuse`)
   fp8         the projections in float8 with a scale for each block of 128 x 128, as DeepSeek stores them
   int4        separate experts packed as compressed-tensors does, as Kimi K2 stores them
@@ -49,10 +51,10 @@ import itertools
 import json
 import shutil
 import sys
-import types
 import zlib
 from pathlib import Path
 
+import golden_patches
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -62,18 +64,6 @@ from mlx_lm.models import bitlinear_layers
 from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import make_prompt_cache
 
-sys.modules["hf_olmo"] = types.ModuleType("hf_olmo")  # mlx-lm's OLMo asks for it, and uses nothing of it
-
-
-def ternary_product(layer, x, packed):
-    """In place of mlx-lm's Metal kernel: each two bits of a byte, from the lowest, hold a weight + 1 of a row in
-    another quarter of the rows."""
-    weight = mx.concatenate([(packed >> shift) & 3 for shift in (0, 2, 4, 6)]).astype(mx.float32) - 1
-    scale = 1 / layer.weight_scale if layer.invert_weight_scales else layer.weight_scale
-    return (x @ weight.T * scale).astype(x.dtype)
-
-
-bitlinear_layers.BitLinear.execute_matmul_kernel = ternary_product
 CONFIGS = Path(__file__).resolve().parent.parent / "tests" / "golden" / "models"
 LENGTHS = [23, 5, 14]
 EMBEDDINGS = ("wte.weight", "wpe.weight", "embeddings.weight", "embed.weight", "embed_in.weight")
@@ -218,7 +208,7 @@ def reference(model, config, how, seed):
     rng = np.random.default_rng(seed)
     out = {}
     slide(model, how)
-    for i, length in enumerate(LENGTHS):
+    for i, length in enumerate(how.get("lengths", LENGTHS)):
         prompt = rng.integers(0, vocabulary(config), length)
         after = rng.integers(0, vocabulary(config), 4)
         if how.get("dynamic"):
@@ -322,13 +312,17 @@ def hf_layout(weights, how):
     out = {}
     latent = any(rule.get("latent") for rule in how.get("fused", []))
     again = latent and "bits" in how
+    weights = golden_patches.muse_spark_layout(weights, how) if "muse_spark" in how.get("layout", []) else weights
     if again:
         unpack_latent(weights, how)
     for key, value in weights.items():
         value = hf_tensor(key, value, how.get("layout", []))
         for stacked, separate in how.get("hf", {}).items():
             if stacked in key:
-                if "{}" in separate:
+                if isinstance(separate, list):
+                    rows = mx.split(value, len(separate))
+                    out.update({key.replace(stacked, name): mx.contiguous(x) for name, x in zip(separate, rows)})
+                elif "{}" in separate:
                     for e in range(value.shape[0]):
                         out[key.replace(stacked, separate.format(e))] = mx.contiguous(value[e])
                 else:
@@ -363,12 +357,11 @@ def name_float8(file):
 
 
 def save_sharded(folder, weights, shards):
-    names = sorted(weights)
-    size = -(-len(names) // shards)
+    size = -(-len(weights) // shards)
     index = {}
     for i in range(shards):
         file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
-        part = {k: weights[k] for k in names[i * size : (i + 1) * size]}
+        part = dict(sorted(weights.items())[i * size : (i + 1) * size])
         index.update({k: file for k in part})
         mx.save_safetensors(str(folder / file), part, {"format": "mlx"})
     text = json.dumps({"metadata": {}, "weight_map": index}, indent=1)
@@ -410,12 +403,7 @@ def save_gguf(folder, weights, config):
     if "rope_scaling" in config:  # "longrope" from the model's own length is a factor for each frequency, and no more
         arrays["rope_freqs.weight"] = mx.array(config["rope_scaling"]["long_factor"])
 
-    def u32(value):
-        return mx.array(value, dtype=mx.uint32)
-
-    def f32(value):
-        return mx.array(value, dtype=mx.float32)
-
+    u32, f32 = (lambda value, dtype=dtype: mx.array(value, dtype=dtype) for dtype in (mx.uint32, mx.float32))
     size = config["vocab_size"]
     metadata = {
         "general.architecture": "llama",
@@ -520,7 +508,7 @@ def models(name, config, how, salt):
     if not how.get("quantized", "awq" not in how):
         return [one]
     model, stored = quantize(made(), config, {"bits": 4, "group_size": 32})
-    return [one, (f"{name}-4bit", model, stored, {k: how[k] for k in ("windows", "single") if k in how}, seed)]
+    return [one, (f"{name}-4bit", model, stored, {k: how[k] for k in ("lengths", "windows", "single") if k in how}, seed)]
 
 
 def build(name, config, out):
@@ -574,7 +562,8 @@ def steady_salt(name, config, most=0.12):
 
 
 def main(out, wanted):
-    program = Path(__file__).read_bytes() + importlib.metadata.version("mlx-lm").encode()
+    program = b"".join(Path(f).read_bytes() for f in (__file__, golden_patches.__file__))
+    program += importlib.metadata.version("mlx-lm").encode()
     names = {path.stem: path for path in sorted(CONFIGS.glob("*.json"))}
     for name in wanted or names:
         text = names[name].read_bytes()

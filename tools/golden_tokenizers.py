@@ -6,12 +6,14 @@ Each folder is one of a kind that model repositories have: its files, as transfo
 for each text `ids`, what transformers' AutoTokenizer gives for the folder, and `spm`, what the `sentencepiece` package
 gives for tokenizer.model itself (null where the text names a special token, which SentencePiece never finds in a text).
 The SentencePiece models are trained here on a fixed text; training is deterministic. Needs mlx-lm's own packages
-(transformers 5.24.0, sentencepiece 0.2.3): .venv-golden of `make golden`; and tiktoken 0.14.0 with its `regex`.
+(transformers 5.24.0, sentencepiece 0.2.3): .venv-golden of `make golden`; and tiktoken 0.14.0 with its `regex`, and
+mistral-common 1.13.1. In the folders with tiktoken's and Mistral's own files `ids` is what those packages give.
 """
 import base64
 import json
 import shutil
 import tempfile
+import unicodedata
 from pathlib import Path
 
 import sentencepiece as spm
@@ -158,23 +160,37 @@ def byte_level():
         record(folder, TEXTS, ["<|im_start|>user\nhi<|im_end|>\n", "a<|endoftext|>b", "<tool_call> x"])
 
 
+def trained_ranks(pattern, size):
+    from tiktoken._educational import bpe_train
+
+    words = pattern.replace("&&[^", "--[")  # the `regex` package's way, for training only
+    return bpe_train(CORPUS, size, "(?V1)" + words, visualise=None)
+
+
+def start(name):
+    folder = OUT / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def write_ranks(path, ranks):
+    lines = [base64.b64encode(token).decode() + f" {rank}\n" for token, rank in sorted(ranks.items(), key=lambda x: x[1])]
+    path.write_text("".join(lines))
+
+
 def tiktoken_ranks():
     """tiktoken.model of a small vocabulary, as Kimi's repositories have it, and what the tiktoken package says."""
     import tiktoken
-    from tiktoken._educational import bpe_train
 
     han, lower, upper = r"\p{Han}", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]", r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
     ends = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     pattern = "|".join([
         f"[{han}]+", rf"[^\r\n\p{{L}}\p{{N}}]?{upper}*{lower}+{ends}", rf"[^\r\n\p{{L}}\p{{N}}]?{upper}+{lower}*{ends}",
         r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"])
-    folder = OUT / "tiktoken"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    words = pattern.replace("&&[^", "--[")  # the `regex` package's way, for training only
-    ranks = bpe_train(CORPUS, 500, "(?V1)" + words, visualise=None)
-    lines = [base64.b64encode(token).decode() + f" {rank}\n" for token, rank in sorted(ranks.items(), key=lambda x: x[1])]
-    (folder / "tiktoken.model").write_text("".join(lines))
+    folder = start("tiktoken")
+    ranks = trained_ranks(pattern, 500)
+    write_ranks(folder / "tiktoken.model", ranks)
     named = {500: "[BOS]", 501: "[EOS]", 502: "<|im_end|>", 503: "<|im_user|>", 755: "[PAD]"}
     write(folder / "tokenizer_config.json", {
         "tokenizer_class": "TikTokenTokenizer", "bos_token": "[BOS]", "eos_token": "[EOS]", "added_tokens_decoder": {
@@ -187,7 +203,69 @@ def tiktoken_ranks():
         {"text": text, "ids": kimi.encode(text, allowed_special="all"), "spm": None} for text in texts])
 
 
+QWEN_PATTERN = "|".join([
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"[^\r\n\p{L}\p{N}]?\p{L}+", r"\p{N}", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+",
+    r"\s+(?!\S)", r"\s+"])
+
+
+def named_tiktoken(name, tokenizer_class, named, extras, begin, texts):
+    """*.tiktoken beside a class whose special tokens its code names (tokenization_qwen.py, tokenization_hy.py), which
+    normalizes a text first. `begin`: before every text."""
+    import tiktoken
+
+    folder = start(name)
+    ranks = trained_ranks(QWEN_PATTERN, 450)
+    write_ranks(folder / f"{name}.tiktoken", ranks)
+    write(folder / "tokenizer_config.json", {"tokenizer_class": tokenizer_class})
+    tokens = [*named, *(f"<|extra_{i}|>" for i in range(extras))]
+    special = {token: len(ranks) + i for i, token in enumerate(tokens)}
+    encoding = tiktoken.Encoding(name, pat_str=QWEN_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    write(folder / "expected.json", [
+        {"text": text, "spm": None,
+         "ids": begin + encoding.encode(unicodedata.normalize("NFC", text), allowed_special="all")}
+        for text in [*TEXTS, *texts]])
+
+
+def tekken():
+    """A small tekken.json whose vocabulary is longer than the model's, and what mistral-common says. It finds no special
+    token in a text: those stand between parts that it encodes."""
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+    pattern = "|".join([
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*", r"\p{N}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"])
+    ranks = trained_ranks(pattern, 450)
+    bytes_first = sorted(ranks, key=lambda token: (len(token) > 1, token if len(token) == 1 else b"", ranks[token]))
+    vocab = [{"rank": i, "token_bytes": base64.b64encode(token).decode(),
+              "token_str": token.decode() if token.isascii() else None} for i, token in enumerate(bytes_first)]
+    counts = {"num_vocab_tokens": 450, "default_vocab_size": 460, "default_num_special_tokens": 30}
+    named = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[THINK]"]
+    for name, version, special in [
+        ("tekken", "v3", None),
+        ("tekken_named", "v13", [{"rank": i, "token_str": token, "is_control": True} for i, token in enumerate(named)]),
+    ]:
+        folder = start(name)
+        file = {"config": {"pattern": pattern, "version": version, **counts}, "vocab": vocab}
+        if special:
+            file = {**file, "type": "Tekken", "version": 1, "special_tokens": special}
+        write(folder / "tekken.json", file)
+        own = Tekkenizer.from_file(folder / "tekken.json")
+        entries = [{"text": text, "ids": own.encode(text, bos=True, eos=False), "spm": None} for text in TEXTS]
+        for parts in [["[INST]", "Hi there", "[/INST]"], ["a", "</s>", "<s>", " b"], ["[THINK]" if special else "[IMG]", "x"],
+                      ["<SPECIAL_25>"]]:
+            ids = [x for part in parts for x in (
+                [own.get_special_token(part)] if own.is_special(part) else own.encode(part, bos=False, eos=False))]
+            entries.append({"text": "".join(parts), "ids": [own.bos_id, *ids], "spm": None})
+        write(folder / "expected.json", entries)
+
+
 if __name__ == "__main__":
     sentence_pieces()
     byte_level()
     tiktoken_ranks()
+    named_tiktoken("qwen", "QWenTokenizer", ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], 205, [],
+                   ["<|im_start|>user\nhi<|im_end|>\n", "a<|extra_0|><|extra_204|>", "cafe\u0301 <|endoftext|>"])
+    named_tiktoken("hunyuan", "HYTokenizer", ["<|endoftext|>", "<|startoftext|>", "<|bos|>", "<|eos|>", "<|pad|>"], 205,
+                   [451], ["a<|extra_0|>b", "x<|eos|><|pad|>"])
+    tekken()

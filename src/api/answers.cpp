@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <random>
 
 namespace parallm {
 
@@ -100,20 +99,45 @@ Answer preflight(const std::string& allow, std::string_view wanted) {
   return answer;
 }
 
-std::string decode_path(std::string_view target) {
-  target = target.substr(0, target.find_first_of("?#"));
-  std::string path;
-  for (size_t i = 0; i < target.size(); ++i) {
+namespace {
+
+std::string percent_decoded(std::string_view text) {
+  std::string out;
+  for (size_t i = 0; i < text.size(); ++i) {
     unsigned byte = 0;
-    const char* digits = target.data() + i + 1;
-    if (target[i] == '%' && i + 2 < target.size() && std::from_chars(digits, digits + 2, byte, 16).ptr == digits + 2) {
-      path += static_cast<char>(byte);
+    const char* digits = text.data() + i + 1;
+    if (text[i] == '%' && i + 2 < text.size() && std::from_chars(digits, digits + 2, byte, 16).ptr == digits + 2) {
+      out += static_cast<char>(byte);
       i += 2;
     } else {
-      path += target[i];
+      out += text[i];
     }
   }
-  return path;
+  return out;
+}
+
+} // namespace
+
+std::string decode_path(std::string_view target) {
+  return percent_decoded(target.substr(0, target.find_first_of("?#")));
+}
+
+std::map<std::string, std::string> decode_query(std::string_view target) {
+  std::map<std::string, std::string> out;
+  target = target.substr(0, target.find('#'));
+  const size_t begin = target.find('?');
+  std::string query(begin == target.npos ? "" : target.substr(begin + 1));
+  std::replace(query.begin(), query.end(), '+', ' ');
+  for (std::string_view rest = query; !rest.empty();) {
+    const std::string_view pair = rest.substr(0, rest.find('&'));
+    rest.remove_prefix(std::min(rest.size(), pair.size() + 1));
+    const size_t equals = pair.find('=');
+    if (!pair.empty()) {
+      out[percent_decoded(pair.substr(0, equals))] =
+          equals == pair.npos ? "" : percent_decoded(pair.substr(equals + 1));
+    }
+  }
+  return out;
 }
 
 bool same_secret(std::string_view a, std::string_view b) {
@@ -122,11 +146,6 @@ bool same_secret(std::string_view a, std::string_view b) {
     difference |= static_cast<unsigned char>(a[i]) ^ static_cast<unsigned char>(b.empty() ? 0 : b[i % b.size()]);
   }
   return difference == 0;
-}
-
-std::string make_id() {
-  thread_local std::mt19937_64 random{std::random_device{}()};
-  return fmt::format("{:016x}{:08x}", random(), random() >> 32);
 }
 
 bool is_id(std::string_view text) {

@@ -31,11 +31,11 @@ Answer preflight(const std::string& allow, std::string_view wanted);
 /** The path of a request target: without the query, percent-decoded. */
 std::string decode_path(std::string_view target);
 
+/** The query of a request target, percent-decoded, + being a space. */
+std::map<std::string, std::string> decode_query(std::string_view target);
+
 /** Equal in a time that does not tell where they differ. */
 bool same_secret(std::string_view a, std::string_view b);
-
-/** A new request id: 24 hexadecimal digits. */
-std::string make_id();
 
 /** May stand in a header and in a response's id. */
 bool is_id(std::string_view text);

@@ -44,7 +44,9 @@ class ChatCompletion : public LiveGeneration {
       out += chunk(std::move(entry));
     }
     if (part.finish != Finish::none) {
-      out += chunk(delta(part.index, {}, finish_reason(part.finish)));
+      json::object entry = delta(part.index, {}, finish_reason(part.finish));
+      add_memory(entry, part);
+      out += chunk(std::move(entry));
     }
     return out;
   }
@@ -54,6 +56,7 @@ class ChatCompletion : public LiveGeneration {
     json::object out{{"index", whole.index}, {"message", std::move(message)}};
     out["logprobs"] = logprobs_ ? chat_logprobs(whole.tokens, tokenizer()) : nullptr;
     out["finish_reason"] = finish_reason(whole.finish);
+    add_memory(out, whole);
     if (ask().token_ids) {
       out["prompt_token_ids"] = ids_json(ask().prompts[whole.index / ask().n]);
       out["token_ids"] = ids_json(whole.tokens);
@@ -142,11 +145,12 @@ Reply chat_completions(const HttpRequest& request, Service& service) {
   auto prompt = read_chat_prompt(fields, served);
   Headers headers = ignored_fields(fields, service);
 
-  ask.max_tokens = fit_tokens(prompt.size(), max_tokens, std::nullopt, served.engine->options().max_context);
   ask.prompts.push_back(std::move(prompt));
-  auto live = std::make_unique<ChatCompletion>(service, std::move(ask), logprobs);
-  live->headers = std::move(headers);
-  return live;
+  return begin(service, std::move(ask), {max_tokens, std::nullopt}, [&service, logprobs, headers](Ask ask) {
+    auto live = std::make_unique<ChatCompletion>(service, std::move(ask), logprobs);
+    live->headers = headers;
+    return live;
+  });
 }
 
 } // namespace parallm

@@ -15,6 +15,15 @@ void Part::append(Part&& next) {
   }
   if (next.finish != Finish::none) {
     finish = next.finish;
+    use = std::move(next.use);
+  }
+}
+
+void check_model(const std::string& model, const Service& service) {
+  if (!service.serves(model)) {
+    Error error(Kind::not_found, "model", fmt::format("The model `{}` does not exist", model));
+    error.code = "model_not_found";
+    throw error;
   }
 }
 
@@ -23,11 +32,7 @@ std::string read_model(Fields& fields, const Service& service) {
   if (!model) {
     fail_field("model", "[model] is required; got none");
   }
-  if (!service.serves(*model)) {
-    Error error(Kind::not_found, "model", fmt::format("The model `{}` does not exist", *model));
-    error.code = "model_not_found";
-    throw error;
-  }
+  check_model(*model, service);
   return *model;
 }
 
@@ -104,6 +109,7 @@ Ask read_ask(Fields& fields, Service& service, std::string_view request_id) {
   ask.token_ids = fields.boolean("return_token_ids").value_or(false);
   ask.mask = read_grammar(fields, served);
   ask.cache_salt = fields.string("cache_salt").value_or("");
+  ask.memory = read_memory(fields, served);
   fields.accept(
       {"user",
        "metadata",
@@ -124,6 +130,35 @@ Ask read_ask(Fields& fields, Service& service, std::string_view request_id) {
        "mm_processor_kwargs",
        "lora_adapter"});
   return ask;
+}
+
+Reply begin(Service& service, Ask ask, Room room, std::function<std::unique_ptr<Live>(Ask)> make) {
+  size_t longest = 0;
+  for (const auto& ids : ask.prompts) {
+    longest = std::max(longest, ids.size());
+  }
+  const auto start = [&service, longest, room, make = std::move(make)](Ask ask) -> Reply {
+    const size_t before = ask.memories ? ask.memories->recall.before : 0;
+    const int context = service.model().engine->options().max_context;
+    ask.max_tokens = fit_tokens(longest + before, room.given, room.wanted, context);
+    return make(std::move(ask));
+  };
+  if (!ask.memory) {
+    return start(std::move(ask));
+  }
+  if (ask.memory->wanted.most > 0 && ask.prompts.size() > 1) {
+    fail_field("memory.max_documents", "[memory.max_documents] is for one prompt; got {}", ask.prompts.size());
+  }
+  auto later = std::make_unique<Later>();
+  later->work = [&service, start, ask = std::move(ask)](const std::atomic<bool>& over) -> Reply {
+    Ask now = ask;
+    now.memory->wanted.prompt = now.prompts[0];
+    now.memory->wanted.over = &over;
+    now.memories = std::make_shared<MemoryView>(service.model().memories->recall(now.memory->wanted, now.memory->how));
+    now.memory->wanted.over = nullptr;
+    return start(std::move(now));
+  };
+  return later;
 }
 
 Choices::Choices(Service& service, Ask ask)
@@ -151,6 +186,9 @@ Choices::Choices(Service& service, Ask ask)
     request.sampling.seed = choice_seed(ask_.sampling.seed, r);
     request.mask = ask_.mask ? ask_.mask() : nullptr;
     request.cache_salt = ask_.cache_salt;
+    if (ask_.memories) {
+      request.recall = ask_.memories->recall;
+    }
     rows_.push_back(
         {engine_->generate(std::move(request)),
          TextStream(*tokenizer_, ask_.stops, ask_.skip_special, ask_.keep_stop, ask_.sampling.min_tokens)});
@@ -183,6 +221,9 @@ void Choices::end(Row& row, Part& part, Finish finish) {
     finish = Finish::stop;
   }
   part.finish = finish;
+  if (ask_.memory && ask_.memory->wanted.cited) {
+    part.use = std::move(row.use);
+  }
   row.ended = true;
   if (++ended_ == rows_.size()) {
     metrics_.request_done(std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count());
@@ -192,6 +233,15 @@ void Choices::end(Row& row, Part& part, Finish finish) {
 void Choices::take_event(Row& row, Event event, Part& part) {
   if (event.error) {
     throw *event.error;
+  }
+  if (event.whole_use) {
+    row.use.whole = std::move(*event.whole_use);
+  }
+  if (row.stopping) {
+    if (event.finish != Finish::none) {
+      end(row, part, Finish::stop);
+    }
+    return;
   }
   if (event.finish == Finish::cancelled) {
     fail(Kind::unavailable, "[engine] the request was cancelled");
@@ -204,6 +254,9 @@ void Choices::take_event(Row& row, Event event, Part& part) {
   bool end_token = event.finish == Finish::stop;
   if (event.token) {
     ++row.tokens;
+    if (event.token_use) {
+      row.use.tokens.push_back(std::move(*event.token_use));
+    }
     observe(row);
     if (!end_token || ask_.keep_stop) {
       part.text += row.text.push(event.token->token.id);
@@ -212,7 +265,10 @@ void Choices::take_event(Row& row, Event event, Part& part) {
   }
   if (row.text.stopped()) {
     row.stream.cancel();
-    end(row, part, Finish::stop);
+    row.stopping = ask_.memory && ask_.memory->wanted.cited && event.finish == Finish::none;
+    if (!row.stopping) {
+      end(row, part, Finish::stop);
+    }
   } else if (event.finish != Finish::none) {
     end(row, part, event.finish);
   }

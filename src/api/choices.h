@@ -6,6 +6,7 @@
 #pragma once
 
 #include "api/http.h"
+#include "api/memory_fields.h"
 #include "api/metrics.h"
 #include "api/service.h"
 #include "base/json.h"
@@ -37,6 +38,8 @@ struct Ask {
   std::string model; // as the request wrote it
   std::string id; // "cmpl-..."
   std::function<std::shared_ptr<TokenMask>()> mask; // one a row; empty: no grammar
+  std::optional<MemoryAsk> memory;
+  std::shared_ptr<const MemoryView> memories; // what `memory` came to
 };
 
 /** Reads the fields that chat and completions share, all but the prompts and
@@ -51,6 +54,7 @@ struct Part {
   std::optional<std::vector<Scored>> prompt; // prompt_logprobs, once
   bool first = false; // the choice's first part
   Finish finish = Finish::none;
+  std::optional<AnswerUse> use; // of memories, with `finish`, where citations were asked for
 
   void append(Part&& next);
 };
@@ -77,6 +81,8 @@ class Choices {
     TextStream text;
     bool begun = false;
     bool ended = false;
+    bool stopping = false; // a stop string was found; its last event tells what it used
+    AnswerUse use; // of memories, where citations were asked for
     int tokens = 0;
     int cached = 0;
     std::chrono::steady_clock::time_point last{}; // when its last token came
@@ -111,6 +117,8 @@ class LiveGeneration : public Live {
   virtual const char* object() const = 0; // "chat.completion"
   virtual const char* chunk_object() const = 0; // "chat.completion.chunk"
 
+  /** Writes what a choice had of memories, once it has ended. */
+  void add_memory(json::object& choice, const Part& part) const;
   /** One event with one entry in `choices`. */
   std::string chunk(json::object choice) const;
   const Ask& ask() const;
@@ -127,6 +135,18 @@ class LiveGeneration : public Live {
 /** The grammar of response_format, structured_outputs or guided_*; empty where
  * there is none. */
 std::function<std::shared_ptr<TokenMask>()> read_grammar(Fields& fields, const ServedModel& served);
+
+/** How many tokens a request may make: what it says, or what its route gives. */
+struct Room {
+  std::optional<int> given;
+  std::optional<int> wanted; // where none is given; none: all that the context leaves
+};
+
+/** Gives the rows their memories, if the request has any, and fits max_tokens to the context; then `make` begins. */
+Reply begin(Service& service, Ask ask, Room room, std::function<std::unique_ptr<Live>(Ask)> make);
+
+/** 404 where the model isn't served. */
+void check_model(const std::string& model, const Service& service);
 
 /** 404 where the model isn't served; 400 where the field is missing. Gives the
  * field back. */

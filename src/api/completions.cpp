@@ -131,6 +131,7 @@ class Completion : public LiveGeneration {
     json::object out{{"text", text}, {"index", part.index}};
     out["logprobs"] = shape_.logprobs ? json::value(logprobs(part, echoes)) : json::value(nullptr);
     out["finish_reason"] = finish_reason(part.finish);
+    add_memory(out, part);
     if (shape_.prompt_logprobs && part.first) {
       auto scored = part.prompt.value_or(std::vector<Scored>{});
       keep_top(scored, *shape_.prompt_logprobs);
@@ -188,23 +189,20 @@ Reply completions(const HttpRequest& request, Service& service) {
   shape.echo = fields.boolean("echo").value_or(false);
   shape.logprobs = read_count(fields, "logprobs", 20);
   shape.prompt_logprobs = read_count(fields, "prompt_logprobs", 20);
-  int context = served.engine->options().max_context;
   auto max_tokens = read_count(fields, "max_tokens", std::numeric_limits<int>::max());
   fields.refuse({"suffix", "prompt_embeds"});
   Prompts prompts = read_prompts(fields, served);
   Headers headers = ignored_fields(fields, service);
 
-  size_t longest = 0;
-  for (const auto& ids : prompts.ids) {
-    longest = std::max(longest, ids.size());
-  }
-  ask.max_tokens = fit_tokens(longest, max_tokens, service.options().default_max_tokens, context);
   ask.prompts = std::move(prompts.ids);
   ask.sampling.logprobs = std::max(shape.logprobs.value_or(-1), shape.prompt_logprobs.value_or(-1));
   ask.sampling.prompt_logprobs = shape.prompt_logprobs || (shape.echo && shape.logprobs);
-  auto live = std::make_unique<Completion>(service, std::move(ask), shape, std::move(prompts.texts));
-  live->headers = std::move(headers);
-  return live;
+  const Room room{max_tokens, service.options().default_max_tokens};
+  return begin(service, std::move(ask), room, [&service, shape, headers, texts = std::move(prompts.texts)](Ask ask) {
+    auto live = std::make_unique<Completion>(service, std::move(ask), shape, texts);
+    live->headers = headers;
+    return live;
+  });
 }
 
 } // namespace parallm

@@ -4,6 +4,7 @@
 #include "api/routes.h"
 #include "api/sse.h"
 #include "base/log.h"
+#include "base/random_hex.h"
 
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
@@ -116,7 +117,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     version_ = parser.get().version() == 10 ? 10 : 11;
     keep_alive_ = parser.get().keep_alive();
     request_ = {};
-    request_.id = make_id();
+    request_.id = random_hex(24);
     origin_.clear();
     path_label_ = "other";
   }
@@ -140,6 +141,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void read_request(http::request<http::string_body> message) {
     request_.method = std::string(message.method_string());
     request_.path = decode_path(message.target());
+    request_.query = decode_query(message.target());
     auto id = message["x-request-id"];
     if (is_id({id.data(), id.size()})) {
       request_.id = std::string(id);
@@ -198,6 +200,39 @@ class Connection : public std::enable_shared_from_this<Connection> {
     return key.empty() || route.open || (bearer && same_secret(given.substr(scheme.size()), key));
   }
 
+  net::awaitable<std::optional<Error>> reply_on(Route::On on, Reply& reply, const std::function<Reply()>& make) {
+    std::optional<Error> error;
+    const auto handle = [&] { error = caught([&] { reply = make(); }); };
+    if (on == Route::On::connection) {
+      handle();
+      co_return error;
+    }
+    co_await net::co_spawn(
+        on == Route::On::work ? *shared_.work : *shared_.waiting,
+        [&]() -> net::awaitable<void> {
+          handle();
+          co_return;
+        },
+        net::use_awaitable);
+    co_return error;
+  }
+
+  /** Takes the Later's place. What its work may take is the request's own time, while its client is there. */
+  net::awaitable<std::optional<Error>> reply_later(Reply& reply) {
+    const auto later = std::get<std::unique_ptr<Later>>(std::move(reply));
+    const auto over = std::make_shared<std::atomic<bool>>(false);
+    gone_ = false;
+    stream_.expires_never();
+    watch();
+    timer_.expires_at(arrived_ + shared_.options.request_timeout);
+    timer_.async_wait(
+        [self = shared_from_this(), over](beast::error_code error) { *over = *over || !error || self->gone_; });
+    auto error = co_await reply_on(Route::On::waiting, reply, [&] { return later->work(*over); });
+    timer_.cancel();
+    co_await end_watch();
+    co_return error;
+  }
+
   net::awaitable<void> dispatch(Answer& answer, std::unique_ptr<Live>& live) {
     const Route* route = nullptr;
     std::string allow;
@@ -215,17 +250,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
     if (!error) {
       path_label_ = std::string(route->path);
       Reply reply;
-      auto handle = [&] { reply = route->handle(request_, shared_.service); };
-      if (route->heavy) {
-        co_await net::co_spawn(
-            *shared_.work,
-            [&]() -> net::awaitable<void> {
-              error = caught(handle);
-              co_return;
-            },
-            net::use_awaitable);
-      } else {
-        error = caught(handle);
+      error = co_await reply_on(route->on, reply, [&] { return route->handle(request_, shared_.service); });
+      while (!error && std::holds_alternative<std::unique_ptr<Later>>(reply)) {
+        error = co_await reply_later(reply);
       }
       if (!error) {
         if (auto made = std::get_if<std::unique_ptr<Live>>(&reply)) {

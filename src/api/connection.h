@@ -27,6 +27,7 @@ struct Shared {
   std::atomic<int> active = 0; // requests whose answer is not yet written
   std::atomic<int> connections = 0;
   net::thread_pool* work = nullptr;
+  net::thread_pool* waiting = nullptr;
 };
 
 /** Counts itself while it lives. */

@@ -51,6 +51,12 @@ Live::Progress LiveGeneration::advance() {
   return out;
 }
 
+void LiveGeneration::add_memory(json::object& choice, const Part& part) const {
+  if (ask().memories && part.finish != Finish::none) {
+    choice["memory"] = memory_json(*ask().memories, *ask().memory, part.use.value_or(AnswerUse{}));
+  }
+}
+
 std::string LiveGeneration::chunk(json::object choice) const {
   json::array choices;
   choices.push_back(std::move(choice));

@@ -2,6 +2,7 @@
 // being made. No Beast here, so that only server.cpp compiles its templates.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
@@ -18,6 +19,7 @@ using Headers = std::vector<std::pair<std::string, std::string>>;
 struct HttpRequest {
   std::string method; // "GET"
   std::string path; // percent-decoded, without the query
+  std::map<std::string, std::string> query; // percent-decoded; of several with one name the last
   std::string rest; // what a route that ends in * matched there
   std::string body;
   std::string id; // x-request-id: the caller's, or made
@@ -53,6 +55,13 @@ class Live {
   Headers headers;
 };
 
-using Reply = std::variant<Answer, std::unique_ptr<Live>>;
+struct Later;
+using Reply = std::variant<Answer, std::unique_ptr<Live>, std::unique_ptr<Later>>;
+
+/** A reply that first has to wait for something outside the process (a database), or for long work: made on threads
+ * that only such replies hold up. `over` becomes true when nobody waits for it any more. */
+struct Later {
+  std::function<Reply(const std::atomic<bool>& over)> work;
+};
 
 } // namespace parallm

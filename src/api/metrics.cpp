@@ -18,12 +18,13 @@ const prometheus::Histogram::BucketBoundaries seconds_buckets = {0.001, 0.005, 0
                                                                  0.25,  0.5,   0.75, 1.0,   2.5,   5.0,   7.5,  10.0,
                                                                  20.0,  40.0,  80.0, 160.0, 640.0, 2560.0};
 
+template <typename Stats>
 struct Figure {
   const char* name;
   const char* vllm; // vLLM's name of the same thing; null: it has none
   MetricType type;
   const char* help;
-  double (*value)(const EngineStats&);
+  double (*value)(const Stats&);
   const char* label = nullptr; // value of the label "finished_reason"
 };
 
@@ -36,7 +37,7 @@ constexpr auto counter = MetricType::Counter;
 using S = const EngineStats&;
 
 // Rows of one name stand together: the text format wants a family in one piece.
-const Figure figures[] = {
+const Figure<EngineStats> figures[] = {
     {"requests_running", "num_requests_running", gauge, "Rows in the batch", [](S s) -> double { return s.running; }},
     {"requests_waiting",
      "num_requests_waiting",
@@ -140,11 +141,47 @@ const Figure figures[] = {
      [](S s) { return s.decode_seconds; }},
 };
 
+using M = const MemoryStats&;
+
+const Figure<MemoryStats> memory_figures[] = {
+    {"memory_ram_bytes",
+     nullptr,
+     gauge,
+     "Keys and values of documents that are held in RAM",
+     [](M m) -> double { return m.ram_bytes; }},
+    {"memory_ram_limit_bytes", nullptr, gauge, "--memory-ram", [](M m) -> double { return m.ram_limit; }},
+    {"memory_ram_documents", nullptr, gauge, "Documents held in RAM", [](M m) -> double { return m.ram_documents; }},
+    {"memory_joined_bytes",
+     nullptr,
+     gauge,
+     "Keys and values of documents joined for requests",
+     [](M m) -> double { return m.joined_bytes; }},
+    {"memory_jobs", nullptr, gauge, "Jobs that read documents or wait to", [](M m) -> double { return m.jobs; }},
+    {"memory_documents_read_total",
+     nullptr,
+     counter,
+     "Documents that the model read",
+     [](M m) -> double { return m.reads; }},
+    {"memory_tokens_read_total", nullptr, counter, "Their memories", [](M m) -> double { return m.read_tokens; }},
+    {"memory_documents_loaded_total",
+     nullptr,
+     counter,
+     "Documents whose keys and values came from the disk",
+     [](M m) -> double { return m.loads; }},
+    {"memory_requests_total", nullptr, counter, "Requests with memories", [](M m) -> double { return m.views; }},
+    {"memory_requests_tokens_total",
+     nullptr,
+     counter,
+     "Memories that requests had, summed",
+     [](M m) -> double { return m.view_tokens; }},
+};
+
+template <typename Stats>
 void add(
     std::vector<prometheus::MetricFamily>& families,
     const std::string& name,
-    const Figure& figure,
-    const EngineStats& stats,
+    const Figure<Stats>& figure,
+    const Stats& stats,
     const std::string& model) {
   if (families.empty() || families.back().name != name) {
     families.push_back({name, figure.help, figure.type, {}});
@@ -160,13 +197,21 @@ void add(
 
 std::vector<prometheus::MetricFamily> engine_families(const EngineStats& stats, const std::string& model) {
   std::vector<prometheus::MetricFamily> families;
-  for (const Figure& figure : figures) {
+  for (const auto& figure : figures) {
     add(families, std::string("mlx_parallm_") + figure.name, figure, stats, model);
   }
-  for (const Figure& figure : figures) {
+  for (const auto& figure : figures) {
     if (figure.vllm) {
       add(families, std::string("vllm:") + figure.vllm, figure, stats, model);
     }
+  }
+  return families;
+}
+
+std::vector<prometheus::MetricFamily> memory_families(const MemoryStats& stats, const std::string& model) {
+  std::vector<prometheus::MetricFamily> families;
+  for (const auto& figure : memory_figures) {
+    add(families, std::string("mlx_parallm_") + figure.name, figure, stats, model);
   }
   return families;
 }
@@ -214,8 +259,12 @@ void Metrics::http(const std::string& path, int status) {
   http_.Add({{"path", path}, {"status", std::to_string(status)}}).Increment();
 }
 
-std::string Metrics::prometheus(const Engine* engine, const std::string& model) {
+std::string Metrics::prometheus(const Engine* engine, const MemoryManager* memories, const std::string& model) {
   auto families = registry_.Collect();
+  if (memories) {
+    auto more = memory_families(memories->stats(), model);
+    families.insert(families.begin(), more.begin(), more.end());
+  }
   if (engine) {
     auto more = engine_families(engine->stats(), model);
     families.insert(families.begin(), more.begin(), more.end());
@@ -223,7 +272,7 @@ std::string Metrics::prometheus(const Engine* engine, const std::string& model) 
   return prometheus::TextSerializer().Serialize(families);
 }
 
-std::string Metrics::debug(const Engine* engine) {
+std::string Metrics::debug(const Engine* engine, const MemoryManager* memories) {
   EngineStats now = engine ? engine->stats() : EngineStats{};
   EngineStats last;
   {
@@ -251,6 +300,14 @@ std::string Metrics::debug(const Engine* engine) {
       (prompt_seconds + decode_seconds) - (last.prefill_seconds + last.decode_seconds));
   out["prompt_tokens_total"] = now.prompt_tokens;
   out["decode_tokens_total"] = now.generated_tokens;
+  if (memories) {
+    const MemoryStats stats = memories->stats();
+    json::object memory;
+    for (const auto& figure : memory_figures) {
+      memory[figure.name] = static_cast<uint64_t>(figure.value(stats));
+    }
+    out["memory"] = std::move(memory);
+  }
   return json_text(out);
 }
 

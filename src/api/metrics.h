@@ -4,6 +4,7 @@
 #pragma once
 
 #include "engine/engine.h"
+#include "mind/manager.h"
 
 #include <prometheus/counter.h>
 #include <prometheus/family.h>
@@ -25,11 +26,11 @@ class Metrics {
   void streamed();
   void http(const std::string& path, int status);
 
-  /** Prometheus' text format 0.0.4. `engine` null: no model yet. */
-  std::string prometheus(const Engine* engine, const std::string& model);
+  /** Prometheus' text format 0.0.4. `engine` null: no model yet; `memories` null: the server has none. */
+  std::string prometheus(const Engine* engine, const MemoryManager* memories, const std::string& model);
   /** The old server's JSON. "last" rates are over the time since the call
    * before. */
-  std::string debug(const Engine* engine);
+  std::string debug(const Engine* engine, const MemoryManager* memories);
 
  private:
   prometheus::Registry registry_;

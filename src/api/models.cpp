@@ -34,6 +34,9 @@ Reply list_models(const HttpRequest&, Service& service) {
 }
 
 Reply show_model(const HttpRequest& request, Service& service) {
+  if (auto inner = under_model(request, service)) {
+    return std::move(*inner);
+  }
   if (!service.serves(request.rest)) {
     Error error(Kind::not_found, "model", fmt::format("The model `{}` does not exist", request.rest));
     error.code = "model_not_found";

@@ -6,16 +6,28 @@ namespace parallm {
 
 std::span<const Route> routes() {
   constexpr bool open = true;
-  constexpr bool heavy = true;
+  constexpr auto work = Route::On::work, waiting = Route::On::waiting;
   static const Route table[] = {
       {"GET", "/health", health, open},
       {"GET", "/v1/models", list_models},
       {"GET", "/v1/models/*", show_model},
-      {"POST", "/v1/completions", completions, false, heavy},
-      {"POST", "/v1/chat/completions", chat_completions, false, heavy},
-      {"POST", "/v1/perplexity", perplexity, false, heavy},
-      {"POST", "/tokenize", tokenize, false, heavy},
-      {"POST", "/detokenize", detokenize, false, heavy},
+      {"POST", "/v1/models/*", change_under_model, false, work},
+      {"DELETE", "/v1/models/*", change_under_model},
+      {"POST", "/v1/completions", completions, false, work},
+      {"POST", "/v1/chat/completions", chat_completions, false, work},
+      {"POST", "/v1/perplexity", perplexity, false, work},
+      {"POST", "/v1/memories", add_memories, false, work},
+      {"GET", "/v1/memories", list_memories, false, waiting},
+      {"DELETE", "/v1/memories", delete_memories, false, waiting},
+      {"GET", "/v1/memories/namespaces", list_memory_namespaces, false, waiting},
+      {"POST", "/v1/memories/query", query_memories, false, waiting},
+      {"GET", "/v1/memories/jobs", list_memory_jobs},
+      {"GET", "/v1/memories/jobs/*", show_memory_job},
+      {"DELETE", "/v1/memories/jobs/*", cancel_memory_job},
+      {"GET", "/v1/memories/*", show_memory, false, waiting},
+      {"DELETE", "/v1/memories/*", delete_memory, false, waiting},
+      {"POST", "/tokenize", tokenize, false, work},
+      {"POST", "/detokenize", detokenize, false, work},
       {"GET", "/metrics", prometheus_metrics},
       {"GET", "/debug/metrics", debug_metrics},
   };

@@ -17,7 +17,9 @@ struct Route {
   std::string_view path; // a last "*" matches the rest, slashes too
   Reply (*handle)(const HttpRequest&, Service&);
   bool open = false; // needs no API key
-  bool heavy = false; // runs on the work threads: tokenizing and rendering take time
+  /** Which threads run it. `work`: tokenizing and rendering take time; `waiting`: it asks what is outside the process,
+   * and may have to wait. */
+  enum class On { connection, work, waiting } on = On::connection;
 };
 
 std::span<const Route> routes();
@@ -38,6 +40,19 @@ Reply tokenize(const HttpRequest& request, Service& service);
 Reply detokenize(const HttpRequest& request, Service& service);
 Reply prometheus_metrics(const HttpRequest& request, Service& service);
 Reply debug_metrics(const HttpRequest& request, Service& service);
+Reply add_memories(const HttpRequest& request, Service& service);
+Reply list_memories(const HttpRequest& request, Service& service);
+Reply delete_memories(const HttpRequest& request, Service& service);
+Reply list_memory_namespaces(const HttpRequest& request, Service& service);
+Reply query_memories(const HttpRequest& request, Service& service);
+Reply list_memory_jobs(const HttpRequest& request, Service& service);
+Reply show_memory_job(const HttpRequest& request, Service& service);
+Reply cancel_memory_job(const HttpRequest& request, Service& service);
+Reply show_memory(const HttpRequest& request, Service& service);
+Reply delete_memory(const HttpRequest& request, Service& service);
+/** /v1/models/<id>/memories and what is under it: as /v1/memories. Nothing where the path is another. */
+std::optional<Reply> under_model(const HttpRequest& request, Service& service);
+Reply change_under_model(const HttpRequest& request, Service& service);
 
 /** The request's body as an object. Errors: invalid. */
 json::object read_body(const HttpRequest& request);

@@ -46,10 +46,15 @@ struct Server::Parts {
   net::signal_set signals{control};
   int port = 0;
   net::thread_pool work; // joined before io goes
+  net::thread_pool waiting; // likewise
 
   Parts(ServerOptions options, Service& service)
-      : shared{std::move(options), service}, io(shared.options.io_threads), work(shared.options.work_threads) {
+      : shared{std::move(options), service},
+        io(shared.options.io_threads),
+        work(shared.options.work_threads),
+        waiting(shared.options.waiting_threads) {
     shared.work = &work;
+    shared.waiting = &waiting;
     raise_file_limit();
     listen();
   }
@@ -159,6 +164,9 @@ void Server::run() {
     thread.join();
   }
   parts_->work.join();
+  parts_->shared.service.cut_off();
+  parts_->waiting.stop(); // what has not begun never will
+  parts_->waiting.join();
 }
 
 void Server::stop() {

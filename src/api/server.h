@@ -20,6 +20,7 @@ struct ServerOptions {
   int port = 8000; // 0: any free one
   int io_threads = 2;
   int work_threads = 2;
+  int waiting_threads = 16; // requests that wait for a memory store
   size_t body_limit = size_t{32} << 20; // bytes; over it: 413
   uint32_t header_limit = 32 << 10;
   std::chrono::milliseconds request_timeout{86'400'000}; // arrival to end: 504

@@ -27,6 +27,12 @@ void Service::draining() {
   state_ = State::draining;
 }
 
+void Service::cut_off() {
+  if (memories()) {
+    memories()->stop();
+  }
+}
+
 State Service::state() const {
   return state_;
 }
@@ -46,6 +52,10 @@ const ServedModel& Service::model() const {
 
 Engine* Service::engine() const {
   return loaded_ ? model_.engine.get() : nullptr;
+}
+
+MemoryManager* Service::memories() const {
+  return loaded_ ? model_.memories.get() : nullptr;
 }
 
 const std::string& Service::failure() const {

@@ -5,6 +5,7 @@
 
 #include "api/metrics.h"
 #include "engine/engine.h"
+#include "mind/manager.h"
 #include "text/chat_template.h"
 #include "text/grammar.h"
 #include "text/tokenizer.h"
@@ -29,6 +30,7 @@ struct ServedModel {
   std::shared_ptr<Engine> engine;
   int32_t bos = -1; // what stands for an empty prompt; -1: none
   Sampling sampling_defaults; // from generation_config.json; else OpenAI's
+  std::shared_ptr<MemoryManager> memories; // null: the server was started without
 };
 
 struct ServiceOptions {
@@ -49,12 +51,16 @@ class Service {
   void ready(ServedModel model);
   void failed(std::string why);
   void draining();
+  /** What has not ended is given up: no document is read on. */
+  void cut_off();
 
   State state() const;
   /** Errors: unavailable, while there is none. */
   const ServedModel& model() const;
   /** The model's engine, also while draining; null before loading ended. */
   Engine* engine() const;
+  /** Its memories, likewise; null also where the server was started without. */
+  MemoryManager* memories() const;
   const std::string& failure() const; // where state is failed
 
   bool serves(std::string_view id) const;

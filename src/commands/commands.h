@@ -15,7 +15,14 @@ int generate(std::vector<std::string> arguments);
 
 /** `mlx_parallm convert`: a model to a folder in MLX's format. */
 int convert(std::vector<std::string> arguments);
+
 /** `mlx_parallm download`: a model of the Hugging Face hub into the cache. */
 int download(std::vector<std::string> arguments);
+
+/** `mlx_parallm memory`: documents of a store of memories. */
+int memory(std::vector<std::string> arguments);
+
+/** `mlx_parallm memory-bench`: memories beside the same text in the prompt. */
+int memory_bench(std::vector<std::string> arguments);
 
 } // namespace parallm

@@ -4,7 +4,7 @@
 #include "commands/commands.h"
 #include "commands/flags.h"
 #include "commands/progress.h"
-#include "library/mlx_parallm.h"
+#include "library/memories.h"
 
 #include <spdlog/spdlog.h>
 
@@ -22,6 +22,7 @@ struct ServeFlags {
   LoadOptions load;
   ServerOptions server;
   ServiceOptions service;
+  MemoryOptions memory;
   std::string log_level = "info";
 };
 
@@ -107,6 +108,23 @@ void add_http_flags(CLI::App& app, ServeFlags& flags) {
       ->capture_default_str();
 }
 
+void add_memory_flags(CLI::App& app, ServeFlags& flags) {
+  app.add_flag(
+      "--use-extended-mind",
+      flags.load.extended_mind,
+      "requests may attend to memories: documents given to /v1/memories, which the model reads once");
+  app.add_option("--memory-store", flags.memory.store, "where they are kept: docs/memory.md has the addresses")
+      ->default_str(default_memory_store());
+  app.add_option_function<std::string>(
+      "--memory-ram",
+      [&](const std::string& text) { flags.memory.ram_bytes = parse_size("--memory-ram", text); },
+      "keys and values of memories that are held in RAM, such as 2GB, which is also the most that one request may have; "
+      "default: an eighth of the free memory");
+  app.add_option("--memory-document-tokens", flags.memory.document_tokens, "most tokens of one document")
+      ->check(CLI::Range(1, 1 << 30))
+      ->capture_default_str();
+}
+
 void say_loaded(const ModelInfo& info) {
   spdlog::info(
       "{} ({}) loaded in {:.1f} s on {}: activations {}, KV cache {} for {} "
@@ -122,7 +140,7 @@ void say_loaded(const ModelInfo& info) {
       info.max_context);
 }
 
-ServedModel served(std::shared_ptr<LanguageModel> model) {
+ServedModel served(std::shared_ptr<LanguageModel> model, const MemoryOptions& memory) {
   const ModelInfo& info = model->info();
   Sampling sampling;
   sampling.temperature = info.temperature.value_or(1.0f);
@@ -138,6 +156,11 @@ ServedModel served(std::shared_ptr<LanguageModel> model) {
       throw;
     }
   });
+  std::shared_ptr<MemoryManager> memories;
+  if (model->engine().options().memories) {
+    // It ends before its model does.
+    memories = {open_memories(*model, memory).release(), [model](MemoryManager* manager) { delete manager; }};
+  }
   // Parts of the model that keep all of it alive.
   return {
       .tokenizer = {model, &model->tokenizer()},
@@ -145,7 +168,8 @@ ServedModel served(std::shared_ptr<LanguageModel> model) {
       .grammars = grammars.share(),
       .engine = {model, &model->engine()},
       .bos = info.bos,
-      .sampling_defaults = sampling};
+      .sampling_defaults = sampling,
+      .memories = memories};
 }
 
 } // namespace
@@ -160,6 +184,7 @@ int serve(std::vector<std::string> arguments) {
       ->required();
   add_http_flags(app, flags);
   add_load_flags(app, flags.load);
+  add_memory_flags(app, flags);
   old.add(app);
   try {
     parse(app, std::move(arguments));
@@ -180,7 +205,7 @@ int serve(std::vector<std::string> arguments) {
     try {
       auto model = std::make_shared<LanguageModel>(flags.model_path, flags.load);
       say_loaded(model->info());
-      service.ready(served(std::move(model)));
+      service.ready(served(std::move(model), flags.memory));
       spdlog::info("ready at http://{}:{}", flags.server.host, server.port());
     } catch (const std::exception& error) {
       spdlog::error("{}", error.what());

@@ -1,7 +1,7 @@
 #include "engine/background.h"
 
 #include "base/error.h"
-#include "engine/host_array.h"
+#include "nn/host_array.h"
 
 #include <algorithm>
 #include <numeric>

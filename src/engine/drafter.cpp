@@ -1,6 +1,6 @@
 #include "engine/drafter.h"
 
-#include "engine/host_array.h"
+#include "nn/host_array.h"
 
 #include <algorithm>
 

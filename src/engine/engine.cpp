@@ -184,7 +184,10 @@ struct Engine::Parts {
     Request request;
     StreamState stream;
   };
-  using Job = std::packaged_task<void(Runner&)>;
+  struct Job {
+    std::function<void(Runner&)> work;
+    std::promise<void> done;
+  };
   using Message = std::variant<Arrival, Job>;
   using MakeRunner = std::function<std::unique_ptr<Runner>(EngineOptions&)>;
 
@@ -283,7 +286,12 @@ void Engine::Parts::take_inbox() {
 void Engine::Parts::receive(Message message) {
   if (auto* job = std::get_if<Job>(&message)) {
     flush();
-    (*job)(*runner);
+    try {
+      job->work(*runner);
+      job->done.set_value();
+    } catch (...) {
+      job->done.set_exception(std::current_exception());
+    }
     return;
   }
   Arrival& arrival = std::get<Arrival>(message);
@@ -391,7 +399,9 @@ void Engine::Parts::refuse_all(const Error& error) {
   while (auto message = inbox.try_pop()) {
     if (auto* arrival = std::get_if<Arrival>(&*message)) {
       end(arrival->stream, last);
-    } // a job's future tells by itself: broken_promise
+    } else {
+      std::get<Job>(*message).done.set_exception(std::make_exception_ptr(error));
+    }
   }
 }
 
@@ -436,8 +446,8 @@ Stream Engine::generate(Request request) {
 }
 
 std::future<void> Engine::run(std::function<void(Runner&)> job) {
-  Parts::Job task(std::move(job));
-  auto done = task.get_future();
+  Parts::Job task{std::move(job), {}};
+  auto done = task.done.get_future();
   Parts::Message message = std::move(task);
   if (parts_->inbox.push(message) != Push::done) {
     fail(Kind::unavailable, "[run] no new jobs: the engine has stopped");

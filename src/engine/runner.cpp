@@ -2,7 +2,7 @@
 
 #include "base/error.h"
 #include "base/trace.h"
-#include "engine/host_array.h"
+#include "nn/host_array.h"
 
 #include <algorithm>
 

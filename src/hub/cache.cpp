@@ -168,7 +168,7 @@ std::vector<std::string> Cache::lacks(const std::string& commit) const {
   for (const std::string& file : files(commit)) {
     weights = weights || file.ends_with(".safetensors");
     tokenizer = tokenizer || file == "tokenizer.json" || file.ends_with(".model") || file.ends_with(".tiktoken") ||
-        file == "vocab.json" || file == "vocab.txt";
+        file == "tekken.json" || file == "vocab.json" || file == "vocab.txt";
   }
   if (!weights) {
     lacking.push_back("*.safetensors");

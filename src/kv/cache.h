@@ -16,6 +16,15 @@
 namespace parallm {
 namespace mx = mlx::core;
 
+/** What each head sees of the positions before a query, in blocks (Phi-3-small, arXiv 2404.14219): the query's own
+ * block and the `local` - 1 before it, and every `stride`-th, other heads others: block b where stride divides b + head
+ * + 1. */
+struct BlockSparse {
+  int block = 0; // positions, a multiple of 32; 0: all are seen
+  int local = 1;
+  int stride = 1;
+};
+
 /** How a layer attends. */
 struct Attention {
   float scale; // of q.k
@@ -24,7 +33,28 @@ struct Attention {
   int chunk = 0; // a token sees no position before its own chunk's start, a multiple of this; 0: all (Llama 4)
   float softcap = 0; // cap * tanh(score / cap); 0: off (Gemma 2)
   std::optional<mx::array> sinks; // [H] learned logits that take mass but give no value (gpt-oss)
+  BlockSparse sparse = {};
 };
+
+/** How a layer chooses the few keys that a token attends to: by small index
+ * queries and keys beside the layer's own (DeepSeek-V3.2's indexer, MiniMax M3's
+ * blocks). Token t's score of position s is, for index head i, q[t,i].k[s]. */
+struct KeySelector {
+  mx::array q; // [T,I,Di] un-rotated
+  mx::array k; // [T,Di] un-rotated
+  const Rope* rope = nullptr;
+  int choices = 0; // blocks that a token sees; all where there are no more
+  int block = 1; // positions of a block, from multiples of it; the best of them is its score
+  int local_blocks = 0; // a token's own block and those before it that are always chosen
+  std::optional<mx::array> weights; // [T,I]: one choice for all heads, by the sum of weights * max(score, 0) over index
+                                    // heads; nothing: each index head chooses for H/I heads
+  int group = 1; // positions from multiples of it that have one key together, which lies at the last of them and is
+                 // seen from there on (DeepSeek-V4's compressed keys); blocks are of groups then
+  std::optional<mx::array> within; // as Chosen: where there are more blocks than choices, what may be chosen
+};
+
+/** What each token sees: bool [T,A,S], of positions of its sequence, for each of A parts of the heads; nothing: all. */
+using Chosen = std::optional<mx::array>;
 
 class Recalled; // recall.h
 struct MemoryRecord; // recall.h
@@ -71,6 +101,21 @@ class Cache {
 
   /** As attend, and what it takes to go on with it. Slower, on GPUs by much. Not every cache can. */
   virtual Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how);
+
+  /** As attend, of the positions that `selector` chooses, in a layer whose spec has an index_dim. Among equal scores
+   * the earlier position is chosen. No window, chunk or softcap. Not every cache can. */
+  virtual mx::array attend_selected(
+      const mx::array& q,
+      const mx::array& k,
+      const mx::array& v,
+      const Attention& how,
+      const KeySelector& selector);
+
+  /** The two halves of that, for layers that attend to what another chose: writes the index keys; and attends,
+   * without sinks, where a token may see nothing (its output is 0 then, its mass -infinity). */
+  virtual Chosen choose(const KeySelector& selector);
+  virtual Attended
+  attend_chosen(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how, const Chosen& chosen);
 };
 
 /** An array that a layer keeps of each sequence, whatever its length. */
@@ -85,6 +130,7 @@ struct CacheSpec {
   int head_dim = 0;
   int v_head_dim = 0;
   std::vector<StateSpec> states;
+  int index_dim = 0; // of index keys, one a position; 0: keeps none
 };
 
 /** All layers' caches and the step that they are in. */

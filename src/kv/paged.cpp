@@ -6,6 +6,7 @@
 #include "kernels/cpu/ops.h"
 #include "kernels/cuda/ops.h"
 #include "kv/cache.h"
+#include "kv/selection.h"
 #include "kv/step.h"
 #include "nn/device.h"
 
@@ -73,6 +74,10 @@ class States : public Cache {
   std::vector<mx::array> states_; // [slots+1, ...] each
 };
 
+void check_selected(const Attention& how) {
+  check(how.window == 0 && how.chunk == 0 && how.softcap == 0, "kv: a selection is of all positions");
+}
+
 class KernelLayer : public States {
  public:
   KernelLayer(const CacheSpec& spec, const KVOptions& options, Step*& step)
@@ -80,21 +85,53 @@ class KernelLayer : public States {
         block_size_(options.block_size),
         bits_(options.bits),
         k_pool_(pool(spec.kv_heads, spec.head_dim, options)),
-        v_pool_(pool(spec.kv_heads, spec.v_head_dim, options)) {}
+        v_pool_(pool(spec.kv_heads, spec.v_head_dim, options)),
+        index_keys_(spec.index_dim, options, step, true) {}
 
   mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
-    return attend(q, k, v, how, nullptr);
+    return attend(q, k, v, how, nullptr, {});
+  }
+
+  mx::array attend_selected(
+      const mx::array& q,
+      const mx::array& k,
+      const mx::array& v,
+      const Attention& how,
+      const KeySelector& selector) override {
+    check_selected(how);
+    return attend(q, k, v, how, nullptr, index_keys_.mask(selector));
+  }
+
+  Chosen choose(const KeySelector& selector) override {
+    return index_keys_.mask(selector);
+  }
+
+  Attended attend_chosen(
+      const mx::array& q,
+      const mx::array& k,
+      const mx::array& v,
+      const Attention& how,
+      const Chosen& chosen) override {
+    check_selected(how);
+    cpu::OpenAttention open{mx::array(0.0f), mx::array(0.0f)};
+    auto out = attend(q, k, v, how, &open, chosen);
+    return {out, open.masses, open.rotated};
   }
 
   Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
     cpu::OpenAttention open{mx::array(0.0f), mx::array(0.0f)};
-    auto out = attend(q, k, v, how, &open);
+    auto out = attend(q, k, v, how, &open, {});
     return {out, open.masses, open.rotated};
   }
 
  private:
-  mx::array
-  attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how, cpu::OpenAttention* open) {
+  mx::array attend(
+      const mx::array& q,
+      const mx::array& k,
+      const mx::array& v,
+      const Attention& how,
+      cpu::OpenAttention* open,
+      const std::optional<mx::array>& chosen) {
     auto* rope = how.rope;
     auto rotation = rope ? step_->rotation(*rope) : std::pair(mx::array(0.0f), mx::array(0.0f));
     return cpu::paged_attention(
@@ -115,8 +152,12 @@ class KernelLayer : public States {
          .softcap = how.softcap,
          .rope_dims = rope ? rope->dims : 0,
          .rope_traditional = rope && rope->traditional,
-         .kv_bits = bits_},
-        open);
+         .kv_bits = bits_,
+         .sparse_block = how.sparse.block,
+         .sparse_local = how.sparse.local,
+         .sparse_stride = how.sparse.stride},
+        open,
+        chosen);
   }
 
   static mx::array pool(int heads, int dim, const KVOptions& options) {
@@ -128,6 +169,7 @@ class KernelLayer : public States {
   int bits_;
   mx::array k_pool_; // [blocks, G, block_size, D or a row of codes]
   mx::array v_pool_;
+  IndexKeys index_keys_;
 };
 
 /** Softmax attention in small ops, for what MLX's fused one can't do: a cap on
@@ -166,6 +208,17 @@ mx::array causal_mask(int queries, int keys) {
   return mx::reshape(mx::greater_equal(rows, columns), {1, 1, queries, keys});
 }
 
+/** bool [B,H,L,S]: what is seen of `mask` [B,1,L,S], which holds all positions up to each query's own. */
+mx::array sparse_mask(const mx::array& mask, int heads, const BlockSparse& sparse) {
+  auto block = mx::array(sparse.block);
+  auto own = mx::floor_divide(mx::sum(mx::astype(mask, mx::int32), -1, true) - mx::array(1), block);
+  auto blocks = mx::floor_divide(mx::arange(mask.shape(3)), block);
+  auto near = mx::less(own - blocks, mx::array(sparse.local));
+  auto numbers = blocks + mx::reshape(mx::arange(1, heads + 1), {heads, 1, 1});
+  auto strided = mx::equal(mx::remainder(numbers, mx::array(sparse.stride)), mx::array(0));
+  return mx::logical_and(mask, mx::logical_or(near, strided));
+}
+
 class OpsLayer : public States {
  public:
   OpsLayer(const CacheSpec& spec, const KVOptions& options, Step*& step, bool mlx_ops)
@@ -173,24 +226,20 @@ class OpsLayer : public States {
         options_(options),
         k_pool_(kept(mx::zeros({0, spec.kv_heads, spec.head_dim}, options.dtype))),
         v_pool_(kept(mx::zeros({0, spec.kv_heads, spec.v_head_dim}, options.dtype))),
+        index_keys_(spec.index_dim, options, step, false),
         kernels_(
-            cuda_kernels() && !mlx_ops && options.bits == 0 &&
+            cuda_kernels() && !mlx_ops && options.bits == 0 && spec.index_dim == 0 &&
             cuda::attends(options.dtype, spec.head_dim, spec.v_head_dim)) {}
 
   mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
-    if (kernels_ && q.dtype() == options_.dtype && k.dtype() == options_.dtype && v.dtype() == options_.dtype) {
+    const bool sparse = how.sparse.block > 0; // kernels/cuda's sees all
+    if (kernels_ && !sparse && q.dtype() == options_.dtype && k.dtype() == options_.dtype &&
+        v.dtype() == options_.dtype) {
       return attend_in_place(q, k, v, how);
     }
-    auto rotate = [&](const mx::array& x) {
-      if (!how.rope) {
-        return x;
-      }
-      auto& [cos, sin] = step_->rotation(*how.rope);
-      return how.rope->rotate(x, cos, sin);
-    };
-    write(k_pool_, rotate(k));
+    write(k_pool_, step_->rotate(k, how.rope));
     write(v_pool_, v);
-    auto rotated = rotate(q);
+    auto rotated = step_->rotate(q, how.rope);
     std::vector<mx::array> parts;
     for (auto& reading : step_->readings({how.window, how.chunk})) {
       parts.push_back(attend(rotated, read(k_pool_, reading), read(v_pool_, reading), reading, how));
@@ -210,7 +259,76 @@ class OpsLayer : public States {
     return {out, in_order(parts), rotated};
   }
 
+  mx::array attend_selected(
+      const mx::array& q,
+      const mx::array& k,
+      const mx::array& v,
+      const Attention& how,
+      const KeySelector& selector) override {
+    check_selected(how);
+    check(selector.group == 1, "kv: a layer that attends to groups' keys says what it chose");
+    write(k_pool_, step_->rotate(k, how.rope));
+    write(v_pool_, v);
+    auto rotated = step_->rotate(q, how.rope);
+    auto chosen = index_keys_.choose(selector);
+    std::vector<mx::array> parts;
+    for (size_t i = 0; i < chosen.size(); ++i) {
+      auto& sequence = step_->sequences()[i];
+      auto reading = chosen[i] ? select(sequence, *chosen[i], selector, q.shape(1)) : sequence;
+      parts.push_back(attend(rotated, read(k_pool_, reading), read(v_pool_, reading), reading, how));
+    }
+    return mx::astype(parts.size() == 1 ? parts[0] : mx::concatenate(parts, 0), q.dtype());
+  }
+
+  Chosen choose(const KeySelector& selector) override {
+    return index_keys_.mask(selector);
+  }
+
+  Attended attend_chosen(
+      const mx::array& q,
+      const mx::array& k,
+      const mx::array& v,
+      const Attention& how,
+      const Chosen& chosen) override {
+    check_selected(how);
+    check(!how.sinks && (!chosen || chosen->shape(1) == 1), "kv: heads choose together");
+    write(k_pool_, step_->rotate(k, how.rope));
+    write(v_pool_, v);
+    auto rotated = step_->rotated(q, how);
+    std::vector<mx::array> outs, sums;
+    for (auto reading : step_->sequences()) {
+      auto any = mx::array(true);
+      if (chosen) {
+        const int first = reading.tokens[0], last = first + reading.queries;
+        auto own = mx::slice(*chosen, {first, 0, 0}, {last, 1, reading.keys});
+        reading.mask = mx::expand_dims(mx::swapaxes(own, 0, 1), 0); // [1,1,L,S]
+        reading.causal = false;
+        any = mx::any(own, 2); // [L,1]
+      }
+      auto keys = read(k_pool_, reading);
+      auto out = attend(rotated, keys, read(v_pool_, reading), reading, how);
+      outs.push_back(mx::where(mx::expand_dims(any, -1), out, mx::array(0.0f)));
+      auto mass = masses(rotated, keys, reading, how);
+      sums.push_back(mx::where(any, mass, mx::array(-std::numeric_limits<float>::infinity())));
+    }
+    return {mx::concatenate(outs, 0), mx::concatenate(sums, 0), rotated};
+  }
+
  private:
+  /** A single query whose heads choose together reads just what is chosen; others read all through a mask. */
+  static Reading select(Reading reading, const mx::array& chosen, const KeySelector& how, int heads) {
+    const int choosers = chosen.shape(0);
+    reading.causal = false;
+    if (reading.queries == 1 && how.block == 1 && choosers == 1) {
+      reading.slots = mx::take(reading.slots, mx::flatten(chosen), 0);
+      reading.keys = chosen.shape(2);
+    } else {
+      auto mask = mx::expand_dims(chosen_mask(chosen, how, reading.keys), 0);
+      reading.mask = choosers == 1 ? mask : mx::repeat(mask, heads / choosers, 1);
+    }
+    return reading;
+  }
+
   /** [tokens,H] of a reading. */
   static mx::array masses(const mx::array& all, const mx::array& k, const Reading& reading, const Attention& how) {
     int heads = all.shape(1), groups = k.shape(1), tokens = reading.rows * reading.queries;
@@ -235,34 +353,36 @@ class OpsLayer : public States {
 
   /** By kernels/cuda, but for a prefill's sums. */
   mx::array attend_in_place(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) {
-    grow(k_pool_[0]);
-    grow(v_pool_[0]);
+    step_->grow(k_pool_[0]);
+    step_->grow(v_pool_[0]);
     auto* rope = how.rope;
     auto rotation = rope ? step_->rotation(*rope) : std::pair(mx::array(0.0f), mx::array(0.0f));
-    auto rotated = cuda::rotate_and_write(
-        q,
-        k,
-        v,
-        rotation.first,
-        rotation.second,
-        k_pool_[0],
-        v_pool_[0],
-        step_->write_slots(),
-        rope ? rope->dims : 0,
-        rope && rope->traditional);
     View view{how.window, how.chunk};
-    std::vector<mx::array> parts;
-    if (auto& rows = step_->decoding_rows()) {
-      parts.push_back(cuda::paged_decode(
-          rotated,
+    const int rope_dims = rope ? rope->dims : 0;
+    const bool traditional = rope && rope->traditional;
+    auto& [cos, sin] = rotation;
+    const auto decode = [&](const mx::array& queries, const std::optional<cuda::Fresh>& fresh) {
+      auto& rows = *step_->decoding_rows();
+      return cuda::paged_decode(
+          queries,
           k_pool_[0],
           v_pool_[0],
-          rows->tokens,
-          rows->positions,
-          rows->table,
+          rows.tokens,
+          rows.positions,
+          rows.table,
           how.sinks ? std::optional(mx::astype(*how.sinks, mx::float32)) : std::nullopt,
           step_->most_seen(view),
-          {options_.block_size, how.scale, how.window, how.chunk, how.softcap}));
+          {options_.block_size, how.scale, how.window, how.chunk, how.softcap},
+          fresh);
+    };
+    auto& slots = step_->write_slots();
+    if (step_->only_decodes()) {
+      return in_order({decode(q, cuda::Fresh{k, v, cos, sin, slots, rope_dims, traditional})});
+    }
+    auto rotated = cuda::rotate_and_write(q, k, v, cos, sin, k_pool_[0], v_pool_[0], slots, rope_dims, traditional);
+    std::vector<mx::array> parts;
+    if (step_->decoding_rows()) {
+      parts.push_back(decode(rotated, {}));
     }
     for (auto& reading : step_->readings(view, false)) {
       auto keys = cuda::read_pool(k_pool_[0], reading.slots, rotated);
@@ -279,20 +399,6 @@ class OpsLayer : public States {
       out = mx::take(out, *order, 0);
     }
     return out;
-  }
-
-  /** The pool grows by doubling up to its capacity, as higher block ids come
-   * into use. */
-  void grow(mx::array& pool) {
-    int have = pool.shape(0);
-    if (step_->blocks_used() * options_.block_size <= have) {
-      return;
-    }
-    int blocks = std::max(step_->blocks_used(), have / options_.block_size * 2);
-    blocks = std::min(std::max(blocks, 64), options_.blocks);
-    auto shape = pool.shape();
-    shape[0] = blocks * options_.block_size - have;
-    pool = mx::concatenate({pool, mx::zeros(shape, pool.dtype())}, 0);
   }
 
   /** x [.., D] as the pools hold it: itself, or its codes, scales and biases. */
@@ -316,8 +422,7 @@ class OpsLayer : public States {
   void write(std::vector<mx::array>& pool, const mx::array& x) {
     auto parts = kept(x);
     for (size_t i = 0; i < pool.size(); ++i) {
-      grow(pool[i]);
-      pool[i] = mx::scatter(pool[i], step_->write_slots(), mx::expand_dims(parts[i], 1), 0);
+      step_->write(pool[i], parts[i]);
     }
   }
 
@@ -351,6 +456,11 @@ class OpsLayer : public States {
         return capped_attention(q, k, v, how, mask);
       }
       auto sinks = how.sinks ? std::optional(mx::astype(*how.sinks, q.dtype())) : std::nullopt;
+      if (how.sparse.block > 0) {
+        auto mask = reading.mask ? *reading.mask : causal_mask(reading.queries, reading.keys);
+        mask = sparse_mask(mask, all.shape(1), how.sparse);
+        return mx::fast::scaled_dot_product_attention(q, k, v, how.scale, "", mask, sinks);
+      }
       return mx::fast::scaled_dot_product_attention(
           q, k, v, how.scale, reading.causal ? "causal" : "", reading.mask, sinks);
     }();
@@ -360,6 +470,7 @@ class OpsLayer : public States {
   KVOptions options_;
   std::vector<mx::array> k_pool_; // [blocks*block_size, G, D], or its codes, scales and biases
   std::vector<mx::array> v_pool_;
+  IndexKeys index_keys_;
   bool kernels_;
 };
 
@@ -403,6 +514,19 @@ Attended Cache::attend_openly(const mx::array&, const mx::array&, const mx::arra
   fail(Kind::internal, "[kv] this cache's attention takes no further keys");
 }
 
+mx::array
+Cache::attend_selected(const mx::array&, const mx::array&, const mx::array&, const Attention&, const KeySelector&) {
+  fail(Kind::internal, "[kv] this cache's attention is of all positions");
+}
+
+Chosen Cache::choose(const KeySelector&) {
+  fail(Kind::internal, "[kv] this cache's attention is of all positions");
+}
+
+Attended Cache::attend_chosen(const mx::array&, const mx::array&, const mx::array&, const Attention&, const Chosen&) {
+  fail(Kind::internal, "[kv] this cache's attention is of all positions");
+}
+
 bool kv_codes_fit(const std::vector<CacheSpec>& layers) {
   return std::all_of(layers.begin(), layers.end(), [](const CacheSpec& spec) {
     return spec.kv_heads == 0 || (spec.head_dim % 32 == 0 && spec.v_head_dim % 32 == 0);
@@ -416,6 +540,7 @@ size_t kv_block_bytes(const std::vector<CacheSpec>& layers, const KVOptions& opt
       return options.bits && dim ? cpu::kv_row_bytes(dim, options.bits) : dim * options.dtype.size();
     };
     bytes += size_t(options.block_size) * spec.kv_heads * (row(spec.head_dim) + row(spec.v_head_dim));
+    bytes += size_t(options.block_size) * spec.index_dim * options.dtype.size();
   }
   return bytes;
 }

@@ -13,7 +13,7 @@ namespace parallm {
 namespace {
 
 bool takes_memories(const Attention& how) {
-  return how.window == 0 && how.chunk == 0;
+  return how.window == 0 && how.chunk == 0 && how.sparse.block == 0;
 }
 
 mx::array joined(const std::vector<mx::array>& parts, int axis) {
@@ -337,6 +337,9 @@ std::string why_no_memories(const std::vector<CacheSpec>& layers) {
     }
     if (layer.kv_heads == 1 && layer.head_dim > layer.v_head_dim) {
       return "it keeps latents instead of keys (MLA)";
+    }
+    if (layer.index_dim > 0) {
+      return "its tokens attend to few positions, which each layer chooses";
     }
   }
   return "";

@@ -1,6 +1,7 @@
 #include "kv/step.h"
 
 #include "base/error.h"
+#include "nn/host_array.h"
 
 #include <algorithm>
 
@@ -9,7 +10,7 @@ namespace parallm {
 namespace {
 
 mx::array int_array(const std::vector<int>& values, mx::Shape shape) {
-  return mx::array(values.data(), std::move(shape), mx::int32);
+  return host_array(values, std::move(shape));
 }
 
 mx::array block_table(const std::vector<const Span*>& spans) {
@@ -31,7 +32,8 @@ int View::first_seen(int position) const {
   return chunk > 0 ? std::max(first, position / chunk * chunk) : first;
 }
 
-Step::Step(std::vector<Span> spans, int block_size, int blocks) : spans_(std::move(spans)), block_size_(block_size) {
+Step::Step(std::vector<Span> spans, int block_size, int blocks)
+    : spans_(std::move(spans)), block_size_(block_size), capacity_(blocks) {
   for (auto& span : spans_) {
     check(span.count > 0 && span.offset >= 0, "kv: a span has tokens");
     check(span.first == tokens_, "kv: spans lie one after another");
@@ -66,13 +68,33 @@ const std::pair<mx::array, mx::array>& Step::rotation(const Rope& rope) {
   return found->second;
 }
 
-mx::array Step::rotated(const mx::array& q, const Attention& how) {
-  auto wide = mx::astype(q, mx::float32);
-  if (!how.rope) {
-    return wide;
+mx::array Step::rotate(const mx::array& x, const Rope* rope) {
+  if (!rope) {
+    return x;
   }
-  auto& [cos, sin] = rotation(*how.rope);
-  return how.rope->rotate(wide, cos, sin);
+  auto& [cos, sin] = rotation(*rope);
+  return rope->rotate(x, cos, sin);
+}
+
+mx::array Step::rotated(const mx::array& q, const Attention& how) {
+  return rotate(mx::astype(q, mx::float32), how.rope);
+}
+
+void Step::grow(mx::array& pool) const {
+  const int have = pool.shape(0);
+  if (blocks_used_ * block_size_ <= have) {
+    return;
+  }
+  int blocks = std::max(blocks_used_, have / block_size_ * 2);
+  blocks = std::min(std::max(blocks, 64), capacity_);
+  auto shape = pool.shape();
+  shape[0] = blocks * block_size_ - have;
+  pool = mx::concatenate({pool, mx::zeros(shape, pool.dtype())}, 0);
+}
+
+void Step::write(mx::array& pool, const mx::array& x) {
+  grow(pool);
+  pool = mx::scatter(pool, write_slots(), mx::expand_dims(mx::astype(x, pool.dtype()), 1), 0);
 }
 
 const mx::array& Step::positions() {
@@ -246,6 +268,15 @@ const std::vector<Reading>& Step::readings(View view, bool with_decoding) {
     }
   }
   return found->second;
+}
+
+const std::vector<Reading>& Step::sequences() {
+  if (sequences_.empty()) {
+    for (auto& span : spans_) {
+      sequences_.push_back(prefilling(span, {}));
+    }
+  }
+  return sequences_;
 }
 
 const std::optional<mx::array>& Step::order() {

@@ -59,15 +59,13 @@ class Step {
   int tokens() const {
     return tokens_;
   }
-  /** One more than the greatest block id. */
-  int blocks_used() const {
-    return blocks_used_;
-  }
 
   /** int32 [T] in the sequences. */
   const mx::array& positions();
   /** cos and sin [T, dims/2] of the step's tokens. */
   const std::pair<mx::array, mx::array>& rotation(const Rope& rope);
+  /** x [T,H,D] at the tokens' positions; null: as it is. */
+  mx::array rotate(const mx::array& x, const Rope* rope);
   /** q [T,H,D] in float32, rotated. */
   mx::array rotated(const mx::array& q, const Attention& how);
 
@@ -77,13 +75,23 @@ class Step {
 
   // For kernels/cuda's.
   const std::optional<DecodingRows>& decoding_rows();
+  /** All sequences have one token. */
+  bool only_decodes() const {
+    return static_cast<int>(spans_.size()) == tokens_;
+  }
   /** The most positions that one of their tokens sees. */
   int most_seen(View view) const;
 
   // For MLX's ops.
   const mx::array& write_slots(); // int32 [T]
+  /** A pool [blocks*block_size,...] grows by doubling up to its capacity, as higher block ids come into use. */
+  void grow(mx::array& pool) const;
+  /** x [T,...] to the tokens' slots in a pool, which grows. */
+  void write(mx::array& pool, const mx::array& x);
   /** `decoding`: of the decoding sequences too, else of the prefills alone. */
   const std::vector<Reading>& readings(View view, bool decoding = true);
+  /** Each sequence by itself, in the step's order: what is computed of one doesn't depend on the others. */
+  const std::vector<Reading>& sequences();
   /** The place of each of the step's tokens in the readings' (or runs') outputs
    * laid one after another; nothing where they are in the step's own order. */
   const std::optional<mx::array>& order();
@@ -100,10 +108,12 @@ class Step {
 
   std::vector<Span> spans_;
   int block_size_;
+  int capacity_; // blocks of a pool
   int tokens_ = 0;
-  int blocks_used_ = 0;
+  int blocks_used_ = 0; // one more than the greatest block id
   std::map<const Rope*, std::pair<mx::array, mx::array>> rotations_;
   std::map<std::pair<View, bool>, std::vector<Reading>> readings_;
+  std::vector<Reading> sequences_;
   std::vector<Run> runs_;
   std::optional<std::optional<mx::array>> order_;
   std::optional<mx::array> positions_;

@@ -32,7 +32,7 @@ struct ConvertProgress {
 struct Converted {
   size_t bytes; // of weights
   size_t parameters;
-  size_t widened; // quantized layers of a GGUF file that MLX has no kind for
+  size_t widened; // quantized layers that MLX has no kind for
 };
 
 /** Writes into a folder beside `mlx_path` and renames it at the end, so that a folder of that name is whole. Errors:

@@ -288,7 +288,7 @@ LanguageModel::LanguageModel(const std::string& path, const LoadOptions& options
   if (!options.speculative.empty() && !options.draft_model.empty()) {
     fail_field("speculative", "[load] either a draft model guesses or the text itself; got both");
   }
-  const std::string files = model_files(path, options.on_fetch);
+  const std::string files = parts_->info.files = model_files(path, options.on_fetch);
   const std::string draft_files = options.draft_model.empty() ? "" : model_files(options.draft_model, options.on_fetch);
   EngineOptions engine;
   engine.max_waiting = options.max_waiting;

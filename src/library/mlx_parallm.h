@@ -50,6 +50,7 @@ struct LoadOptions {
 /** What a loaded model is. */
 struct ModelInfo {
   std::string path; // as given
+  std::string files; // where they are: a folder, or a .gguf file
   std::string model_type;
   std::string device; // "cpu" or "gpu"
   std::string dtype; // of the activations

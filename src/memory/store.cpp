@@ -1,20 +1,22 @@
 #include "memory/store.h"
 
 #include "base/error.h"
+#include "base/random_hex.h"
 #include "memory/records.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <random>
+#include <set>
 
 namespace parallm {
 
 namespace {
 
-constexpr size_t most_name_bytes = 512, most_key_bytes = 128, most_dimensions = 16'000;
+constexpr size_t most_name_bytes = 512, most_dimensions = 16'000;
+constexpr size_t most_key_bytes = 128, most_keys = 64, most_metadata_bytes = 16 << 10;
 
-void check_name(const std::string& name, const char* field) {
+void check_name(const std::string& name, const std::string& field) {
   if (name.empty() || name.size() > most_name_bytes) {
     fail_field(field, "[memory] {} must have 1 to {} bytes; got {}", field, most_name_bytes, name.size());
   }
@@ -35,27 +37,29 @@ void check_embedding(const std::vector<float>& embedding) {
   }
 }
 
-void check_metadata(const json::object& metadata) {
+void check_metadata(const json::object& metadata, const std::string& field) {
+  if (metadata.size() > most_keys) {
+    fail_field(field, "[memory] {} may have {} keys; got {}", field, most_keys, metadata.size());
+  }
   for (const auto& [key, value] : metadata) {
     if (key.empty() || key.size() > most_key_bytes || std::string_view(key).find('\0') != std::string_view::npos) {
-      fail_field("metadata", "[memory] a key of metadata must have 1 to {} bytes, none of them 0", most_key_bytes);
+      fail_field(field, "[memory] a key of {} must have 1 to {} bytes, none of them 0", field, most_key_bytes);
     }
     if (!(value.is_string() || value.is_number() || value.is_bool())) {
       fail_field(
-          "metadata",
-          "[memory] metadata.{} must be a string, a number or a boolean; got {}",
+          field,
+          "[memory] {}.{} must be a string, a number or a boolean; got {}",
+          field,
           std::string_view(key),
           json_kind(value));
     }
     if (value.is_string() && value.get_string().find('\0') != json::string::npos) {
-      fail_field("metadata", "[memory] metadata.{} must not hold a zero byte", std::string_view(key));
+      fail_field(field, "[memory] {}.{} must not hold a zero byte", field, std::string_view(key));
     }
   }
-}
-
-std::string new_uid() {
-  thread_local std::random_device random;
-  return fmt::format("{:08x}{:08x}{:08x}{:08x}", random(), random(), random(), random());
+  if (const size_t bytes = json_text(metadata).size(); bytes > most_metadata_bytes) {
+    fail_field(field, "[memory] {} may take {} bytes as JSON; got {}", field, most_metadata_bytes, bytes);
+  }
 }
 
 } // namespace
@@ -78,16 +82,36 @@ void Store::sweep_at_times() {
   }
 }
 
-std::string Store::put(Document document, const Pieces& pieces, IfExists if_exists) {
+void Store::check(const Document& document, const std::string& where) {
   check_name(document.space, "namespace");
-  check_name(document.id, "id");
+  check_name(document.id, where + "id");
   check_embedding(document.embedding);
-  check_metadata(document.metadata);
+  check_metadata(document.metadata, where + "metadata");
   if (document.text.find('\0') != std::string::npos || document.header.find('\0') != std::string::npos) {
-    fail_field("text", "[memory] a text must not hold a zero byte"); // PostgreSQL keeps none
+    fail_field(where + "text", "[memory] a text must not hold a zero byte"); // PostgreSQL keeps none
   }
+}
+
+void Store::check_spaces(const std::vector<std::string>& names, const std::string& field) {
+  std::set<std::string_view> seen;
+  for (const std::string& name : names) {
+    check_name(name, field);
+    if (!seen.insert(name).second) {
+      fail_field(field, "[memory] the namespace {} is named twice", name);
+    }
+  }
+}
+
+void Store::check_ids(const std::vector<std::string>& names, const std::string& field) {
+  for (const std::string& name : names) {
+    check_name(name, field);
+  }
+}
+
+std::string Store::put(Document document, const Pieces& pieces, IfExists if_exists) {
+  check(document);
   sweep_at_times();
-  document.uid = new_uid();
+  document.uid = random_hex(32);
   document.created =
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
   if (!pieces.empty()) {
@@ -113,6 +137,9 @@ std::optional<Document> Store::get(const std::string& space, const std::string& 
 
 Page Store::list(const std::string& space, const std::string& after, size_t limit, const Filter& filter) {
   check_name(space, "namespace");
+  if (!after.empty()) {
+    check_name(after, "after");
+  }
   if (limit == 0) {
     fail_field("limit", "[memory] limit must be at least 1");
   }
@@ -129,17 +156,8 @@ Selection Store::select(const Selector& selector) {
   if (selector.spaces.empty()) {
     fail_field("namespaces", "[memory] at least one namespace must be named");
   }
-  for (size_t i = 0; i < selector.spaces.size(); ++i) {
-    check_name(selector.spaces[i], "namespaces");
-    if (std::find(
-            selector.spaces.begin(), selector.spaces.begin() + static_cast<std::ptrdiff_t>(i), selector.spaces[i]) !=
-        selector.spaces.begin() + static_cast<std::ptrdiff_t>(i)) {
-      fail_field("namespaces", "[memory] the namespace {} is named twice", selector.spaces[i]);
-    }
-  }
-  for (const std::string& id : selector.ids) {
-    check_name(id, "id");
-  }
+  check_spaces(selector.spaces, "namespaces");
+  check_ids(selector.ids, "ids");
   check_embedding(selector.embedding);
   if (selector.top > 0 && selector.embedding.empty()) {
     fail_field("top", "[memory] the most similar are asked for, to no embedding");

@@ -93,6 +93,12 @@ class Store {
   Store(const Store&) = delete;
   Store& operator=(const Store&) = delete;
 
+  /** Throws what put would say of the document itself; `where` stands before its fields' names. */
+  static void check(const Document& document, const std::string& where = "");
+  /** The same of what select is asked for. */
+  static void check_spaces(const std::vector<std::string>& names, const std::string& field);
+  static void check_ids(const std::vector<std::string>& names, const std::string& field);
+
   /** Whole or not at all, at once for everyone who asks from then on; it has reached the disk when this returns (of a
    * database: what its own settings promise). An older version of the id goes, with its tensors. `pieces`, joined, are
    * the tensors under the document's fingerprint; none: the document has no tensors yet. Gives the uid. */

@@ -61,7 +61,9 @@ std::unique_ptr<Model> make_bailing_moe_v3(const Config& given, Weights& weights
       .head_dim = config.count("head_dim", 128),
       .kernel = config.count("short_conv_kernel_size", 4),
       .eps = latent.norm_eps,
-      .narrow = false,
+      .narrow_decay = false,
+      .narrow_gate = false,
+      .flat = true,
       .least_log_decay = float(config.number("kda_lower_bound", -5)),
       .conv = "_conv1d"};
 

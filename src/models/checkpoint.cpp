@@ -71,6 +71,11 @@ mx::Dtype stored_dtype(const Arrays& arrays) {
   return mx::float32;
 }
 
+bool is_quantized(const Config& config) {
+  return config.has("quantization") || config.has("quantization_config") ||
+      (config.has("text_config") && is_quantized(config.object("text_config")));
+}
+
 std::vector<int32_t> sorted(std::vector<int32_t> ids) {
   std::sort(ids.begin(), ids.end());
   ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
@@ -130,6 +135,14 @@ Checkpoint open_folder(const fs::path& folder, const CheckpointOptions& options)
     fail(Kind::invalid, "[open_checkpoint] no config.json in {}", folder.string());
   }
   auto config = read_config((folder / "config.json").string());
+  // NVIDIA's Model Optimizer writes a file of its own, and config.json's part since 2025 only.
+  if (auto file = folder / "hf_quant_config.json"; fs::exists(file) && !is_quantized(config)) {
+    auto settings = read_config(file.string());
+    if (settings.has("quantization")) {
+      settings.json["quant_method"] = "modelopt";
+      config.json["quantization_config"] = std::move(settings.json);
+    }
+  }
   auto arrays = read_arrays(folder);
   auto quantizations = read_quantizations(config, arrays);
   auto stored = stored_dtype(arrays);

@@ -10,14 +10,15 @@
 #include <cmath>
 #include <fstream>
 #include <map>
+#include <set>
 
 namespace parallm {
 
 namespace {
 
-/** What MLX's own quantized layers can be. */
-bool in_mlx(const Quantization& how) {
-  return how.mode != "affine" || how.group_size >= 32;
+/** Whether it is more than the layer's bias. */
+bool is_packed(const std::string& part) {
+  return part == "weight" || part == "scales" || part == "biases" || part == "global_scale";
 }
 
 std::optional<mx::Dtype> dtype_of(const Config& config) {
@@ -29,6 +30,23 @@ std::optional<mx::Dtype> dtype_of(const Config& config) {
   return found == known.end() ? std::nullopt : std::optional(found->second);
 }
 
+/** What the architecture's own rules are found by: model_type but for Ling 3, which shares it with Ling 2.5. */
+std::string rules_of(const Config& config) {
+  const auto names = config.has("architectures") ? config.texts("architectures") : std::vector<std::string>{};
+  const bool third = std::find(names.begin(), names.end(), "BailingMoeV3ForCausalLM") != names.end();
+  return third ? "bailing_moe_v3" : config.text("model_type");
+}
+
+/** A layer's codes of 2 bits as BitNet's layers in mlx-lm hold them: uint8 [outputs/4, inputs], in bits 2i and 2i+1 row
+ * i * outputs/4 + r. */
+mx::array pack_ternary(const mx::array& codes, int inputs) {
+  const auto ones = mx::ones({codes.shape(0), inputs / 32}), none = mx::zeros(ones.shape());
+  const auto numbers = mx::astype(mx::dequantize(codes, ones, none, 32, 2), mx::uint8);
+  const auto quarters = mx::reshape(numbers, {4, -1, inputs});
+  const auto shifts = mx::reshape(mx::array({0, 2, 4, 6}, mx::uint8), {4, 1, 1});
+  return mx::astype(mx::sum(mx::left_shift(quarters, shifts), 0), mx::uint8);
+}
+
 /** Turns what a model took into what is written. */
 class Converter {
  public:
@@ -37,7 +55,7 @@ class Converter {
         how_(how),
         dtype_(how.dtype ? how.dtype : dtype_of(config)),
         stored_(stored),
-        model_type_(config.text("model_type")) {
+        model_type_(rules_of(config)) {
     for (const auto& tensor : taken.tensors) {
       arrays_.emplace(tensor.name, tensor.array);
     }
@@ -55,7 +73,7 @@ class Converter {
       const auto dot = name.rfind('.');
       const auto layer = name.substr(0, dot), part = dot == std::string::npos ? "" : name.substr(dot + 1);
       const auto found = taken_.layers.find(layer);
-      if (found == taken_.layers.end() || (part != "weight" && part != "scales" && part != "biases")) {
+      if (found == taken_.layers.end() || !is_packed(part)) {
         add(name, cast(name, array));
         parameters += array.size();
       } else if (part == "weight") {
@@ -66,6 +84,7 @@ class Converter {
 
   std::vector<NamedArray> tensors;
   std::map<std::string, Quantization> quantized;
+  std::set<std::string> scaled; // of them: those with a global scale
   size_t parameters = 0;
   size_t widened = 0;
 
@@ -75,7 +94,7 @@ class Converter {
   }
 
   mx::array cast(const std::string& name, const mx::array& array) const {
-    const bool wanted = dtype_ && mx::issubdtype(array.dtype(), mx::floating) && may_cast(name);
+    const bool wanted = dtype_ && mx::issubdtype(array.dtype(), mx::floating) && may_cast(model_type_, name);
     return wanted ? mx::astype(array, *dtype_) : array;
   }
 
@@ -89,11 +108,16 @@ class Converter {
       const Quantization& kind,
       const mx::array& codes,
       const mx::array& scales,
-      const std::optional<mx::array>& biases) {
+      const std::optional<mx::array>& biases,
+      const std::optional<mx::array>& global_scale = {}) {
     add(layer + ".weight", codes);
     add(layer + ".scales", scales);
     if (biases) {
       add(layer + ".biases", *biases);
+    }
+    if (global_scale) {
+      add(layer + ".global_scale", *global_scale);
+      scaled.insert(layer);
     }
     quantized.emplace(layer, kind);
     parameters += codes.size() * 32 / kind.bits;
@@ -106,20 +130,52 @@ class Converter {
   }
 
   /** The factors are float32, and only the weight is rounded. */
-  mx::array widen_small_groups(const std::string& layer, const Quantization& kind, const mx::array& codes) {
-    ++widened;
-    const auto& scales = arrays_.at(layer + ".scales");
-    const auto& biases = arrays_.at(layer + ".biases");
-    return mx::astype(dequantize(codes, scales, biases, kind, mx::float32), dtype_.value_or(stored_));
+  mx::array widen_wholly(const std::string& layer, const Quantization& kind, const mx::array& codes) const {
+    const auto at = [&](const char* end) {
+      const auto found = arrays_.find(layer + end);
+      return found == arrays_.end() ? std::nullopt : std::optional(found->second);
+    };
+    std::optional<mx::array> factor;
+    if (const auto global = at(".global_scale")) {
+      factor = mx::expand_dims(
+          mx::divide(*global, mx::array(global_scale_unit)),
+          global->ndim() > 0 ? std::vector<int>{1, 2} : std::vector<int>{});
+    }
+    const auto weight = dequantize(codes, *at(".scales"), at(".biases"), kind, mx::float32, factor);
+    return mx::astype(weight, dtype_.value_or(stored_));
+  }
+
+  /** What MLX's own quantized layers can be: groups of 32 and more, and a global scale of experts only. */
+  bool in_mlx(const std::string& layer, const Quantization& kind) const {
+    const auto global = arrays_.find(layer + ".global_scale");
+    return (kind.mode != "affine" || kind.group_size >= 32) && (global == arrays_.end() || global->second.ndim() > 0);
+  }
+
+  /** Its layers are ternary in mlx-lm too, where a factor multiplies all of a layer's weights. */
+  void add_ternary(const std::string& layer, const mx::array& codes) {
+    const auto scales = *part(layer, ".scales");
+    add(layer + ".weight", pack_ternary(codes, codes.shape(1) * 16));
+    add(layer + ".weight_scale", mx::reshape(mx::slice(scales, {0, 0}, {1, 1}), {1}));
+    parameters += codes.size() * 4 + 1;
   }
 
   void add_layer(const std::string& layer, std::optional<Quantization> kind) {
     auto weight = *part(layer, ".weight");
-    if (kind && !how_.dequantize && in_mlx(*kind)) {
-      return add_codes(layer, *kind, weight, *part(layer, ".scales"), part(layer, ".biases"));
+    if (model_type_ == "bitnet" && layer.ends_with("_proj")) {
+      if (!kind) {
+        fail(Kind::invalid, "[convert] BitNet's {} must be ternary", layer);
+      }
+      return add_ternary(layer, weight);
+    }
+    const auto global = arrays_.find(layer + ".global_scale");
+    if (kind && !how_.dequantize && in_mlx(layer, *kind)) {
+      const auto scale = global == arrays_.end() ? std::nullopt : std::optional(global->second);
+      return add_codes(layer, *kind, weight, *part(layer, ".scales"), part(layer, ".biases"), scale);
     }
     if (kind) {
-      weight = in_mlx(*kind) ? widen(layer, *kind, weight) : widen_small_groups(layer, *kind, weight);
+      widened += in_mlx(layer, *kind) ? 0 : 1;
+      const bool whole = !in_mlx(layer, *kind) || global != arrays_.end();
+      weight = whole ? widen_wholly(layer, *kind, weight) : widen(layer, *kind, weight);
     }
     if (const auto wanted = rules_ ? (*rules_)(layer, weight.shape(-1)) : std::nullopt) {
       const auto codes = mx::quantize(weight, wanted->group_size, wanted->bits, wanted->mode);
@@ -145,6 +201,7 @@ boost::json::object json_of(const Quantization& kind) {
 /** The usual kind, and each layer that differs from it. */
 boost::json::object json_of(
     const std::map<std::string, Quantization>& layers,
+    const std::set<std::string>& scaled,
     const std::optional<Quantization>& usual) {
   std::map<std::string, std::pair<size_t, const Quantization*>> counts;
   for (const auto& [layer, kind] : layers) {
@@ -156,8 +213,11 @@ boost::json::object json_of(
   const Quantization base = usual.value_or(*most->second.second);
   auto out = json_of(base);
   for (const auto& [layer, kind] : layers) {
-    if (kind != base) {
+    if (kind != base || scaled.contains(layer)) {
       out[layer] = json_of(kind);
+    }
+    if (scaled.contains(layer)) {
+      out[layer].as_object()["global_scale"] = true; // mlx-lm asks config.json for it
     }
   }
   return out;
@@ -223,8 +283,11 @@ void spell_infinities(boost::json::value& value) {
   }
 }
 
-boost::json::object
-config_of(const Checkpoint& checkpoint, const Conversion& how, const std::map<std::string, Quantization>& quantized) {
+boost::json::object config_of(
+    const Checkpoint& checkpoint,
+    const Conversion& how,
+    const std::map<std::string, Quantization>& quantized,
+    const std::set<std::string>& scaled) {
   auto config = checkpoint.config.json;
   for (auto gone : {"_name_or_path", "vision_config", "quantization", "quantization_config"}) {
     config.erase(gone);
@@ -234,7 +297,7 @@ config_of(const Checkpoint& checkpoint, const Conversion& how, const std::map<st
   }
   name_scaling(config);
   if (!quantized.empty()) {
-    boost::json::value kinds = json_of(quantized, how.quantize);
+    boost::json::value kinds = json_of(quantized, scaled, how.quantize);
     config["quantization"] = kinds;
     config["quantization_config"] = std::move(kinds); // where the hub's pages look for it
   }
@@ -276,37 +339,14 @@ void write_json(const std::string& path, const boost::json::object& value) {
   }
 }
 
-/** What mlx-lm's names have where a name here has `ours`. Null: the model makes other layers of what it reads, so that
- * mlx-lm could not open what would be written. */
-constexpr struct {
-  const char* model_type;
-  const char* ours;
-  const char* theirs;
-} other_names[] = {
-    {"llama4_text", "lm_head.", "output."},
-    {"bailing_hybrid", "attention.f_proj", nullptr}, // bailing_moe_v3, which has rules of its own
-    {"dbrx", "ffn.experts", nullptr}, // an expert's own layers
-    {"bitnet", "_proj", nullptr}, // ternary ones
-};
-
 std::string written_name(const Config& config, std::string name) {
   const auto type = config.text("model_type");
-  for (auto& [model_type, ours, theirs] : other_names) {
-    const auto at = type == model_type ? name.find(ours) : std::string::npos;
-    if (at != std::string::npos && !theirs) {
-      fail(
-          Kind::invalid,
-          "[convert] models of type {} can't be converted yet: mlx-lm has other layers than {}",
-          type,
-          name);
-    }
-    if (at != std::string::npos) {
-      name.replace(at, std::string(ours).size(), theirs);
-    }
+  if (type == "llama4_text" && name.starts_with("lm_head.")) {
+    name.replace(0, 7, "output");
   }
   // In multimodal wrappers the text part's layers lie under language_model; make_model takes that away.
-  const bool wrapped =
-      type != "muse_glimmer" && (config.has("text_config") || type == "qwen2_vl" || type == "qwen2_5_vl");
+  const bool wrapped = type != "muse_glimmer" && type != "muse_spark" &&
+      (config.has("text_config") || type == "kimi_k3" || type == "qwen2_vl" || type == "qwen2_5_vl");
   return wrapped && !name.starts_with("model.language_model.") ? "language_model." + name : name;
 }
 
@@ -334,7 +374,7 @@ ConvertedModel convert_model(Checkpoint checkpoint, const Conversion& how) {
   {
     Converter converter(taken, how, checkpoint.config, checkpoint.stored_dtype);
     converter.run();
-    out.config = config_of(checkpoint, how, converter.quantized);
+    out.config = config_of(checkpoint, how, converter.quantized, converter.scaled);
     out.tensors = std::move(converter.tensors);
     out.parameters = converter.parameters;
     out.widened = converter.widened;

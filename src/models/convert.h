@@ -29,8 +29,8 @@ struct ConvertedModel {
   std::vector<NamedArray> tensors; // to be computed as they are written
   size_t bytes = 0;
   size_t parameters = 0;
-  /** Quantized layers of a GGUF file that MLX has no kind for (groups of 16): they became floats, or were quantized
-   * anew. */
+  /** Quantized layers that MLX has no kind for (GGUF's groups of 16, NVFP4 with a global scale): they became floats, or
+   * were quantized anew. */
   size_t widened = 0;
 };
 

@@ -9,15 +9,30 @@ namespace parallm {
 namespace {
 
 /** Databricks' experts lie one after another in one tensor, the last matrix of each
- * with its inputs first; mlx-lm's each on its own. */
+ * with its inputs first; mlx-lm's each on its own, and so a recording gets them. */
 void gather_experts(Weights& weights, const std::string& name, int count, int dims, int hidden) {
   for (auto [theirs, ours] : {std::pair("w1", "gate_proj"), {"v1", "up_proj"}, {"w2", "down_proj"}}) {
-    weights.stack(fmt::format("{}.{{}}.{}", name, theirs), count, fmt::format("{}.{}", name, ours));
-    if (auto all = weights.pull(fmt::format("{}.mlp.{}", name, theirs))) {
-      auto stacked = mx::reshape(*all, {count, hidden, dims});
-      stacked = std::string(theirs) == "w2" ? mx::contiguous(mx::swapaxes(stacked, 1, 2)) : stacked;
-      weights.put(fmt::format("{}.{}.weight", name, ours), stacked);
+    const bool last = std::string(theirs) == "w2";
+    const auto to = fmt::format("{}.{}", name, ours);
+    const auto own = [&, theirs = theirs](int e) { return fmt::format("{}.{}.{}", name, e, theirs); };
+    auto all = weights.pull(fmt::format("{}.mlp.{}", name, theirs));
+    if (all) {
+      all = mx::reshape(*all, {count, hidden, dims});
+      all = last ? mx::contiguous(mx::swapaxes(*all, 1, 2)) : *all;
     }
+    for (int e = 0; e < count; ++e) {
+      if (all) {
+        weights.put(own(e) + ".weight", mx::take(*all, e, 0));
+      }
+      weights.record_whole(own(e), last ? hidden : dims, {to});
+      if (all) {
+        weights.pull(own(e) + ".weight");
+      }
+    }
+    if (all) {
+      weights.put(to + ".weight", *all);
+    }
+    weights.stack(fmt::format("{}.{{}}.{}", name, theirs), count, to);
   }
 }
 

@@ -1,6 +1,7 @@
 // DeepSeek-V3 and R1 (arXiv 2412.19437), V2 (arXiv 2405.04434): latent attention
 // and DeepSeekMoE; Kimi K2 (arXiv 2507.20534) and Moonlight, which are V3; the
-// language models of Kimi-VL (arXiv 2504.07491) and K2.5; GLM-4.7-Flash; Youtu-LLM
+// language models of Kimi-VL (arXiv 2504.07491) and K2.5; V3.2 (arXiv 2512.02556)
+// and GLM-5, whose tokens attend to few positions; GLM-4.7-Flash; Youtu-LLM
 // (arXiv 2512.24618), which has no experts.
 #include "base/error.h"
 #include "models/latent_attention.h"
@@ -44,13 +45,17 @@ std::unique_ptr<Model> make_latent_decoder(
   ignore_layers_from(weights, layers, config.integer("num_nextn_predict_layers", 1));
   auto model = usual_decoder(config, weights, dims, eps);
   auto* rope = model->keep(make_rope(config, attention.qk_rope_head_dim, {.traditional = true}));
+  bool interleaved = config.boolean("indexer_rope_interleave", false);
+  auto* index_rope = attention.index_topk == 0
+      ? nullptr
+      : model->keep(make_rope(config, attention.qk_rope_head_dim, {.traditional = interleaved}));
   for (int i = 0; i < layers; ++i) {
     auto name = layer_name(i);
     if (!quantized_again) { // V2's model there has the one matrix
       record_kv_b(weights, name + ".self_attn", attention);
     }
     split_kv_b(weights, name + ".self_attn", attention, quantized_again);
-    LatentAttention attend(weights, name + ".self_attn", attention, rope);
+    LatentAttention attend(weights, name + ".self_attn", attention, rope, index_rope);
     auto mlp = name + ".mlp";
     auto feed_forward = is_deepseek_moe_layer(config, i)
         ? moe(mlp)
@@ -76,6 +81,22 @@ std::unique_ptr<Model> make_deepseek_v3(const Config& config, Weights& weights) 
   return make_latent_decoder(config, weights, LatentArgs(config), true, [&](const std::string& name) {
     return deepseek_v3_moe(config, weights, name);
   });
+}
+
+std::unique_ptr<Model> make_deepseek_v32(const Config& config, Weights& weights) {
+  LatentArgs attention(config);
+  attention.index_n_heads = config.count("index_n_heads");
+  attention.index_head_dim = config.count("index_head_dim");
+  attention.index_topk = config.count("index_topk");
+  return make_latent_decoder(config, weights, attention, true, [&](const std::string& name) {
+    return deepseek_v3_moe(config, weights, name);
+  });
+}
+
+std::unique_ptr<Model> make_glm_moe_dsa(const Config& given, Weights& weights) {
+  auto config = with_defaults(given, {{"indexer_rope_interleave", true}});
+  config.json["rope_scaling"] = given.object("rope_parameters").json; // for YaRN's part in the scores
+  return make_deepseek_v32(config, weights);
 }
 
 std::unique_ptr<Model> make_glm4_moe_lite(const Config& given, Weights& weights) {

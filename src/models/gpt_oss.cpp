@@ -8,14 +8,6 @@ namespace parallm {
 
 namespace {
 
-/** (up + 1) * gate * sigmoid(1.702 * gate), both clamped (openai/gpt-oss, model.py). */
-mx::array clamped_swiglu(const mx::array& gate, const mx::array& up, float limit) {
-  auto number = [&](float value) { return mx::array(value, gate.dtype()); };
-  auto g = mx::minimum(gate, number(limit));
-  auto u = mx::clip(up, number(-limit), number(limit));
-  return (u + number(1)) * (g * mx::sigmoid(number(1.702f) * g));
-}
-
 /** Rows 0, 2, 4, ... (gates) and 1, 3, 5, ... (ups) of axis 1. */
 void put_in_turn(Weights& weights, const mx::array& both, const std::string& to, const std::string& part) {
   for (int i : {0, 1}) {
@@ -65,7 +57,7 @@ std::unique_ptr<Model> make_gpt_oss(const Config& given, Weights& weights) {
   float eps = config.number("rms_norm_eps", 1e-5);
   float limit = config.number("swiglu_limit", 7);
   auto choose = [=](const mx::array& logits) { return choose_then_softmax(logits, choices); };
-  auto act = [=](const mx::array& gate, const mx::array& up) { return clamped_swiglu(gate, up, limit); };
+  auto act = [=](const mx::array& gate, const mx::array& up) { return clamped_swiglu(gate, up, 1.702f, limit); };
 
   auto model = usual_decoder(config, weights, dims, eps);
   auto* rope = model->keep(make_rope(config, sizes.head_dim, {.theta = 150000}));

@@ -9,6 +9,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace parallm {
 
@@ -19,7 +20,10 @@ struct KimiDeltaArgs {
   int kernel; // of the convolutions
   float eps; // of the norm
   // What models change.
-  bool narrow = true; // the decay and the output's gate go through a narrow layer
+  bool narrow_decay = true; // the decay goes through a narrow layer
+  bool narrow_gate = true; // and so does the output's gate
+  bool fused = false; // q, k and v are one layer, `qkv`, with one convolution
+  bool flat = false; // A_log is [heads] instead of [1,1,heads,1]
   std::optional<float> least_log_decay = {}; // decays are at least its exp; nothing: they have no bound
   std::string conv = "_conv.conv"; // the convolutions' names, behind q, k and v
 
@@ -41,7 +45,7 @@ class KimiDeltaAttention {
  private:
   /** A layer, or two with a narrow place between. */
   struct Gate {
-    Gate(Weights& weights, const std::string& name, const KimiDeltaArgs& args);
+    Gate(Weights& weights, const std::string& name, const KimiDeltaArgs& args, bool narrow);
     mx::array operator()(const mx::array& x) const;
 
     std::optional<Linear> to_narrow;
@@ -52,12 +56,8 @@ class KimiDeltaAttention {
   mx::array by_head(const mx::array& x) const;
 
   KimiDeltaArgs args_;
-  Linear q_proj;
-  Linear k_proj;
-  Linear v_proj;
-  CausalConv q_conv;
-  CausalConv k_conv;
-  CausalConv v_conv;
+  std::vector<Linear> projections_; // q, k and v, or one of all
+  std::vector<CausalConv> convs_; // of the same
   Gate f_; // the decay
   Gate g_; // the output's gate
   Linear b_proj; // beta: how much of an error is corrected

@@ -42,7 +42,28 @@ LatentArgs::LatentArgs(const Config& config)
       attention_bias(config.boolean("attention_bias", false)),
       scale(yarn_temperature(config) / std::sqrt(float(qk_nope_head_dim + qk_rope_head_dim))) {}
 
-LatentAttention::LatentAttention(Weights& weights, const std::string& name, const LatentArgs& args, const Rope* rope)
+Indexer::Indexer(Weights& weights, const std::string& name, const LatentArgs& args, const Rope* rope)
+    : heads_(args.index_n_heads),
+      dims_(args.index_head_dim),
+      choices_(args.index_topk),
+      rope_(rope),
+      wq_b(weights, name + ".wq_b", heads_ * dims_, args.q_lora_rank),
+      wk(weights, name + ".wk", dims_, args.hidden_size),
+      k_norm(weights, name + ".k_norm", dims_, 1e-5f, true),
+      weights_proj(weights, name + ".weights_proj", heads_, args.hidden_size) {}
+
+KeySelector Indexer::operator()(const mx::array& x, const mx::array& narrow) const {
+  auto q = mx::reshape(wq_b(narrow), {x.shape(0), heads_, dims_});
+  auto shares = scaled(weights_proj(x), 1 / std::sqrt(float(heads_) * float(dims_)));
+  return {.q = q, .k = k_norm(wk(x)), .rope = rope_, .choices = choices_, .weights = shares};
+}
+
+LatentAttention::LatentAttention(
+    Weights& weights,
+    const std::string& name,
+    const LatentArgs& args,
+    const Rope* rope,
+    const Rope* index_rope)
     : args_(args),
       how_{.scale = args.scale, .rope = rope, .sinks = {}},
       kv_a_proj_with_mqa(
@@ -68,11 +89,9 @@ LatentAttention::LatentAttention(Weights& weights, const std::string& name, cons
   q_a_proj.emplace(weights, name + ".q_a_proj", args.q_lora_rank, args.hidden_size, args.attention_bias);
   q_a_layernorm.emplace(weights, name + ".q_a_layernorm", args.q_lora_rank, args.norm_eps);
   q_b_proj.emplace(weights, name + ".q_b_proj", width, args.q_lora_rank);
-}
-
-mx::array LatentAttention::queries(const mx::array& x) const {
-  auto q = q_proj ? (*q_proj)(x) : (*q_b_proj)((*q_a_layernorm)((*q_a_proj)(x)));
-  return args_.q_scale == 1 ? q : scaled(q, args_.q_scale);
+  if (args.index_topk > 0) {
+    indexer.emplace(weights, name + ".indexer", args, index_rope);
+  }
 }
 
 mx::array LatentAttention::operator()(const mx::array& x, Cache& cache) const {
@@ -86,7 +105,10 @@ mx::array LatentAttention::out(const mx::array& attended) const {
 mx::array LatentAttention::attend(const mx::array& x, Cache& cache) const {
   int count = x.shape(0);
   int nope = args_.qk_nope_head_dim, rank = args_.kv_lora_rank, rotated = args_.qk_rope_head_dim;
-  auto q = mx::reshape(queries(x), {count, args_.num_attention_heads, nope + rotated});
+  auto narrow = q_proj ? x : (*q_a_layernorm)((*q_a_proj)(x));
+  auto q = q_proj ? (*q_proj)(x) : (*q_b_proj)(narrow);
+  q = args_.q_scale == 1 ? q : scaled(q, args_.q_scale);
+  q = mx::reshape(q, {count, args_.num_attention_heads, nope + rotated});
   q = mx::concatenate({part(q, nope, nope + rotated), embed_q(part(q, 0, nope))}, 2);
 
   auto both = kv_a_proj_with_mqa(x);
@@ -94,8 +116,10 @@ mx::array LatentAttention::attend(const mx::array& x, Cache& cache) const {
   latent = args_.kv_scale == 1 ? latent : scaled(latent, args_.kv_scale);
   auto k = mx::concatenate({part(both, rank, rank + rotated), latent}, 1);
 
-  auto y = cache.attend(q, mx::expand_dims(k, 1), mx::expand_dims(latent, 1), how_); // [T,H,rank]
-  return unembed_out(y);
+  k = mx::expand_dims(k, 1);
+  auto v = mx::expand_dims(latent, 1);
+  auto y = indexer ? cache.attend_selected(q, k, v, how_, (*indexer)(x, narrow)) : cache.attend(q, k, v, how_);
+  return unembed_out(y); // of [T,H,rank]
 }
 
 void split_kv_b(Weights& weights, const std::string& name, const LatentArgs& args, bool quantized_again) {
@@ -105,8 +129,12 @@ void split_kv_b(Weights& weights, const std::string& name, const LatentArgs& arg
   if (!w) {
     return;
   }
+  std::optional<mx::array> factor;
+  if (auto global = weights.pull(from + ".global_scale")) {
+    factor = mx::divide(*global, mx::array(global_scale_unit));
+  }
   // mx::quantize doesn't make a GGUF file's groups of 16.
-  const bool pack = how && quantized_again && (how->mode != "affine" || how->group_size >= 32);
+  const bool pack = how && quantized_again && !factor && (how->mode != "affine" || how->group_size >= 32);
   if (how) {
     auto scales = *weights.pull(from + ".scales");
     auto biases = weights.pull(from + ".biases");
@@ -115,7 +143,7 @@ void split_kv_b(Weights& weights, const std::string& name, const LatentArgs& arg
     }
     // What stays dense keeps all that the codes say; what is packed again goes mlx-lm's way, in the scales' type.
     auto type = !pack ? mx::float32 : biases ? scales.dtype() : mx::bfloat16;
-    w = dequantize(*w, scales, biases, *how, type);
+    w = dequantize(*w, scales, biases, *how, type, factor);
   }
   int heads = args.num_attention_heads, width = args.qk_nope_head_dim + args.v_head_dim;
   if (w->shape() != mx::Shape{heads * width, args.kv_lora_rank}) {

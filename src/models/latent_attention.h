@@ -30,14 +30,44 @@ struct LatentArgs {
   float kv_scale = 1; // on latents
   std::string output = "o_proj"; // what the output layer is called
 
+  // DeepSeek-V3.2's indexer, which chooses the positions that a token attends to; 0: there is none.
+  int index_n_heads = 0;
+  int index_head_dim = 0;
+  int index_topk = 0;
+
   CacheSpec cache() const {
-    return {1, qk_rope_head_dim + kv_lora_rank, kv_lora_rank};
+    return {1, qk_rope_head_dim + kv_lora_rank, kv_lora_rank, {}, index_head_dim};
   }
+};
+
+/** The "lightning indexer" of DeepSeek-V3.2. */
+class Indexer {
+ public:
+  Indexer(Weights& weights, const std::string& name, const LatentArgs& args, const Rope* rope);
+
+  /** x [T,D], narrow [T,q_lora_rank] the compressed queries. */
+  KeySelector operator()(const mx::array& x, const mx::array& narrow) const;
+
+ private:
+  int heads_;
+  int dims_;
+  int choices_;
+  const Rope* rope_;
+  Linear wq_b;
+  Linear wk;
+  LayerNorm k_norm;
+  Linear weights_proj;
 };
 
 class LatentAttention {
  public:
-  LatentAttention(Weights& weights, const std::string& name, const LatentArgs& args, const Rope* rope);
+  /** `index_rope`: the indexer's, where there is one. */
+  LatentAttention(
+      Weights& weights,
+      const std::string& name,
+      const LatentArgs& args,
+      const Rope* rope,
+      const Rope* index_rope = nullptr);
 
   /** x [T,D] -> [T,D]. */
   mx::array operator()(const mx::array& x, Cache& cache) const;
@@ -46,8 +76,6 @@ class LatentAttention {
   mx::array out(const mx::array& attended) const;
 
  private:
-  mx::array queries(const mx::array& x) const; // [T, H*(nope+rope)]
-
   LatentArgs args_;
   Attention how_;
   std::optional<Linear> q_proj; // or the three
@@ -59,6 +87,7 @@ class LatentAttention {
   MultiLinear embed_q; // [H, kv_lora_rank, nope]
   MultiLinear unembed_out; // [H, v_head_dim, kv_lora_rank]
   Linear o_proj;
+  std::optional<Indexer> indexer;
 };
 
 /** `<name>.kv_b_proj`, one matrix for keys and values as checkpoints of Hugging

@@ -25,6 +25,8 @@ Maker make_dbrx;
 Maker make_deepseek;
 Maker make_deepseek_v2;
 Maker make_deepseek_v3;
+Maker make_deepseek_v32;
+Maker make_deepseek_v41;
 Maker make_dots1;
 Maker make_ernie4_5;
 Maker make_ernie4_5_moe;
@@ -44,6 +46,7 @@ Maker make_glm;
 Maker make_glm4;
 Maker make_glm4_moe;
 Maker make_glm4_moe_lite;
+Maker make_glm_moe_dsa;
 Maker make_gpt2;
 Maker make_gpt_bigcode;
 Maker make_gpt_neox;
@@ -59,6 +62,7 @@ Maker make_internlm2;
 Maker make_internlm3;
 Maker make_iquestloopcoder;
 Maker make_jamba;
+Maker make_kimi_k3;
 Maker make_kimi_linear;
 Maker make_kimi_vl;
 Maker make_klear;
@@ -79,11 +83,13 @@ Maker make_mimo_v2_flash;
 Maker make_minicpm;
 Maker make_minicpm3;
 Maker make_minimax;
+Maker make_minimax_m3_vl;
 Maker make_ministral3;
 Maker make_mistral3;
 Maker make_mistral4;
 Maker make_mixtral;
 Maker make_muse_glimmer;
+Maker make_muse_spark;
 Maker make_nanbeige;
 Maker make_nanochat;
 Maker make_nemotron;
@@ -97,6 +103,7 @@ Maker make_olmoe;
 Maker make_openelm;
 Maker make_phi;
 Maker make_phi3;
+Maker make_phi3small;
 Maker make_phimoe;
 Maker make_phixtral;
 Maker make_plamo;
@@ -143,6 +150,8 @@ constexpr struct {
     {"deepseek", make_deepseek},
     {"deepseek_v2", make_deepseek_v2},
     {"deepseek_v3", make_deepseek_v3},
+    {"deepseek_v32", make_deepseek_v32},
+    {"deepseek_v41", make_deepseek_v41},
     {"dots1", make_dots1},
     {"ernie4_5", make_ernie4_5},
     {"ernie4_5_moe", make_ernie4_5_moe},
@@ -164,6 +173,7 @@ constexpr struct {
     {"glm4", make_glm4},
     {"glm4_moe", make_glm4_moe},
     {"glm4_moe_lite", make_glm4_moe_lite},
+    {"glm_moe_dsa", make_glm_moe_dsa},
     {"gpt2", make_gpt2},
     {"gpt_bigcode", make_gpt_bigcode},
     {"gpt_neox", make_gpt_neox},
@@ -183,6 +193,7 @@ constexpr struct {
     {"joyai_llm_flash", make_deepseek_v3},
     {"kimi_k2", make_deepseek_v3},
     {"kimi_k25", make_kimi_vl},
+    {"kimi_k3", make_kimi_k3},
     {"kimi_linear", make_kimi_linear},
     {"kimi_vl", make_kimi_vl},
     {"laguna", make_laguna},
@@ -206,12 +217,14 @@ constexpr struct {
     {"minicpm3", make_minicpm3},
     {"minimax", make_minimax},
     {"minimax_m2", make_minimax},
+    {"minimax_m3_vl", make_minimax_m3_vl},
     {"ministral3", make_ministral3},
     {"mistral", make_llama},
     {"mistral3", make_mistral3},
     {"mistral4", make_mistral4},
     {"mixtral", make_mixtral},
     {"muse_glimmer", make_muse_glimmer},
+    {"muse_spark", make_muse_spark},
     {"nanbeige", make_nanbeige},
     {"nanochat", make_nanochat},
     {"nemotron", make_nemotron},
@@ -226,6 +239,7 @@ constexpr struct {
     {"phi", make_phi},
     {"phi-msft", make_phixtral},
     {"phi3", make_phi3},
+    {"phi3small", make_phi3small},
     {"phimoe", make_phimoe},
     {"phixtral", make_phixtral},
     {"pixtral", make_mistral3},

@@ -1,40 +1,12 @@
 // Muse Glimmer (Meta): norms without weights on q and k, an output gate on
 // attention (arXiv 2505.06708), norms around both halves of a block, and every
 // fourth layer without window or RoPE.
-#include "base/error.h"
 #include "models/attention.h"
 #include "models/rope_scaling.h"
 #include "models/text_part.h"
 #include "nn/mlp.h"
 
 namespace parallm {
-
-namespace {
-
-/** Where a layer rotates: `layer_rope_theta` isn't 0, or it slides. */
-std::vector<bool> rotating_layers(const Config& config, const std::vector<int>& windows) {
-  std::vector<bool> rotates;
-  for (int window : windows) {
-    rotates.push_back(window > 0);
-  }
-  if (config.has("layer_rope_theta")) {
-    auto thetas = config.numbers("layer_rope_theta");
-    if (thetas.size() != windows.size()) {
-      fail(
-          Kind::invalid,
-          "[{}] 'layer_rope_theta' must hold {} numbers; got {}",
-          config.where,
-          windows.size(),
-          thetas.size());
-    }
-    for (size_t i = 0; i < thetas.size(); ++i) {
-      rotates[i] = thetas[i] != 0;
-    }
-  }
-  return rotates;
-}
-
-} // namespace
 
 std::unique_ptr<Model> make_muse_glimmer(const Config& outer, Weights& weights) {
   auto config = text_part(outer, weights, {"vision_tower.", "vision_adapter.", "vision_projection."});

@@ -1,7 +1,8 @@
-// What config.json says of quantized weights, and other tools' packings turned into MLX's: AWQ (and GPTQ files in its
-// layout), compressed-tensors' int4 and mxfp4, float8 with block scales, BitNet's ternary weights. Which those are, and
-// what becomes of them, is mlx-lm's choice (mlx_lm/utils.py, load_model), but for BitNet's, which mlx-lm leaves packed.
-// Engine thread only.
+// What config.json says of quantized weights, and other tools' packings turned into MLX's: AWQ and GPTQ (in either's
+// layout), compressed-tensors' int4, NVFP4, mxfp4, mxfp8 and float8, Model Optimizer's NVFP4, mxfp8 and float8,
+// DeepSeek's float8 with block scales, BitNet's ternary weights. What becomes of those that mlx-lm reads is its choice
+// (mlx_lm/utils.py, load_model), but for BitNet's, which mlx-lm leaves packed. Float8 with other scales than powers of
+// 2 becomes bfloat16. Engine thread only.
 #pragma once
 
 #include "models/config.h"

@@ -32,10 +32,20 @@ constexpr struct {
     {"bailing_hybrid", "attention.unembed_out", 0},
     {"bailing_moe", "mlp.gate.gate_proj", 8},
     {"bailing_moe_linear", "mlp.gate.gate_proj", 8},
+    {"bailing_moe_v3", "model.word_embeddings", 0},
+    {"bailing_moe_v3", "lm_head", 0},
+    {"bailing_moe_v3", "mlp.gate", 0},
+    {"bailing_moe_v3", "attention.q_a_proj", 0},
+    {"bailing_moe_v3", "attention.q_b_proj", 0},
+    {"bailing_moe_v3", "attention.kv_a_proj_with_mqa", 0},
+    {"bailing_moe_v3", "attention.embed_q", 0},
+    {"bailing_moe_v3", "attention.unembed_out", 0},
+    {"bailing_moe_v3", "attention.b_proj", 0},
     {"deepseek", "mlp.gate", 0},
     {"deepseek_v2", "mlp.gate", 0},
     {"deepseek_v3", "mlp.gate", 0},
     {"deepseek_v32", "mlp.gate", 0},
+    {"deepseek_v41", "mlp.gate", 0},
     {"dots1", "mlp.gate", 0},
     {"exaone_moe", "mlp.gate", 0},
     {"gemma4", "router.proj", 8},
@@ -43,6 +53,7 @@ constexpr struct {
     {"gemma4_unified", "router.proj", 8},
     {"glm4_moe", "mlp.gate", 0},
     {"glm4_moe_lite", "mlp.gate", 0},
+    {"glm_moe_dsa", "mlp.gate", 0},
     {"gpt_oss", "router", 8},
     {"granite", "self_attn.o_proj", 8},
     {"granite", "mlp.down_proj", 8},
@@ -56,6 +67,7 @@ constexpr struct {
     {"joyai_llm_flash", "mlp.gate", 0},
     {"kimi_k2", "mlp.gate", 0},
     {"kimi_k25", "mlp.gate", 0},
+    {"kimi_k3", "mlp.gate", 8},
     {"kimi_linear", "mlp.gate", 8},
     {"kimi_vl", "mlp.gate", 0},
     {"laguna", "mlp.gate.proj", 8},
@@ -66,6 +78,7 @@ constexpr struct {
     {"mimo_v2_flash", "mlp.gate", 0},
     {"minimax", "block_sparse_moe.gate", 8},
     {"minimax_m2", "block_sparse_moe.gate", 8},
+    {"minimax_m3_vl", "block_sparse_moe.gate", 8},
     {"nemotron_h", "mixer.gate", 0},
     {"qwen3_5_moe", "mlp.gate", 8},
     {"qwen3_5_moe", "shared_expert_gate", 8},
@@ -80,8 +93,25 @@ constexpr struct {
     {"step3p5", "mlp.gate.gate", 8},
 };
 
-// The cast_predicate of the architectures that have one, by the parts of names that it keeps.
-constexpr const char* uncast[] = {"e_score_correction_bias", "expert_bias"};
+// The cast_predicate of the architectures that have one, by the parts of names that it keeps; no model_type: of all.
+constexpr struct {
+  const char* model_type;
+  const char* part;
+} uncast[] = {
+    {"", "e_score_correction_bias"},
+    {"", "expert_bias"},
+    {"kimi_k3", ".A_log"},
+    {"kimi_k3", ".dt_bias"},
+    {"kimi_linear", ".A_log"},
+    {"kimi_linear", ".dt_bias"},
+    {"muse_spark", "_alpha"},
+    {"muse_spark", "_beta"},
+    {"nemotron_h", ".A_log"},
+    {"prism_hadamard_qwen35", ".A_log"},
+    {"qwen3_5", ".A_log"},
+    {"qwen3_5_moe", ".A_log"},
+    {"step3p5", "router_bias"},
+};
 
 std::vector<std::string_view> parts_of(std::string_view name) {
   std::vector<std::string_view> parts;
@@ -103,6 +133,16 @@ bool has(const std::string& name, const char* part) {
   return name.find(part) != std::string::npos;
 }
 
+/** The first number in a name; -1: none. */
+int layer_index(const std::string& name) {
+  for (auto part : parts_of(name)) {
+    if (auto index = number(part)) {
+      return *index;
+    }
+  }
+  return -1;
+}
+
 } // namespace
 
 std::vector<std::string> quant_recipes() {
@@ -119,6 +159,12 @@ QuantRules::QuantRules(
     const std::string& model_type,
     const std::vector<std::string>& layers)
     : base_(std::move(base)), model_type_(model_type) {
+  for (const auto& layer : layers) {
+    layers_ = std::max(layers_, layer_index(layer) + 1);
+    if (layer.ends_with("attention.f_proj")) {
+      delta_layers_.insert(layer_index(layer));
+    }
+  }
   if (recipe.empty()) {
     return;
   }
@@ -138,10 +184,6 @@ QuantRules::QuantRules(
   const auto parts = parts_of(*down);
   index_at_ =
       std::find_if(parts.begin(), parts.end(), [](auto part) { return number(part).has_value(); }) - parts.begin();
-  for (const auto& layer : layers) {
-    const auto own = parts_of(layer);
-    layers_ = std::max(layers_, (index_at_ < own.size() ? number(own[index_at_]).value_or(-1) : -1) + 1);
-  }
 }
 
 std::optional<Quantization> QuantRules::mixed(const std::string& layer) const {
@@ -162,6 +204,15 @@ std::optional<Quantization> QuantRules::operator()(const std::string& layer, int
   if (low_bits_ > 0) {
     return mixed(layer);
   }
+  const bool gated = layer.ends_with("attention.q_proj") || layer.ends_with("attention.g_proj");
+  if (model_type_ == "bailing_moe_v3" && gated && !delta_layers_.contains(layer_index(layer))) {
+    return {};
+  }
+  if (model_type_ == "muse_spark") { // its experts, but not those of the first and the last layer
+    const int index = layer_index(layer);
+    const bool quantized = has(layer, ".mlp.experts.") && index > 0 && index < layers_ - 1;
+    return quantized ? std::optional(base_) : std::nullopt;
+  }
   for (const auto& rule : own_rules) {
     if (model_type_ == rule.model_type && layer.ends_with(rule.ending)) {
       constexpr int group_size = 64;
@@ -174,8 +225,10 @@ std::optional<Quantization> QuantRules::operator()(const std::string& layer, int
   return base_;
 }
 
-bool may_cast(const std::string& tensor) {
-  return std::none_of(std::begin(uncast), std::end(uncast), [&](auto* part) { return has(tensor, part); });
+bool may_cast(const std::string& model_type, const std::string& tensor) {
+  return std::none_of(std::begin(uncast), std::end(uncast), [&](auto& kept) {
+    return (*kept.model_type == 0 || model_type == kept.model_type) && has(tensor, kept.part);
+  });
 }
 
 } // namespace parallm

@@ -5,6 +5,7 @@
 #include "nn/quantization.h"
 
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,7 @@ class QuantRules {
 
   Quantization base_;
   std::string model_type_;
+  std::set<int> delta_layers_; // Ling 3's, which have other layers under the same names
   int low_bits_ = 0; // 0: no recipe
   int high_bits_ = 0;
   size_t index_at_ = 0; // where a layer's number stands among its name's parts
@@ -40,6 +42,6 @@ class QuantRules {
 };
 
 /** False for tensors whose precision the model needs, such as a router's bias. */
-bool may_cast(const std::string& tensor);
+bool may_cast(const std::string& model_type, const std::string& tensor);
 
 } // namespace parallm

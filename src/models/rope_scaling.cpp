@@ -170,6 +170,28 @@ Config rope_options(const Config& config, const std::string& layer_type) {
 
 } // namespace
 
+std::vector<bool> rotating_layers(const Config& config, const std::vector<int>& windows) {
+  std::vector<bool> rotates;
+  for (int window : windows) {
+    rotates.push_back(window > 0);
+  }
+  if (config.has("layer_rope_theta")) {
+    auto thetas = config.numbers("layer_rope_theta");
+    if (thetas.size() != windows.size()) {
+      fail(
+          Kind::invalid,
+          "[{}] 'layer_rope_theta' must hold {} numbers; got {}",
+          config.where,
+          windows.size(),
+          thetas.size());
+    }
+    for (size_t i = 0; i < thetas.size(); ++i) {
+      rotates[i] = thetas[i] != 0;
+    }
+  }
+  return rotates;
+}
+
 bool has_rope_of(const Config& config, const std::string& layer_type) {
   return config.has("rope_parameters") && config.object("rope_parameters").has(layer_type);
 }

@@ -27,6 +27,10 @@ Rope make_rope(const Config& config, int head_dim, const RopeDefaults& defaults 
 /** Not scaled. */
 Rope plain_rope(int dims, double theta, bool traditional = false);
 
+/** Where a layer rotates: `layer_rope_theta` isn't 0, or without it where the
+ * layer's window isn't. */
+std::vector<bool> rotating_layers(const Config& config, const std::vector<int>& windows);
+
 /** Whether `rope_parameters` has a part for each type of layer. */
 bool has_rope_of(const Config& config, const std::string& layer_type);
 

@@ -4,6 +4,7 @@
 #include "models/decoder.h"
 #include "nn/activation.h"
 #include "nn/norm.h"
+#include "nn/recurrent.h"
 
 #include <cmath>
 
@@ -121,16 +122,19 @@ class TimeMixing {
     }
     auto one = mx::array(1, x.dtype());
     auto slow = mx::sigmoid(mx::astype(by_head(w_lora(mixed(1))), mx::float32));
-    auto decay = mx::exp(slow * mx::array(-0.606531f)); // e^(-1/2)
     auto removed = k * k_k;
     removed = removed / mx::maximum(mx::sqrt(mx::sum(mx::square(removed), -1, true)), mx::array(1e-7f, x.dtype()));
     k = k * (one + (rate - one) * k_a);
     mx::Shape sequences{x.shape(0), x.shape(1), args_.heads, args_.head_dim};
-    std::vector<mx::array> in = {r, decay, k, v, mx::negative(removed), removed * rate};
-    for (auto& each : in) {
-      each = mx::reshape(each, sequences);
-    }
-    auto out = flat(advance(in, states[1], x.dtype()));
+    const auto in_sequences = [&](const mx::array& y) { return mx::reshape(y, sequences); };
+    LinearRecurrence in{
+        .q = in_sequences(r),
+        .k = in_sequences(k),
+        .v = in_sequences(v),
+        .log_decay = in_sequences(slow * mx::array(-0.606531f)), // e^(-1/2)
+        .read = in_sequences(mx::negative(removed)),
+        .write = in_sequences(removed * rate)};
+    auto out = flat(linear_recurrence(in, states[1]));
     out = g_norm_weight * mx::fast::layer_norm(out, {}, {}, 64e-5f) + g_norm_bias;
     out = out + mx::sum(r * k * r_k, -1, true) * v;
     auto y = o_proj(mx::flatten(out, 1, 2) * g_lora(mixed(5)));
@@ -143,20 +147,6 @@ class TimeMixing {
   }
   static mx::array sigmoid(const mx::array& x) {
     return mx::sigmoid(x);
-  }
-
-  /** s = s diag(w) + (s a) bᵀ + v kᵀ, out = s r, of in = r, w, k, v, a and b [B,L,H,N]; s [B,H,N,N]. */
-  static mx::array advance(const std::vector<mx::array>& in, mx::array& s, mx::Dtype dtype) {
-    std::vector<mx::array> out;
-    for (int t = 0; t < in[0].shape(1); ++t) {
-      auto at = [&](int i) { return mx::astype(mx::take(in[i], t, 1), mx::float32); }; // [B,H,N]
-      auto row = [&](int i) { return mx::expand_dims(at(i), 2); };
-      auto column = [](const mx::array& x) { return mx::expand_dims(x, 3); };
-      auto seen = column(mx::sum(s * row(4), -1));
-      s = s * row(1) + seen * row(5) + column(at(3)) * row(2);
-      out.push_back(mx::sum(s * row(0), -1));
-    }
-    return mx::astype(mx::stack(out, 1), dtype);
   }
 
   RwkvArgs args_;

@@ -50,6 +50,12 @@ mx::array swiglu(const mx::array& gate, const mx::array& up) {
   return mx::multiply(mx::multiply(gate, mx::sigmoid(gate)), up);
 }
 
+mx::array clamped_swiglu(const mx::array& gate, const mx::array& up, float alpha, float limit) {
+  auto g = mx::minimum(gate, number(limit, gate));
+  auto u = mx::clip(up, number(-limit, up), number(limit, up));
+  return (u + number(1, up)) * (g * mx::sigmoid(number(alpha, gate) * g));
+}
+
 mx::array silu(const mx::array& x) {
   return x * mx::sigmoid(x);
 }

@@ -10,6 +10,10 @@ namespace parallm {
 /** silu(gate) * up, both [T,N] (Shazeer, arXiv 2002.05202). */
 mlx::core::array swiglu(const mlx::core::array& gate, const mlx::core::array& up);
 
+/** (up + 1) * gate * sigmoid(alpha * gate), both clamped: gate from above, up on both sides (openai/gpt-oss, model.py).
+ */
+mlx::core::array clamped_swiglu(const mlx::core::array& gate, const mlx::core::array& up, float alpha, float limit);
+
 mlx::core::array silu(const mlx::core::array& x);
 /** x * Phi(x), by erf (Hendrycks and Gimpel, arXiv 1606.08415). */
 mlx::core::array gelu(const mlx::core::array& x);

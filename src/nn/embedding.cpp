@@ -16,7 +16,7 @@ mx::array Embedding::operator()(const mx::array& ids) const {
   if (matrix_.biases) {
     biases = mx::take(*matrix_.biases, ids, 0);
   }
-  auto x = dequantize(rows, scales, biases, how, dtype_);
+  auto x = dequantize(rows, scales, biases, how, dtype_, matrix_.factor);
   if (!rotation_) {
     return x;
   }

@@ -52,6 +52,7 @@ cpu::Operand operand(const Matrix& matrix, const std::optional<mx::array>& bias)
     out.group_size = how->group_size;
     out.bits = how->bits;
     out.mode = how->mode;
+    out.global_scale = matrix.factor;
   }
   return out;
 }
@@ -97,7 +98,11 @@ mx::array dequantize(
     const mx::array& scales,
     const std::optional<mx::array>& biases,
     const Quantization& how,
-    mx::Dtype dtype) {
+    mx::Dtype dtype,
+    const std::optional<mx::array>& factor) {
+  if (factor) {
+    return mx::astype(dequantize(codes, scales, biases, how, mx::float32) * *factor, dtype);
+  }
   if (!biases) {
     return mx::dequantize(codes, scales, {}, how.group_size, how.bits, how.mode, {}, dtype);
   }
@@ -142,6 +147,10 @@ Matrix::Matrix(Weights& weights, const std::string& name, int outputs, int input
   if (affine) {
     biases = weights.take(name + ".biases", groups, stored_dtype(weights));
   }
+  if (quantization->mode == "nvfp4" && weights.has(name + ".global_scale")) {
+    auto greatest = weights.take(name + ".global_scale", count > 0 ? mx::Shape{count} : mx::Shape{}, mx::float32);
+    factor = mx::divide(greatest, mx::array(global_scale_unit));
+  }
 }
 
 mx::array Matrix::multiply(const mx::array& rows, const std::optional<mx::array>& bias) const {
@@ -153,6 +162,9 @@ mx::array Matrix::multiply(const mx::array& rows, const std::optional<mx::array>
   auto y = factor    ? cuda::matmul(x, *factor)
       : quantization ? multiply_quantized(x)
                      : mx::matmul(x, mx::transpose(weight));
+  if (this->factor) {
+    y = mx::astype(y * *this->factor, y.dtype());
+  }
   return bias ? mx::add(y, *bias) : y;
 }
 
@@ -175,7 +187,8 @@ mx::array Matrix::multiply_by_group(const mx::array& x, const mx::array& which, 
   }
   if (on_cpu()) {
     auto& how = *quantization;
-    return cpu::grouped_quantized_matmul(x, weight, *scales, biases, how.group_size, how.bits, which, bias, how.mode);
+    return cpu::grouped_quantized_matmul(
+        x, weight, *scales, biases, how.group_size, how.bits, which, bias, how.mode, factor);
   }
   auto rows = mx::expand_dims(x, 1);
   auto y = quantization ? mx::gather_qmm(
@@ -193,6 +206,9 @@ mx::array Matrix::multiply_by_group(const mx::array& x, const mx::array& which, 
                               true)
                         : gather_matmul(rows, weight, which);
   y = mx::squeeze(y, 1);
+  if (factor) {
+    y = mx::astype(y * mx::expand_dims(mx::take(*factor, which), 1), y.dtype());
+  }
   return bias ? y + mx::take(*bias, which, 0) : y;
 }
 
@@ -239,6 +255,10 @@ apply_each(const std::vector<const Linear*>& layers, const mx::array& x, const s
     results.push_back(mx::reshape((*layers[i])(x), outs[i]));
   }
   return results;
+}
+
+mx::array product(const mx::array& x, const mx::array& w) {
+  return on_cpu() ? cpu::matmul(x, w) : mx::matmul(x, mx::transpose(w));
 }
 
 mx::array add_residual(const mx::array& x, const mx::array& y) {

@@ -1,6 +1,7 @@
 #include "nn/norm.h"
 
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
 #include "nn/device.h"
 
 namespace parallm {
@@ -8,6 +9,9 @@ namespace parallm {
 namespace {
 
 mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps) {
+  if (cuda_kernels() && cuda::norms(x, weight)) {
+    return cuda::rms_norm(x, weight, eps);
+  }
   if (!on_cpu()) {
     return mx::fast::rms_norm(x, weight, eps);
   }

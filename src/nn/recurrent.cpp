@@ -39,6 +39,10 @@ LinearRecurrence widened(const LinearRecurrence& in) {
   out.q = to_heads(f32(in.q), heads);
   out.k = to_heads(f32(in.k), heads);
   out.v = f32(in.v);
+  if (in.read) {
+    out.read = to_heads(f32(*in.read), heads);
+    out.write = to_heads(f32(*in.write), heads);
+  }
   return out;
 }
 
@@ -66,48 +70,66 @@ mx::array unit_inverse(const mx::array& lower) {
   return inverse;
 }
 
-/** sum over n of a[i,n] b[j,n] exp(g[i] - g[j]) for j <= i, else 0:
- * [...,C,C]; g [...,C,1] or [...,C,N] falling along C. The difference goes into
- * the exponent, as exp(-g) alone overflows. */
-mx::array decayed_products(const mx::array& a, const mx::array& b, const mx::array& g) {
+/** sum over n of a[i,n] b[j,n] exp(ga[i] - gb[j]) for j <= i (`strictly`: j < i), else 0: [...,C,C]; ga and gb
+ * [...,C,1] or [...,C,N], decays' running sums, falling along C. The difference goes into the exponent, as exp(-gb)
+ * alone overflows. */
+mx::array decayed_products(
+    const mx::array& a,
+    const mx::array& ga,
+    const mx::array& b,
+    const mx::array& gb,
+    bool strictly = false) {
   int size = a.shape(-2);
-  auto seen = mx::tri(size, size, 0, mx::bool_);
+  auto seen = mx::tri(size, size, strictly ? -1 : 0, mx::bool_);
   auto infinity = mx::array(-std::numeric_limits<float>::infinity());
-  if (g.shape(-1) == 1) {
-    auto differences = mx::where(seen, g - mx::swapaxes(g, -1, -2), infinity);
+  if (ga.shape(-1) == 1) {
+    auto differences = mx::where(seen, ga - mx::swapaxes(gb, -1, -2), infinity);
     return mx::matmul(a, mx::swapaxes(b, -1, -2)) * mx::exp(differences);
   }
-  auto differences = mx::expand_dims(g, -2) - mx::expand_dims(g, -3); // [...,C,C,N]
+  auto differences = mx::expand_dims(ga, -2) - mx::expand_dims(gb, -3); // [...,C,C,N]
   auto weights = mx::exp(mx::where(mx::expand_dims(seen, -1), differences, infinity));
   return mx::sum(mx::expand_dims(a, -2) * mx::expand_dims(b, -3) * weights, -1);
 }
 
-/** One chunk, all [B,H,C,...] in float32. With G the decays' running sum within
- * the chunk, every token sees S before it as exp(G) S, and the tokens before it
- * in the chunk as a masked product, as attention does; by the delta rule the
- * updates u solve a triangular system. */
-mx::array advance(
-    const mx::array& q,
-    const mx::array& k,
-    const mx::array& v,
-    const mx::array& log_decay, // [B,H,C,1] or [B,H,C,N]
-    const mx::array& beta, // [B,H,C,1]
-    bool delta,
-    mx::array& state) { // [B,H,P,N]
-  auto g = mx::cumsum(log_decay, 2);
+/** All [B,H,C,...] in float32. */
+struct Chunk {
+  mx::array q, k, v;
+  mx::array log_decay; // [B,H,C,1] or [B,H,C,N]
+  mx::array beta; // [B,H,C,1]
+  bool delta;
+  std::optional<mx::array> read, write;
+};
+
+/** With G the decays' running sum within the chunk, every token sees S before it
+ * as exp(G) S, and the tokens before it in the chunk as a masked product, as
+ * attention does; by the delta rule the updates u solve a triangular system, and
+ * so does what `read` finds. state [B,H,P,N]. */
+mx::array advance(const Chunk& in, mx::array& state) {
+  const auto &q = in.q, &k = in.k;
+  auto g = mx::cumsum(in.log_decay, 2);
   auto decay = mx::exp(g);
   auto before = mx::swapaxes(state, -1, -2); // [B,H,N,P]
-  auto u = beta * v;
-  if (delta) {
+  auto u = in.beta * in.v;
+  if (in.delta) {
     auto seen = mx::matmul(k * decay, before);
-    auto products = mx::tril(decayed_products(k, k, g), -1);
-    u = mx::matmul(unit_inverse(beta * products), u - beta * seen);
+    auto products = decayed_products(k, g, k, g, true);
+    u = mx::matmul(unit_inverse(in.beta * products), u - in.beta * seen);
   }
-  auto y = mx::matmul(q * decay, before) + mx::matmul(decayed_products(q, k, g), u);
+  auto y = mx::matmul(q * decay, before) + mx::matmul(decayed_products(q, g, k, g), u);
   int last = g.shape(2) - 1;
   auto end = mx::slice(g, {0, 0, last, 0}, {g.shape(0), g.shape(1), last + 1, g.shape(3)}); // [B,H,1,..]
   auto kept = mx::exp(end - g);
-  state = mx::exp(end) * state + mx::matmul(mx::swapaxes(u, -1, -2), k * kept);
+  auto added = mx::matmul(mx::swapaxes(u, -1, -2), k * kept);
+  if (in.read) {
+    auto until = g - in.log_decay; // without the token's own decay: S before it
+    auto seen =
+        mx::matmul(*in.read * mx::exp(until), before) + mx::matmul(decayed_products(*in.read, until, k, g, true), u);
+    auto products = decayed_products(*in.read, until, *in.write, g, true);
+    auto found = mx::matmul(unit_inverse(mx::negative(products)), seen);
+    y = y + mx::matmul(decayed_products(q, g, *in.write, g), found);
+    added = added + mx::matmul(mx::swapaxes(found, -1, -2), *in.write * kept);
+  }
+  state = mx::exp(end) * state + added;
   return y;
 }
 
@@ -172,6 +194,11 @@ mx::array linear_recurrence_by_token(const LinearRecurrence& in, mx::array& stat
     auto k = mx::expand_dims(token(x.k, t), 2); // [B,H,1,N]
     auto q = mx::expand_dims(token(x.q, t), 2);
     auto decay = mx::exp(token(x.log_decay, t));
+    auto moved = mx::array(0.0f);
+    if (x.read) {
+      auto found = mx::sum(state * mx::expand_dims(token(*x.read, t), 2), -1, true);
+      moved = found * mx::expand_dims(token(*x.write, t), 2);
+    }
     state = state * (decay.ndim() == 2 ? mx::expand_dims(decay, {2, 3}) : mx::expand_dims(decay, 2));
     auto u = token(x.v, t); // [B,H,P]
     if (x.delta) {
@@ -180,7 +207,7 @@ mx::array linear_recurrence_by_token(const LinearRecurrence& in, mx::array& stat
     if (x.beta) {
       u = u * mx::expand_dims(token(*x.beta, t), 2);
     }
-    state = state + mx::expand_dims(u, 3) * k;
+    state = state + moved + mx::expand_dims(u, 3) * k;
     out.push_back(mx::sum(state * q, -1));
   }
   return finished(in, mx::stack(out, 1));
@@ -197,16 +224,16 @@ mx::array linear_recurrence_by_chunk(const LinearRecurrence& in, mx::array& stat
   auto q = by_head(x.q, padded), k = by_head(x.k, padded), v = by_head(x.v, padded);
   auto decay = by_head(x.log_decay, padded);
   beta = by_head(beta, padded);
+  if (x.read) {
+    x.read = by_head(*x.read, padded);
+    x.write = by_head(*x.write, padded);
+  }
   std::vector<mx::array> out;
   for (int t = 0; t < length; t += chunk) {
-    out.push_back(advance(
-        rows(q, t, chunk),
-        rows(k, t, chunk),
-        rows(v, t, chunk),
-        rows(decay, t, chunk),
-        rows(beta, t, chunk),
-        x.delta,
-        state));
+    const auto part = [&](const mx::array& y) { return rows(y, t, chunk); };
+    const auto maybe = [&](const std::optional<mx::array>& y) { return y ? std::optional(part(*y)) : std::nullopt; };
+    out.push_back(
+        advance({part(q), part(k), part(v), part(decay), part(beta), x.delta, maybe(x.read), maybe(x.write)}, state));
   }
   auto y = out.size() == 1 ? out[0] : mx::concatenate(out, 2);
   return finished(in, part(mx::swapaxes(y, 1, 2), 0, length));
@@ -216,7 +243,8 @@ mx::array linear_recurrence(const LinearRecurrence& in, mx::array& state) {
   if (!on_cpu()) {
     return in.v.shape(1) <= few_tokens ? linear_recurrence_by_token(in, state) : linear_recurrence_by_chunk(in, state);
   }
-  auto [out, next] = cpu::linear_recurrence(in.q, in.k, in.v, in.log_decay, in.beta, in.skip, in.delta, state);
+  auto [out, next] =
+      cpu::linear_recurrence(in.q, in.k, in.v, in.log_decay, in.beta, in.skip, in.delta, in.read, in.write, state);
   state = next;
   return out;
 }

@@ -30,7 +30,10 @@ class CausalConv {
  *   S = S * decay + u kᵀ,   out = S q + skip * v,
  * where u = beta * v, or by the delta rule beta * (v - S k) with the decayed S.
  * Mamba-2 (arXiv 2405.21060: q = C, k = B, v = x, beta = dt), gated linear
- * attention, and gated DeltaNet (arXiv 2412.06464) are of this form. */
+ * attention, and gated DeltaNet (arXiv 2412.06464) are of this form. With `read`
+ * and `write`, as RWKV-7 has them (arXiv 2503.14456), also what the S before the
+ * token holds is moved:
+ *   S = S * decay + (S read) writeᵀ + u kᵀ. */
 struct LinearRecurrence {
   mx::array q; // [B,L,G,N], each for H/G heads
   mx::array k; // [B,L,G,N]
@@ -39,6 +42,8 @@ struct LinearRecurrence {
   std::optional<mx::array> beta; // float32 [B,L,H]; 1
   std::optional<mx::array> skip; // float32 [H]; 0
   bool delta = false;
+  std::optional<mx::array> read; // [B,L,G,N], both or none, and then no delta rule
+  std::optional<mx::array> write; // [B,L,G,N]
 };
 
 /** -> [B,L,H,P] in v's dtype; state float32 [B,H,P,N]. */

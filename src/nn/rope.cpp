@@ -1,6 +1,7 @@
 #include "nn/rope.h"
 
 #include "base/error.h"
+#include "nn/host_array.h"
 
 #include <cmath>
 
@@ -34,7 +35,7 @@ std::pair<mx::array, mx::array> Rope::tables(const std::vector<int>& positions, 
     }
   }
   mx::Shape shape{count, half};
-  return {mx::array(cos.data(), shape), mx::array(sin.data(), shape)};
+  return {host_array(cos, shape), host_array(sin, shape)};
 }
 
 mx::array Rope::rotate(const mx::array& x, const mx::array& cos, const mx::array& sin) const {

@@ -10,7 +10,7 @@ namespace parallm {
 
 namespace {
 
-constexpr const char* layer_parts[] = {".weight", ".scales", ".biases", ".bias"};
+constexpr const char* layer_parts[] = {".weight", ".scales", ".biases", ".global_scale", ".bias"};
 
 /** Old HF Llama checkpoints carry RoPE's table; it follows from config.json
  * (mlx-lm's sanitize drops it too). */
@@ -173,7 +173,7 @@ void Weights::put(const std::string& name, mx::array array) {
 
 void Weights::put_quantized(const std::string& layer, const mx::array& weight, const Quantization& how) {
   auto parts = mx::quantize(weight, how.group_size, how.bits, how.mode);
-  for (size_t i = 0; i < parts.size(); ++i) {
+  for (size_t i = 0; i < parts.size(); ++i) { // weight, scales, biases
     put(layer + layer_parts[i], parts[i]);
   }
   quantizations_.layers.insert_or_assign(layer, how);

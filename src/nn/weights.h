@@ -1,8 +1,8 @@
 // A checkpoint's tensors by name. Layers take what they need; `finish` then
 // says at once everything that was missing, left over or of another shape.
 // Quantized layers are MLX's: `<name>.weight` holds packed codes,
-// `<name>.scales` and (affine) `<name>.biases` one number a group (mlx/ops.h,
-// `quantize`). Engine thread only.
+// `<name>.scales` and (affine) `<name>.biases` one number a group, and (nvfp4)
+// `<name>.global_scale` may hold one for all (mlx/ops.h, `quantize`). Engine thread only.
 #pragma once
 
 #include "nn/quantization.h"
@@ -56,7 +56,7 @@ class Weights {
    * error of `finish`. */
   void rename(const std::string& from, const std::string& to);
   /** Layers `<pattern>`, whose "{}" counts from 0 to count - 1, to one layer `to`
-   * whose tensors (weight, scales, biases, bias) are theirs, stacked. */
+   * whose tensors (weight, scales, biases, global_scale, bias) are theirs, stacked. */
   void stack(const std::string& pattern, int count, const std::string& to);
   /** Takes a tensor out, for `put` to give it back in another form. */
   std::optional<mx::array> pull(const std::string& name);

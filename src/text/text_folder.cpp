@@ -211,19 +211,38 @@ void add_all(const Settings& settings, TokenizerSource& source) {
   }
 }
 
-[[noreturn]] void no_tokenizer(const fs::path& folder) {
-  std::string found;
+/** tiktoken.model or qwen.tiktoken and its like; empty: none. */
+fs::path tiktoken_file(const fs::path& folder) {
+  fs::path out;
   for (const auto& entry : fs::directory_iterator(folder)) {
-    const std::string name = entry.path().filename().string();
-    if (name == "tekken.json" || name.ends_with(".tiktoken")) {
-      found += ", and " + name + " is not supported";
+    const fs::path& path = entry.path();
+    const bool ranks = path.filename() == "tiktoken.model" || path.extension() == ".tiktoken";
+    if (ranks && (out.empty() || path < out)) {
+      out = path;
     }
   }
-  fail(
-      Kind::invalid,
-      "[load] {} has no tokenizer.json, no tokenizer.model, no tiktoken.model, and no vocab.json with merges.txt{}",
-      folder.string(),
-      found);
+  return out;
+}
+
+/** `flags`: tokenizer_config.json's for BOS and EOS; a format's own BOS goes before texts unless it says no. */
+TokenizerSource of_ranked(
+    RankedTokenizer tokenizer,
+    const Settings& settings,
+    json::object& special,
+    const char* begins,
+    const char* ends) {
+  for (const auto& [key, token] : {std::pair{"bos_token", &tokenizer.bos}, std::pair{"eos_token", &tokenizer.eos}}) {
+    if (!token->empty() && !special.contains(key)) {
+      special[key] = *token;
+    }
+  }
+  if (!tokenizer.bos.empty() && flag(settings.config(), begins, true)) {
+    tokenizer.source.additions.ends = Ends{.begin = text(special, "bos_token"), .end = {}};
+    if (flag(settings.config(), ends, false)) {
+      tokenizer.source.additions.ends->end = text(special, "eos_token");
+    }
+  }
+  return std::move(tokenizer.source);
 }
 
 TokenizerSource tokenizer_of(const fs::path& folder, const Settings& settings, json::object& special) {
@@ -238,10 +257,15 @@ TokenizerSource tokenizer_of(const fs::path& folder, const Settings& settings, j
     }
   } else if (const fs::path path = folder / "tokenizer.model"; fs::exists(path)) {
     out = of_spm(path, settings, special);
-  } else if (const fs::path path = folder / "tiktoken.model"; fs::exists(path)) {
+  } else if (const fs::path path = folder / "tekken.json"; fs::exists(path)) {
+    auto tokenizer = tekken_tokenizer(read_file(path.string()));
+    out = of_ranked(std::move(tokenizer), settings, special, "add_bos_token", "add_eos_token");
+    add_all(settings, out);
+  } else if (const fs::path path = tiktoken_file(folder); !path.empty()) {
     const std::string ranks = read_file(path.string());
-    out =
+    auto tokenizer =
         tiktoken_tokenizer({.ranks = ranks, .tokenizer_class = settings.tokenizer_class(), .added = settings.added()});
+    out = of_ranked(std::move(tokenizer), settings, special, "add_bod_token", "add_eod_token"); // Hunyuan's names
   } else if (fs::exists(folder / "vocab.json") && fs::exists(folder / "merges.txt")) {
     out = bpe_tokenizer(
         {.vocab = read_file((folder / "vocab.json").string()),
@@ -251,7 +275,11 @@ TokenizerSource tokenizer_of(const fs::path& folder, const Settings& settings, j
     add_all(settings, out);
     out.additions.ends = ends_of(settings, special, false);
   } else {
-    no_tokenizer(folder);
+    fail(
+        Kind::invalid,
+        "[load] {} has no tokenizer.json, no tokenizer.model, no tekken.json, no tiktoken.model or *.tiktoken, and no "
+        "vocab.json with merges.txt",
+        folder.string());
   }
   for (std::string& token : settings.special_texts()) {
     out.additions.special.push_back(std::move(token));

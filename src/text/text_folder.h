@@ -18,10 +18,9 @@ struct TextFiles {
 };
 
 /** The tokenizer: tokenizer.json, else a SentencePiece tokenizer.model, else
- * vocab.json and merges.txt; with tokenizer_config.json, special_tokens_map.json
- * and added_tokens.json. The templates: chat_template.jinja and
- * additional_chat_templates/, else chat_template.json, tokenizer_config.json or
- * processor_config.json. Errors: invalid, naming the file. */
+ * Mistral's tekken.json, else tiktoken.model or *.tiktoken, else vocab.json and merges.txt; with tokenizer_config.json,
+ * special_tokens_map.json and added_tokens.json. The templates: chat_template.jinja and additional_chat_templates/,
+ * else chat_template.json, tokenizer_config.json or processor_config.json. Errors: invalid, naming the file. */
 TextFiles read_text_folder(const std::string& folder);
 
 /** `--chat-template`: a file's path, a template itself, or the name of one of the

@@ -1,6 +1,7 @@
 #include "text/tiktoken.h"
 
 #include "base/error.h"
+#include "base/json.h"
 #include "text/pre_tokenizers.h"
 #include "text/tokenizer_json.h"
 
@@ -14,14 +15,59 @@ namespace parallm {
 
 namespace {
 
-/** The repository's own class, which is code that is never run; how it parts texts, and how many ids behind the ranks
- * it keeps for special tokens (tokenization_kimi.py, tokenization_moonshot.py). */
-constexpr const char* known_class = "TikTokenTokenizer";
-constexpr const char* known_pre = "kimi-k2";
-constexpr size_t reserved = 256;
+/** The repositories' own classes, which are code that is never run: how they part texts, and what their special tokens
+ * behind the ranks are: some with names, others with numbers (tokenization_kimi.py and _moonshot.py, _qwen.py, _hy.py).
+ */
+struct Class {
+  const char* name;
+  const char* pre;
+  std::vector<const char*> named;
+  const char* numbered; // its number for {}
+  bool by_id; // the number is the id, else it counts from 0
+  size_t special; // both kinds
+  const char* bos;
+  const char* eos;
+};
+
+const std::vector<Class>& classes() {
+  static const std::vector<Class> all = {
+      {"TikTokenTokenizer", "kimi-k2", {}, "<|reserved_token_{}|>", true, 256, "", ""},
+      {"QWenTokenizer",
+       "qwen2",
+       {"<|endoftext|>", "<|im_start|>", "<|im_end|>"},
+       "<|extra_{}|>",
+       false,
+       208,
+       "",
+       "<|endoftext|>"},
+      {"HYTokenizer",
+       "qwen2",
+       {"<|endoftext|>", "<|startoftext|>", "<|bos|>", "<|eos|>", "<|pad|>"},
+       "<|extra_{}|>",
+       false,
+       210,
+       "<|startoftext|>",
+       "<|endoftext|>"}};
+  return all;
+}
+
+const Class& class_of(const std::string& name) {
+  std::string names;
+  for (const Class& known : classes()) {
+    if (name == known.name) {
+      return known;
+    }
+    names += names.empty() ? known.name : std::string(", ") + known.name;
+  }
+  fail(
+      Kind::invalid,
+      "[tokenizer] a tiktoken file needs tokenizer_config.json's tokenizer_class to be one of {}; got \"{}\"",
+      names,
+      name);
+}
 
 [[noreturn]] void broken(std::string_view line) {
-  fail(Kind::invalid, "[tokenizer] tiktoken.model: a line is base64, a space and the line's number; got \"{}\"", line);
+  fail(Kind::invalid, "[tokenizer] a tiktoken file's line is base64, a space and the line's number; got \"{}\"", line);
 }
 
 std::string from_base64(std::string_view text, std::string_view line) {
@@ -124,37 +170,142 @@ Merges merges_of(const std::vector<std::string>& tokens, std::vector<std::string
   return out;
 }
 
-} // namespace
-
-TokenizerSource tiktoken_tokenizer(const TiktokenFiles& files) {
-  if (files.tokenizer_class != known_class) {
-    fail(
-        Kind::invalid,
-        "[tokenizer] tiktoken.model needs tokenizer_config.json's tokenizer_class to be {}; got \"{}\"",
-        known_class,
-        files.tokenizer_class);
-  }
-  const PreTokenizer& pre = find_pre_tokenizer(known_pre);
-  const std::vector<std::string> bytes = tokens_of(files.ranks);
-  std::vector<std::string> tokens;
-  const Merges merges = merges_of(bytes, tokens);
-  TokenizerSource out;
-  std::vector<std::string> all = tokens;
-  for (size_t i = 0; i < reserved; ++i) {
-    const auto id = static_cast<int32_t>(bytes.size() + i);
-    const auto named = files.added.find(id);
-    auto token = named != files.added.end()
-        ? named->second
-        : AddedToken{.id = id, .content = fmt::format("<|reserved_token_{}|>", id), .special = true};
-    all.push_back(token.content);
-    out.additions.tokens.push_back(std::move(token));
-  }
+/** All tokens by id, byte-level ones of them by rank, as a tokenizer.json. */
+std::string json_of(const PreTokenizer& pre, const std::vector<std::string>& all, const Merges& merges) {
   check_unique(all, "tokenizer");
-  out.json = tokenizer_json(
-      "",
+  return tokenizer_json(
+      pre.nfc ? R"({"type":"NFC"})" : "",
       pre_tokenizer_json(pre),
       R"({"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true})",
       bpe_json({.tokens = all, .merges = merges, .ignore_merges = true}));
+}
+
+/** Of files up to version 7 that name none (mistral-common's tekken.py); the first ids, in this order. */
+constexpr const char* older_tekken_tokens[] = {
+    "<unk>",
+    "<s>",
+    "</s>",
+    "[INST]",
+    "[/INST]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+    "[TOOL_CALLS]",
+    "[IMG]",
+    "<pad>",
+    "[IMG_BREAK]",
+    "[IMG_END]",
+    "[PREFIX]",
+    "[MIDDLE]",
+    "[SUFFIX]",
+    "[SYSTEM_PROMPT]",
+    "[/SYSTEM_PROMPT]",
+    "[TOOL_CONTENT]"};
+
+[[noreturn]] void broken_tekken(const char* what) {
+  fail(Kind::invalid, "[tokenizer] tekken.json: {}", what);
+}
+
+const json::value& member(const json::object& object, const char* key) {
+  const json::value* value = object.if_contains(key);
+  if (value == nullptr) {
+    fail(Kind::invalid, "[tokenizer] tekken.json: '{}' is missing", key);
+  }
+  return *value;
+}
+
+std::string tekken_text(const json::value& entry, const char* key) {
+  const json::value* value = entry.is_object() ? entry.get_object().if_contains(key) : nullptr;
+  if (value == nullptr || !value->is_string()) {
+    fail(Kind::invalid, "[tokenizer] tekken.json: a token has no '{}'; got {}", key, json_excerpt(entry));
+  }
+  return std::string(value->get_string());
+}
+
+size_t tekken_count(const json::object& config, const char* key) {
+  const json::value& value = member(config, key);
+  if (!value.is_int64() || value.get_int64() < 0 || value.get_int64() > 1 << 24) {
+    fail(Kind::invalid, "[tokenizer] tekken.json: '{}' must be a count; got {}", key, json_excerpt(value));
+  }
+  return static_cast<size_t>(value.get_int64());
+}
+
+/** By id: those that the file names, and numbered ones up to `count`. */
+std::vector<std::string> tekken_special(const json::object& file, size_t count) {
+  std::vector<std::string> out;
+  const json::value* named = file.if_contains("special_tokens");
+  if (named != nullptr && named->is_array()) {
+    for (const json::value& token : named->get_array()) {
+      out.push_back(tekken_text(token, "token_str"));
+    }
+  } else {
+    out.assign(std::begin(older_tekken_tokens), std::end(older_tekken_tokens));
+  }
+  if (out.size() > count) {
+    broken_tekken("it has more special tokens than 'default_num_special_tokens'");
+  }
+  while (out.size() < count) {
+    out.push_back(fmt::format("<SPECIAL_{}>", out.size()));
+  }
+  return out;
+}
+
+} // namespace
+
+RankedTokenizer tiktoken_tokenizer(const TiktokenFiles& files) {
+  const Class& kind = class_of(files.tokenizer_class);
+  const std::vector<std::string> bytes = tokens_of(files.ranks);
+  std::vector<std::string> tokens;
+  const Merges merges = merges_of(bytes, tokens);
+  RankedTokenizer out{.source = {}, .bos = kind.bos, .eos = kind.eos};
+  std::vector<std::string> all = tokens;
+  for (size_t i = 0; i < kind.special; ++i) {
+    const auto id = static_cast<int32_t>(bytes.size() + i);
+    const size_t number = kind.by_id ? bytes.size() + i : i - kind.named.size();
+    const auto given = files.added.find(id);
+    auto token = given != files.added.end() ? given->second : AddedToken{.id = id, .content = {}, .special = true};
+    if (token.content.empty()) {
+      token.content = i < kind.named.size() ? kind.named[i] : fmt::format(fmt::runtime(kind.numbered), number);
+    }
+    all.push_back(token.content);
+    out.source.additions.tokens.push_back(std::move(token));
+  }
+  out.source.json = json_of(find_pre_tokenizer(kind.pre), all, merges);
+  return out;
+}
+
+RankedTokenizer tekken_tokenizer(const std::string& text) {
+  const json::value parsed = parse_json(text, "tekken.json");
+  const json::object* file = parsed.if_object();
+  const json::object* config = file ? member(*file, "config").if_object() : nullptr;
+  const json::array* vocabulary = config ? member(*file, "vocab").if_array() : nullptr;
+  if (vocabulary == nullptr || !member(*config, "pattern").is_string()) {
+    broken_tekken("it must hold a 'config' with a 'pattern', and a list 'vocab'");
+  }
+  const size_t special = tekken_count(*config, "default_num_special_tokens");
+  const size_t size = tekken_count(*config, "default_vocab_size");
+  if (size < special || size - special > vocabulary->size()) {
+    broken_tekken("'default_vocab_size' is no more than the special tokens and the vocabulary together");
+  }
+  std::vector<std::string> bytes;
+  for (const json::value& token : *vocabulary) { // by rank; the model knows the first ones
+    if (bytes.size() == size - special) {
+      break;
+    }
+    const std::string base64 = tekken_text(token, "token_bytes");
+    bytes.push_back(from_base64(base64, base64));
+  }
+  RankedTokenizer out{.source = {}, .bos = "<s>", .eos = "</s>"};
+  std::vector<std::string> all = tekken_special(*file, special), tokens;
+  const Merges merges = merges_of(bytes, tokens);
+  for (const std::string& content : all) {
+    const auto id = static_cast<int32_t>(out.source.additions.tokens.size());
+    out.source.additions.tokens.push_back({.id = id, .content = content, .special = true});
+  }
+  all.insert(all.end(), tokens.begin(), tokens.end());
+  const std::string pattern(member(*config, "pattern").get_string());
+  out.source.json = json_of({.name = "tekken", .splits = {pattern.c_str()}}, all, merges);
   return out;
 }
 

@@ -97,6 +97,21 @@ std::vector<int32_t> Tokenizer::ids(std::string_view text, bool special) const {
   return out;
 }
 
+std::vector<int32_t> Tokenizer::encode(std::string_view text, std::vector<TextSpan>& spans) const {
+  text_bytes error;
+  text_ids ids, places;
+  int status = text_tokenizer_encode_spans(handle_->ffi.get(), text.data(), text.size(), 0, &ids, &places, &error);
+  expect(status, error, "tokenizer");
+  std::vector<int32_t> out(ids.data, ids.data + ids.size);
+  spans.clear();
+  for (size_t i = 0; i < out.size(); ++i) {
+    spans.push_back({places.data[2 * i], places.data[2 * i + 1]});
+  }
+  text_ids_free(ids);
+  text_ids_free(places);
+  return out;
+}
+
 /** Joins the pieces itself where it can: the library's byte fallback gives up a
  * whole run of bytes for one wrong one, which no stream can foresee, and writes
  * added tokens through the byte map. */

@@ -42,6 +42,12 @@ struct TokenizerSource {
   Additions additions;
 };
 
+/** Where something stands in a text, in characters (code points). */
+struct TextSpan {
+  uint32_t begin = 0;
+  uint32_t end = 0;
+};
+
 class Tokenizer {
  public:
   /** From the bytes of a tokenizer.json. Padding and truncation found in it are
@@ -56,6 +62,8 @@ class Tokenizer {
    * with it already, it stands there once. Text must be valid UTF-8: error
    * invalid. */
   std::vector<int32_t> encode(std::string_view text, bool special) const;
+  /** Without special tokens, and where each token stands in the text. */
+  std::vector<int32_t> encode(std::string_view text, std::vector<TextSpan>& spans) const;
   std::string decode(std::span<const int32_t> ids, bool skip_special) const;
 
   /** A token's own bytes, as it stands inside a text (byte-level and

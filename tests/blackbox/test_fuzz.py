@@ -8,7 +8,9 @@ import threading
 from collections import Counter
 
 from asking import ask, greedy, recorded
-from fuzz import bodies
+from conftest import client_of, running
+from fuzz import MEMORY_PATHS, bodies, targets
+from remembering import flags
 
 COUNT, CONNECTIONS, SEED = 10_000, 8, 20
 OURS_BY_DESIGN = {501, 503}
@@ -19,8 +21,8 @@ class Connection:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=60)
         self.file = self.socket.makefile("rb")
 
-    def ask(self, path, body):
-        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    def ask(self, path, body, method="POST"):
+        head = f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         self.socket.sendall(head.encode() + body)
         return self.answer()
 
@@ -46,7 +48,22 @@ class Connection:
 
 
 def test_ten_thousand_malformed_bodies(server, client):
-    waiting = list(enumerate(bodies(SEED, COUNT)))
+    statuses = ask_all(server, client, [("POST", path, body) for path, body in bodies(SEED, COUNT)])
+    assert statuses[400] > COUNT / 2
+
+
+def test_malformed_memories(tmp_path):
+    short = ("--max-context-length", "600")  # a damaged body may lose its max_tokens
+    with running(*flags(tmp_path, *short)) as server, client_of(server) as client:
+        asked = [("POST", path, body) for path, body in bodies(SEED, COUNT // 4, MEMORY_PATHS)]
+        asked += [(method, target, b"{}" if method == "POST" else b"") for method, target in targets(SEED, COUNT // 4)]
+        statuses = ask_all(server, client, asked)
+        assert statuses[400] > COUNT / 8 and statuses[200] > COUNT / 100
+
+
+def ask_all(server, client, asked):
+    """Sends all of it; how often each status came."""
+    waiting = list(enumerate(asked))
     lock = threading.Lock()
     failures, statuses = [], Counter()
 
@@ -56,9 +73,9 @@ def test_ten_thousand_malformed_bodies(server, client):
             with lock:
                 if not waiting or len(failures) > 20:
                     return
-                number, (path, body) = waiting.pop()
+                number, (method, path, body) = waiting.pop()
             try:
-                status, headers, answer = connection.ask(path, body)
+                status, headers, answer = connection.ask(path, body, method)
             except (OSError, ValueError, KeyError, IndexError) as error:
                 failures.append((number, path, body[:300], repr(error)))
                 connection = Connection(server.port)
@@ -81,7 +98,7 @@ def test_ten_thousand_malformed_bodies(server, client):
         worker.join()
     print(dict(statuses))
     assert not failures, "\n".join(map(str, failures[:20]))
-    assert sum(statuses.values()) == COUNT
-    assert statuses[400] > COUNT / 2
+    assert sum(statuses.values()) == len(asked)
     assert server.wait_idle()
     assert ask(client, greedy(recorded("capital"), 7)) == "The capital of France is Paris."
+    return statuses

@@ -153,6 +153,10 @@ class World {
         double mass = c_.sinks ? std::exp(double(sinks[h])) : 0;
         double* o = &out[(t * H + h) * c_.v_dim];
         for (int p = from; p <= t; p++) {
+          const int size = c_.shape.sparse_block, block = size ? p / size : 0;
+          if (size && t / size - block >= c_.shape.sparse_local && (block + h + 1) % c_.shape.sparse_stride != 0) {
+            continue;
+          }
           double score = 0;
           for (int i = 0; i < c_.dim; i++) {
             score += q[(t * H + h) * c_.dim + i] * k[(p * G + g) * c_.dim + i];
@@ -241,6 +245,14 @@ std::vector<Case> cases() {
     c.shape.window = 33;
     all.push_back(c);
   }
+  Case sparse;
+  sparse.shape.sparse_block = 32;
+  sparse.shape.sparse_local = 2;
+  sparse.shape.sparse_stride = 3;
+  all.push_back(sparse);
+  sparse.shape.sparse_local = 1;
+  sparse.heads = 8;
+  all.push_back(sparse);
   for (int bits : {8, 4}) {
     Case c;
     c.shape.kv_bits = bits;

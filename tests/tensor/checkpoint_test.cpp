@@ -100,6 +100,18 @@ TEST_CASE("checkpoint: a GGUF file brings its tokenizer") {
   CHECK(checkpoint.bos_id == 1);
 }
 
+TEST_CASE("checkpoint: ModelOpt's own file says how weights are quantized") {
+  Copy copy("muse_spark_nvfp4");
+  copy.edit("\"quantization_config\"", "\"gone\"");
+  CHECK_HAS(message(copy.path()), "scales");
+  copy.write(
+      "hf_quant_config.json",
+      R"({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "group_size": 16}})");
+  CHECK(message(copy.path()) == "no error");
+  copy.write("hf_quant_config.json", R"({"quantization": {"quant_algo": "FP8"}})");
+  CHECK_HAS(message(copy.path()), "'quant_algo' must be NVFP4; got 'FP8'");
+}
+
 TEST_CASE("checkpoint: errors say what is wrong with which file") {
   CHECK_HAS(message("/no/such/model"), "no such file or folder");
   {

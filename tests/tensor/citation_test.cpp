@@ -7,6 +7,7 @@
 #include <doctest/doctest.h>
 
 #include <cstdlib>
+#include <filesystem>
 
 using namespace parallm;
 
@@ -122,7 +123,9 @@ TEST_CASE("citations: mass beyond the background names the sentence that an answ
     return;
   }
   LanguageModel model(path, {.kv_cache_bytes = 1 << 26, .max_rows = 4, .extended_mind = true});
-  MemoryManager memories(model);
+  const auto folder = std::filesystem::temp_directory_path() / "parallm_citations";
+  std::filesystem::remove_all(folder);
+  const auto memories = open_memories(model, {.store = "files:" + folder.string()});
   const auto encode = [&](const std::string& text) { return model.tokenizer().encode(text, false); };
   for (bool filled : {false, true}) {
     std::vector<int32_t> text;
@@ -137,11 +140,11 @@ TEST_CASE("citations: mass beyond the background names the sentence that an answ
         add(encode(filler));
       }
     }
-    memories.add_memories("facts", "all", text);
+    memories->add_memories("facts", "all", text);
     for (bool contiguous : {false, true}) {
       RecallHow how{.top_k = 16, .contiguous = contiguous};
       how.record = true;
-      auto recall = memories.recall("facts", {}, how);
+      auto recall = memories->recall("facts", {}, how);
       const auto background = background_of(model, recall);
       REQUIRE(background.size() == text.size());
       recall.background = std::make_shared<const std::vector<float>>(background);
@@ -190,4 +193,5 @@ TEST_CASE("citations: mass beyond the background names the sentence that an answ
       CHECK(right_by_mass < right);
     }
   }
+  std::filesystem::remove_all(folder);
 }

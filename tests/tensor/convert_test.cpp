@@ -50,8 +50,16 @@ TEST_CASE("rules: an architecture keeps some of its layers more precise, or as t
   const QuantRules deepseek({64, 4}, "", "deepseek_v3", {});
   CHECK(!deepseek("model.layers.3.mlp.gate", 128));
   CHECK(deepseek("model.layers.3.mlp.switch_mlp.gate_proj", 128));
-  CHECK(!may_cast("model.layers.3.mlp.gate.e_score_correction_bias"));
-  CHECK(may_cast("model.layers.3.self_attn.q_proj.bias"));
+  const std::string layer = "model.language_model.layers.{}.mlp.experts.up_proj";
+  const QuantRules spark({16, 4, "nvfp4"}, "", "muse_spark", {fmt::format(fmt::runtime(layer), 9), "lm_head"});
+  CHECK(spark(fmt::format(fmt::runtime(layer), 8), 128));
+  CHECK(!spark(fmt::format(fmt::runtime(layer), 9), 128));
+  CHECK(!spark(fmt::format(fmt::runtime(layer), 0), 128));
+  CHECK(!spark("lm_head", 128));
+  CHECK(!may_cast("deepseek_v3", "model.layers.3.mlp.gate.e_score_correction_bias"));
+  CHECK(may_cast("deepseek_v3", "model.layers.3.self_attn.q_proj.bias"));
+  CHECK(!may_cast("kimi_linear", "model.layers.0.self_attn.A_log"));
+  CHECK(may_cast("qwen3_next", "model.layers.0.linear_attn.A_log"));
 }
 
 TEST_CASE("convert: shards hold what the index says, and open again") {

@@ -65,9 +65,8 @@ inline std::vector<float> floats(mx::array x) {
   return {x.data<float>(), x.data<float>() + x.size()};
 }
 
-inline std::vector<Sequence> references(const std::string& name) {
-  auto file = (golden_folder / name / "reference.safetensors").string();
-  auto arrays = mx::load_safetensors(file).first;
+inline std::vector<Sequence> references_of(const std::filesystem::path& folder) {
+  auto arrays = mx::load_safetensors((folder / "reference.safetensors").string()).first;
   std::vector<Sequence> out;
   for (int i = 0; arrays.contains(fmt::format("prompt.{}", i)); ++i) {
     auto tokens = ints(arrays.at(fmt::format("prompt.{}", i)));
@@ -77,6 +76,10 @@ inline std::vector<Sequence> references(const std::string& name) {
     out.push_back({tokens, prompt, arrays.at(fmt::format("logits.{}", i))});
   }
   return out;
+}
+
+inline std::vector<Sequence> references(const std::string& name) {
+  return references_of(golden_folder / name);
 }
 
 /** A model with its caches. */
@@ -175,9 +178,11 @@ inline std::vector<int> block_range(int first, int count, int stride = 1) {
   return out;
 }
 
+constexpr int most_blocks = 20; // of a sequence
+
 /** One sequence alone, its prompt in chunks. */
 inline std::vector<std::vector<float>> alone(Loaded& loaded, const Sequence& sequence, int chunk, int first_block = 3) {
-  Feed feed(sequence, block_range(first_block, 16), 5);
+  Feed feed(sequence, block_range(first_block, most_blocks), 5);
   while (!feed.done()) {
     auto piece = feed.piece(chunk);
     auto rows = step(loaded, {piece});
@@ -193,7 +198,7 @@ together(Loaded& loaded, const std::vector<Sequence>& sequences, const std::vect
   std::vector<Feed> feeds;
   int count = sequences.size();
   for (int i = 0; i < count; ++i) {
-    feeds.emplace_back(sequences[i], block_range(i, 16, count), count - i); // interleaved
+    feeds.emplace_back(sequences[i], block_range(i, most_blocks, count), count - i); // interleaved
   }
   for (int now = 0;; ++now) {
     std::vector<Piece> pieces;

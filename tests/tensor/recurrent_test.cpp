@@ -157,7 +157,16 @@ TEST_CASE("recurrent: a step leaves other slots' states where they are") {
 namespace {
 
 /** All forms of one recurrence, of B rows and L tokens. */
-void compare_forms(int length, int heads, int groups, bool by_key, bool delta, bool beta, bool skip, float strength) {
+void compare_forms(
+    int length,
+    int heads,
+    int groups,
+    bool by_key,
+    bool delta,
+    bool beta,
+    bool skip,
+    float strength,
+    bool moves = false) {
   constexpr int rows = 2, keys = 24, values = 10;
   auto k = mx::random::normal({rows, length, groups, keys});
   k = k / mx::sqrt(mx::sum(mx::square(k), 3, true));
@@ -173,6 +182,11 @@ void compare_forms(int length, int heads, int groups, bool by_key, bool delta, b
   }
   if (skip) {
     in.skip = mx::random::normal({heads});
+  }
+  if (moves) { // RWKV-7's: what is read is taken away in part
+    in.read = mx::negative(in.k);
+    in.write = in.k * mx::sigmoid(mx::random::normal(k.shape()));
+    in.k = mx::random::normal(k.shape());
   }
   auto start = mx::random::normal({rows, heads, values, keys});
   auto s1 = start, s2 = start, s3 = start;
@@ -199,6 +213,10 @@ TEST_CASE("recurrent: by token, by chunk and by kernel are one recurrence") {
           CAPTURE(strength);
           compare_forms(length, 4, 2, by_key, delta, true, !delta, strength);
           compare_forms(length, 3, 3, by_key, delta, delta, false, strength);
+          if (!delta) {
+            compare_forms(length, 4, 4, by_key, false, false, false, strength, true);
+            compare_forms(length, 4, 2, by_key, false, true, true, strength, true);
+          }
         }
       }
     }
@@ -225,8 +243,8 @@ TEST_CASE("recurrent: on our kernels one call or many, one row or many, are the 
   mx::random::seed(7);
   constexpr int rows = 3, length = 37, heads = 6, groups = 2, keys = 20, values = 11;
   for (auto dtype : {mx::float32, mx::float16, mx::bfloat16}) {
-    for (bool delta : {false, true}) {
-      auto some = [&](mx::Shape shape) { return mx::astype(mx::random::normal(std::move(shape)) * 0.3f, dtype); };
+    for (auto [delta, moves] : {std::pair(false, false), {true, false}, {false, true}}) {
+      auto some = [&](const mx::Shape& shape) { return mx::astype(mx::random::normal(shape) * 0.3f, dtype); };
       // q and k out of one array, as a projection gives them
       auto both = some({rows, length, 2 * groups * keys});
       auto halves = mx::split(both, 2, 2);
@@ -238,6 +256,10 @@ TEST_CASE("recurrent: on our kernels one call or many, one row or many, are the 
           .log_decay = mx::negative(mx::abs(mx::random::normal({rows, length, heads}))),
           .beta = mx::sigmoid(mx::random::normal({rows, length, heads})),
           .delta = delta};
+      if (moves) {
+        in.read = shaped(some({rows, length, groups * keys}));
+        in.write = shaped(some({rows, length, groups * keys}));
+      }
       auto start = mx::random::normal({rows, heads, values, keys});
       auto all_state = start;
       auto all = linear_recurrence(in, all_state);
@@ -249,6 +271,10 @@ TEST_CASE("recurrent: on our kernels one call or many, one row or many, are the 
             return piece(piece(x, 0, row, row + 1), 1, first, end);
           };
           LinearRecurrence part{cut(in.q), cut(in.k), cut(in.v), cut(in.log_decay), cut(*in.beta), {}, delta};
+          if (in.read) {
+            part.read = cut(*in.read);
+            part.write = cut(*in.write);
+          }
           out.push_back(linear_recurrence(part, state));
         }
         CHECK(same(mx::concatenate(out, 1), piece(all, 0, row, row + 1)));

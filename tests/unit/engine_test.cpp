@@ -225,3 +225,41 @@ TEST_CASE("the destructor cancels what runs and what waits") {
     CHECK((finish == Finish::cancelled || finish == Finish::length));
   }
 }
+
+TEST_CASE("an engine that can't go on says so to whom it hasn't served, jobs too") {
+  struct Broken : FakeRunner {
+    using FakeRunner::FakeRunner;
+    std::promise<void> inside, go;
+    void launch(const Plan&) override {
+      inside.set_value();
+      go.get_future().wait();
+      throw std::runtime_error("launch");
+    }
+    void reset() override {
+      throw std::runtime_error("reset");
+    }
+  };
+  auto options = engine_options();
+  Broken* runner = nullptr;
+  Engine engine(options, [&](EngineOptions&) {
+    auto made = std::make_unique<Broken>(options.blocks, options.block_size);
+    runner = made.get();
+    return made;
+  });
+  Stream stream = engine.generate(ask(1, 4, 30));
+  runner->inside.get_future().wait();
+  std::future<void> job = engine.run([](Runner&) { FAIL("it ran"); });
+  runner->go.set_value();
+  const auto kind_of = [](const std::function<void()>& call) {
+    try {
+      call();
+    } catch (const Error& error) {
+      return error.kind;
+    }
+    return Kind::not_found; // of none
+  };
+  CHECK(kind_of([&] { job.get(); }) == Kind::unavailable);
+  CHECK(read(stream).finish == Finish::error);
+  CHECK(kind_of([&] { engine.run([](Runner&) {}); }) == Kind::unavailable);
+  CHECK(kind_of([&] { engine.generate(ask(1, 4, 30)); }) == Kind::unavailable);
+}

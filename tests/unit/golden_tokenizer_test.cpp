@@ -52,7 +52,18 @@ GgufVocabulary gguf_of(SpmModel spm) {
 
 TEST_CASE("golden_tokenizer: a folder's ids are transformers', and SentencePiece's") {
   for (const char* name :
-       {"spm_bpe", "spm_llama", "spm_gemma", "spm_unigram", "spm_unigram_bytes", "bpe_qwen2", "bpe_gpt2", "tiktoken"}) {
+       {"spm_bpe",
+        "spm_llama",
+        "spm_gemma",
+        "spm_unigram",
+        "spm_unigram_bytes",
+        "bpe_qwen2",
+        "bpe_gpt2",
+        "tiktoken",
+        "qwen",
+        "hunyuan",
+        "tekken",
+        "tekken_named"}) {
     CAPTURE(std::string(name));
     Tokenizer tokenizer(read_text_folder(golden + name).tokenizer);
     const json::value expected = read(std::string(name) + "/expected.json");

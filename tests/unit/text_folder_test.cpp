@@ -172,10 +172,8 @@ TEST_CASE("text_folder: --chat-template is a file, a text or a name") {
 TEST_CASE("text_folder: what it can't open it names") {
   Folder folder;
   CHECK(
-      folder.error().find("has no tokenizer.json, no tokenizer.model, no tiktoken.model, and no vocab.json") !=
+      folder.error().find("has no tokenizer.json, no tokenizer.model, no tekken.json, no tiktoken.model") !=
       std::string::npos);
-  folder.write("tekken.json", "{}");
-  CHECK(folder.error().find("tekken.json is not supported") != std::string::npos);
   folder.write("vocab.json", R"({"a": 0})").write("merges.txt", "");
   folder.write("tokenizer_config.json", R"({"tokenizer_class": "OddTokenizer"})");
   CHECK(folder.error().find("got \"OddTokenizer\"") != std::string::npos);
@@ -197,14 +195,40 @@ TEST_CASE("text_folder: a tiktoken.model that is none is an error with its line"
   Folder folder;
   folder.write("tiktoken.model", "IQ== 0\nIg== 2\n");
   folder.write("tokenizer_config.json", R"({"tokenizer_class": "OddTokenizer"})");
-  CHECK(folder.error().find("tokenizer_class to be TikTokenTokenizer; got \"OddTokenizer\"") != std::string::npos);
+  CHECK(
+      folder.error().find(
+          "tokenizer_class to be one of TikTokenTokenizer, QWenTokenizer, HYTokenizer; got \"OddTokenizer\"") !=
+      std::string::npos);
   folder.write("tokenizer_config.json", R"({"tokenizer_class": "TikTokenTokenizer"})");
   CHECK(folder.error().find("the line's number; got \"Ig== 2\"") != std::string::npos);
   for (const char* line : {"IQ==", " 0", "I?== 0", "IQ== x", "IQ== 0"}) { // the last: a second 0
     CAPTURE(std::string(line));
     folder.write("tiktoken.model", std::string(line) + "\nIQ== 0\n");
-    CHECK(folder.error().find("tiktoken.model: a line is") != std::string::npos);
+    CHECK(folder.error().find("a tiktoken file's line is") != std::string::npos);
   }
   folder.write("tiktoken.model", "\nIQ== 0\n");
   CHECK(folder.error() == "none");
+}
+
+TEST_CASE("text_folder: a tekken.json that is none is an error that says what is wrong") {
+  const std::string vocab = R"("vocab": [{"rank": 0, "token_bytes": "IQ==", "token_str": "!"}])";
+  const auto config = [](const char* counts) {
+    return std::string(R"({"config": {"pattern": ".", )") + counts + "}, ";
+  };
+  const std::vector<std::pair<std::string, std::string>> cases{
+      {"{}", "'config' is missing"},
+      {R"({"config": {}})", "'vocab' is missing"},
+      {R"({"config": {}, "vocab": []})", "'pattern' is missing"},
+      {config(R"("default_num_special_tokens": 20)") + vocab + "}", "'default_vocab_size' is missing"},
+      {config(R"("default_num_special_tokens": 20, "default_vocab_size": 22)") + vocab + "}", "no more than"},
+      {config(R"("default_num_special_tokens": 3, "default_vocab_size": 4)") + vocab + "}", "more special tokens"},
+      {config(R"("default_num_special_tokens": 20, "default_vocab_size": 21)") + R"("vocab": [{}]})",
+       "no 'token_bytes'"},
+      {config(R"("default_num_special_tokens": 20, "default_vocab_size": 21)") + vocab + "}", "none"}};
+  for (const auto& [file, said] : cases) {
+    Folder folder;
+    folder.write("tekken.json", file);
+    CAPTURE(folder.error());
+    CHECK(folder.error().find(said) != std::string::npos);
+  }
 }

@@ -73,6 +73,15 @@ int text_tokenizer_encode(
     int special,
     text_ids* out,
     text_bytes* error);
+/* The same ids; spans: for each of them its begin and end in the text, in characters; twice as many as ids. */
+int text_tokenizer_encode_spans(
+    const text_tokenizer* tokenizer,
+    const char* text,
+    size_t size,
+    int special,
+    text_ids* out,
+    text_ids* spans,
+    text_bytes* error);
 /* Ids that the tokenizer lacks give nothing. */
 int text_tokenizer_decode(
     const text_tokenizer* tokenizer,

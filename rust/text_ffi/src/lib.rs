@@ -76,6 +76,24 @@ pub unsafe extern "C" fn text_tokenizer_encode(
 }
 
 #[no_mangle]
+pub unsafe extern "C" fn text_tokenizer_encode_spans(
+    tokenizer: &TextTokenizer,
+    data: *const u8,
+    size: usize,
+    special: i32,
+    out: *mut Ids,
+    spans: *mut Ids,
+    error: *mut Bytes,
+) -> i32 {
+    guard(error, || {
+        let (ids, places) = tokenizer.0.encode_spans(text(data, size)?, special != 0)?;
+        out.write(ids.into());
+        spans.write(places.into());
+        Ok(())
+    })
+}
+
+#[no_mangle]
 pub unsafe extern "C" fn text_tokenizer_decode(
     tokenizer: &TextTokenizer,
     ids: *const u32,

@@ -144,6 +144,13 @@ impl Text {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// Ids, and for each where it stands in the text: begin and end, in characters.
+    pub fn encode_spans(&self, text: &str, special: bool) -> Result<(Vec<u32>, Vec<u32>)> {
+        let encoding = self.tokenizer.encode_char_offsets(text, special).map_err(|e| anyhow!("{e}"))?;
+        let spans = encoding.get_offsets().iter().flat_map(|&(begin, end)| [begin as u32, end as u32]);
+        Ok((encoding.get_ids().to_vec(), spans.collect()))
+    }
+
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         self.tokenizer.decode(ids, skip_special).map_err(|e| anyhow!("{e}"))
     }

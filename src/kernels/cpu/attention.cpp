@@ -5,7 +5,7 @@
 namespace parallm::cpu {
 namespace {
 
-/** Inputs: q, k, v, cos, sin, k_pool, v_pool, spans, table, then maybe sinks.
+/** Inputs: q, k, v, cos, sin, k_pool, v_pool, spans, table, then maybe sinks and what is chosen.
  * Two nodes are never equivalent: each writes to the pools. */
 class PagedAttention : public CpuPrimitive {
  public:
@@ -45,13 +45,24 @@ class PagedAttention : public CpuPrimitive {
     job.span_count = in[7].shape(0);
     job.table = in[8].data<int32_t>();
     job.table_width = in[8].shape(1);
-    job.sinks = in.size() > 9 ? in[9].data<float>() : nullptr;
+    for (size_t i = 9; i < in.size(); i++) {
+      if (in[i].dtype() == mx::float32) {
+        job.sinks = in[i].data<float>();
+      } else {
+        job.chosen = in[i].data<bool>();
+        job.choosers = in[i].shape(1);
+        job.chosen_width = in[i].shape(2);
+      }
+    }
     job.scale = shape_.scale;
     job.window = shape_.window;
     job.chunk = shape_.chunk;
     job.softcap = shape_.softcap;
     job.rope_dims = shape_.rope_dims;
     job.rope_traditional = shape_.rope_traditional;
+    job.sparse_block = shape_.sparse_block;
+    job.sparse_local = shape_.sparse_local;
+    job.sparse_stride = shape_.sparse_stride;
     job.out = allocate(outputs[0]);
     job.masses = outputs.size() > 1 ? allocate<float>(outputs[1]) : nullptr;
     job.rotated = outputs.size() > 1 ? allocate<float>(outputs[2]) : nullptr;
@@ -90,7 +101,8 @@ mx::array paged_attention(
     const mx::array& table,
     const std::optional<mx::array>& sinks,
     const PagedAttentionShape& shape,
-    OpenAttention* open) {
+    OpenAttention* open,
+    const std::optional<mx::array>& chosen) {
   check(q.ndim() == 3 && is_float(q.dtype()), "q must be [T,H,D] of a float type", q);
   const int T = q.shape(0), H = q.shape(1), D = q.shape(2);
   check(
@@ -137,6 +149,16 @@ mx::array paged_attention(
         " and ",
         shape.softcap);
   }
+  if (shape.sparse_block % 32 != 0 || (shape.sparse_block > 0 && (shape.sparse_local < 1 || shape.sparse_stride < 1))) {
+    fail_op(
+        "paged_attention",
+        "sparse_block must be a multiple of 32, with a local part and a stride; got ",
+        shape.sparse_block,
+        ", ",
+        shape.sparse_local,
+        " and ",
+        shape.sparse_stride);
+  }
   if (shape.rope_dims > 0) {
     const mx::Shape angles{T, shape.rope_dims / 2};
     check(cos.shape() == angles && cos.dtype() == mx::float32, "cos must be float32 [T,rope_dims/2]", cos);
@@ -146,6 +168,14 @@ mx::array paged_attention(
   if (sinks) {
     check(sinks->shape() == mx::Shape{H} && sinks->dtype() == mx::float32, "sinks must be float32 [H]", *sinks);
     inputs.push_back(*sinks);
+  }
+  if (chosen) {
+    check(
+        chosen->ndim() == 3 && chosen->shape(0) == T && chosen->shape(1) > 0 && H % chosen->shape(1) == 0 &&
+            chosen->dtype() == mx::bool_,
+        "chosen must be bool [T,A,S], A a divisor of H",
+        *chosen);
+    inputs.push_back(*chosen);
   }
   auto primitive = std::make_shared<PagedAttention>(shape);
   if (open == nullptr) {

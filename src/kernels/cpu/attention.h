@@ -24,12 +24,16 @@ struct AttentionJob {
   const int32_t* table; // [span_count, table_width]
   size_t table_width;
   const float* sinks; // [H] or null
+  const bool* chosen; // [T, choosers, chosen_width] or null
+  size_t choosers, chosen_width;
   float scale;
   size_t window; // 0: none
   size_t chunk; // 0: none
   float softcap; // 0: none
   size_t rope_dims;
   bool rope_traditional;
+  size_t sparse_block; // 0: every position is seen; else a multiple of 32
+  size_t sparse_local, sparse_stride;
   void* out; // [T,H,Dv]
   float* masses; // [T,H] the log of the sum of exp(score) of each query; null: not asked for
   float* rotated; // [T,H,D] the queries; null: not asked for
@@ -39,6 +43,17 @@ struct AttentionJob {
     const size_t begin = window > 0 && position + 1 > window ? position + 1 - window : 0;
     const size_t own = chunk > 0 ? position / chunk * chunk : 0;
     return begin > own ? begin : own;
+  }
+
+  /** Which of the positions from `base` on a head of token t sees among those it would; null: all. */
+  const bool* chosen_by(size_t t, size_t head, size_t base) const {
+    return chosen == nullptr ? nullptr : chosen + (t * choosers + head * choosers / heads) * chosen_width + base;
+  }
+
+  /** Whether head `h` of a query at `position` sees the block that p is in. */
+  bool sees_block(size_t h, size_t position, size_t p) const {
+    const size_t block = sparse_block > 0 ? p / sparse_block : 0;
+    return sparse_block == 0 || position / sparse_block < block + sparse_local || (block + h + 1) % sparse_stride == 0;
   }
 
   /** Where a head's key or value of position `p` of a span's sequence lies in the pools, in rows of D; the rest of its

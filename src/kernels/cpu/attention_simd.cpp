@@ -263,11 +263,20 @@ float exp_of(float x) {
   return hn::GetLane(hn::Exp(F32(), hn::Set(F32(), x)));
 }
 
+/** Whether any of a tile's part is among `chosen`, of the tile's positions. */
+bool any_chosen(const bool* chosen, Range part) {
+  return std::find(chosen + part.begin, chosen + part.end, true) != chosen + part.end;
+}
+
 /** A row's scores in a tile to weights exp(score - top); top, mass and out
  * follow a greater top. */
-void soften(const AttentionJob& job, State& state, size_t row, Range part) {
+void soften(const AttentionJob& job, State& state, size_t row, Range part, const bool* chosen) {
   const F32 d;
   float* scores = state.scores + row * tile_width;
+  if (chosen != nullptr && !any_chosen(chosen, part)) {
+    std::fill(scores, scores + tile_width, 0.0f);
+    return;
+  }
   if (job.softcap > 0) {
     const V cap = hn::Set(d, job.softcap);
     for (size_t j = 0; j < tile_width; j += lanes) {
@@ -277,6 +286,9 @@ void soften(const AttentionJob& job, State& state, size_t row, Range part) {
   }
   std::fill(scores, scores + part.begin, minus_infinity);
   std::fill(scores + part.end, scores + tile_width, minus_infinity);
+  for (size_t j = part.begin; chosen != nullptr && j < part.end; j++) {
+    scores[j] = chosen[j] ? scores[j] : minus_infinity;
+  }
   V greatest = load(scores);
   for (size_t j = lanes; j < tile_width; j += lanes) {
     greatest = hn::Max(greatest, load(scores + j));
@@ -352,8 +364,13 @@ void add_all_values(State& state, const P* values, size_t stride, Range piece, c
   for (size_t row = 0; row < state.rows;) {
     const Range part = seen(row);
     const auto alike = [&](size_t many) {
-      const Range last = row + many <= state.rows ? seen(row + many - 1) : Range{1, 0};
-      return part.begin == last.begin && part.end == last.end;
+      for (size_t next = row + 1; next < row + many; next++) {
+        const Range other = next < state.rows ? seen(next) : Range{1, 0};
+        if (part.begin != other.begin || part.end != other.end) {
+          return false;
+        }
+      }
+      return true;
     };
     const P* from = values + (part.begin - piece.begin) * stride;
     if (alike(4)) {
@@ -389,10 +406,25 @@ void attend(const AttentionJob& job, const Item& item) {
   const Range all{visible(job, position).begin, position + item.count};
   // Few rows read the pools' own numbers; more read them as floats, turned once.
   const bool direct = !Pool::coded && state.rows <= 8 && job.dim % lanes == 0 && job.v_dim % lanes == 0;
-  const auto part_of = [&](size_t row, size_t base) { return within(visible(job, position + row / heads), base); };
+  const auto part_of = [&](size_t row, size_t base) { // a tile lies within one sparse block
+    const size_t at = position + row / heads;
+    const bool seen = job.sees_block(item.kv_head * heads + row % heads, at, base);
+    return seen ? within(visible(job, at), base) : Range{0, 0};
+  };
+  const auto chosen_by = [&](size_t row, size_t base) {
+    const size_t t = job.spans[item.span * 3] + item.first + row / heads;
+    return job.chosen_by(t, item.kv_head * heads + row % heads, base);
+  };
   for (size_t base = all.begin / tile_width * tile_width; base < all.end; base += tile_width) {
     const Range part = within(all, base);
     const auto seen = [&](size_t row) { return part_of(row, base); };
+    bool any = false;
+    for (size_t row = 0; row < state.rows && !any; row++) {
+      any = job.chosen != nullptr ? any_chosen(chosen_by(row, base), seen(row)) : seen(row).end > 0;
+    }
+    if (!any) {
+      continue;
+    }
     std::memset(state.scores, 0, state.rows * tile_width * sizeof(float));
     if (direct) {
       score_pool<typename Pool::Element>(job, item, base, part, state);
@@ -406,7 +438,7 @@ void attend(const AttentionJob& job, const Item& item) {
     for (size_t row = 0; row < state.rows; row++) {
       const Range own = seen(row);
       if (own.end > 0) {
-        soften(job, state, row, own);
+        soften(job, state, row, own, chosen_by(row, base));
       }
     }
     if (direct) {
@@ -422,8 +454,9 @@ void attend(const AttentionJob& job, const Item& item) {
       job.masses[t * job.heads + h] = state.top[row] + std::log(state.mass[row]);
     }
     float* out = state.out + row * state.v_dim;
+    const float mass = state.mass[row] > 0 ? state.mass[row] : 1; // 0: nothing was chosen
     for (size_t i = 0; i < state.v_dim; i += lanes) {
-      store(hn::Div(load(out + i), hn::Set(F32(), state.mass[row])), out + i);
+      store(hn::Div(load(out + i), hn::Set(F32(), mass)), out + i);
     }
     narrow(out, job.v_dim, static_cast<T*>(job.out) + (t * job.heads + h) * job.v_dim);
   }
@@ -494,6 +527,9 @@ void check_job(const AttentionJob& job) {
         "a span lies outside the step");
     const size_t used = (offset + count + job.block_size - 1) / job.block_size;
     holds(used <= job.table_width, "a span is longer than its table row");
+    holds(
+        job.chosen == nullptr || count == 0 || static_cast<size_t>(offset + count) <= job.chosen_width,
+        "a span is longer than what is chosen of it");
     // Blocks that only positions before every window use may be gone.
     const size_t seen = job.first_seen(offset);
     for (size_t b = seen / job.block_size; count > 0 && b < used; b++) {

@@ -42,12 +42,13 @@ struct GroupedJob {
       factor.scales = at(first_factor.scales, group * scale_bytes);
       factor.biases = at(first_factor.biases, group * scale_bytes);
       factor.bias = at(first_factor.bias, group * bias_bytes);
+      factor.global_scale = first_factor.global_scale ? first_factor.global_scale + group : nullptr;
       run_matmul(job);
     }
   }
 };
 
-/** Inputs: which, x, w, then scales where bits > 0 and affine biases, then maybe bias. */
+/** Inputs: which, x, w, then scales where bits > 0, affine biases, a global scale, and a bias. */
 class GroupedMatmul : public CpuPrimitive {
  public:
   GroupedMatmul(Quantized how, bool bias) : how_(how), bias_(bias) {}
@@ -140,16 +141,21 @@ mx::array grouped_quantized_matmul(
     int bits,
     const mx::array& which,
     const std::optional<mx::array>& bias,
-    const std::string& mode) {
+    const std::string& mode,
+    const std::optional<mx::array>& global_scale) {
   const char* op = "grouped_quantized_matmul";
-  const auto how = quantized(op, mode, group_size, bits);
+  auto how = quantized(op, mode, group_size, bits);
+  how.scaled = global_scale.has_value();
   if (w.ndim() != 3 || w.dtype() != mx::uint32) {
     fail_op(op, "w must be uint32 [E,N,K*bits/32]; got ", w.shape(), " ", w.dtype());
   }
-  check_scales(op, {w.shape(0), w.shape(1), x.shape(-1) / group_size}, how, scales, biases);
+  check_scales(op, {w.shape(0), w.shape(1), x.shape(-1) / group_size}, how, scales, biases, global_scale);
   std::vector<mx::array> inputs{which, x, w, scales};
   if (biases) {
     inputs.push_back(*biases);
+  }
+  if (global_scale) {
+    inputs.push_back(*global_scale);
   }
   return node(op, std::move(inputs), bias, how);
 }

@@ -15,7 +15,7 @@ struct Form {
 };
 
 /** Inputs: x, then the norm's weight where there is one, for each factor w, scales where bits > 0, affine biases, a
- * bias where it has one, and at the end the addend. */
+ * global scale and a bias where it has one, and at the end the addend. */
 class Matmul : public CpuPrimitive {
  public:
   struct Shape {
@@ -82,6 +82,7 @@ Form form_of(const char* op, const Operand& operand, int inner) {
   } else {
     const int bits = operand.bits, group = operand.group_size;
     form.how = quantized(op, operand.mode, group, bits);
+    form.how.scaled = operand.global_scale.has_value();
     if (w.ndim() != 2 || w.dtype() != mx::uint32 || inner % group != 0 || w.shape(1) * 32 != inner * bits) {
       fail_op(
           op,
@@ -94,7 +95,7 @@ Form form_of(const char* op, const Operand& operand, int inner) {
           " ",
           w.dtype());
     }
-    check_scales(op, {w.shape(0), inner / group}, form.how, *operand.scales, operand.biases);
+    check_scales(op, {w.shape(0), inner / group}, form.how, *operand.scales, operand.biases, operand.global_scale);
   }
   const auto& bias = operand.bias;
   if (bias && (bias->shape() != mx::Shape{w.shape(0)} || !is_float(bias->dtype()))) {
@@ -124,7 +125,7 @@ node(const char* op, const mx::array& x, const std::vector<Operand>& operands, s
     const auto& operand = operands[i];
     shape.forms.push_back(form_of(op, operand, inner));
     inputs.push_back(operand.w);
-    for (const auto* part : {&operand.scales, &operand.biases, &operand.bias}) {
+    for (const auto* part : {&operand.scales, &operand.biases, &operand.global_scale, &operand.bias}) {
       if (*part) {
         inputs.push_back(**part);
       }

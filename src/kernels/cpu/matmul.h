@@ -16,6 +16,7 @@ struct Quantized {
   Mode mode = Mode::affine;
   int group_size = 0;
   int bits = 0; // 0: dense
+  bool scaled = false; // a factor of all the scales
 
   bool operator==(const Quantized&) const = default;
 };
@@ -28,6 +29,7 @@ struct Factor {
   Type type; // of a dense w, or of affine scales and biases
   const void* scales = nullptr; // [N, K/group_size]; bytes where the mode isn't affine
   const void* biases = nullptr; // affine's
+  const float* global_scale = nullptr; // that factor
   const void* bias = nullptr; // [N] or null
   Type bias_type = Type::f32;
   void* out = nullptr; // [M,N]

@@ -42,9 +42,11 @@ Groups open_groups(const Factor& factor, size_t inner, const Part& part) {
   const size_t group = factor.how.group_size, row = inner / group, used = part.length / group;
   const auto* bytes = static_cast<const uint8_t*>(factor.scales) + part.first * row + part.k / group;
   const float* table = byte_scales(factor.how.mode);
+  const float by = factor.global_scale ? *factor.global_scale : 1;
   float* scales = thread_scratch(scratch::groups, part.count * used);
   for (size_t n = 0; n < part.count; n++) {
-    std::transform(bytes + n * row, bytes + n * row + used, scales + n * used, [table](uint8_t b) { return table[b]; });
+    std::transform(
+        bytes + n * row, bytes + n * row + used, scales + n * used, [=](uint8_t b) { return table[b] * by; });
   }
   return {scales, used};
 }

@@ -23,6 +23,7 @@ struct Operand {
   mx::array w;
   std::optional<mx::array> scales = {};
   std::optional<mx::array> biases = {}; // affine codes'
+  std::optional<mx::array> global_scale = {}; // float32, a factor of small floats' scales
   std::optional<mx::array> bias = {}; // [N]
   int group_size = 0;
   int bits = 0;
@@ -63,7 +64,8 @@ mx::array grouped_matmul(
     const mx::array& which,
     const std::optional<mx::array>& bias = {});
 
-/** The same with w as quantized_matmul's, each with a leading axis E. */
+/** The same with w as quantized_matmul's, each with a leading axis E; global_scale float32 [E], factors of small
+ * floats' scales. */
 mx::array grouped_quantized_matmul(
     const mx::array& x,
     const mx::array& w,
@@ -73,7 +75,8 @@ mx::array grouped_quantized_matmul(
     int bits,
     const mx::array& which,
     const std::optional<mx::array>& bias = {},
-    const std::string& mode = "affine");
+    const std::string& mode = "affine",
+    const std::optional<mx::array>& global_scale = {});
 
 /** The places of the k greatest of each row of scores float32 [T,E] -> int32 [T,k], in falling order, of equal ones the
  * first first. */
@@ -106,6 +109,9 @@ struct PagedAttentionShape {
   int rope_dims; // 0: no rotation
   bool rope_traditional;
   int kv_bits = 0; // 0: the pools hold floats; 8 or 4: codes
+  int sparse_block = 0; // 0: all positions are seen; else a multiple of 32, see BlockSparse in kv/cache.h
+  int sparse_local = 0;
+  int sparse_stride = 0;
 };
 
 /** Bytes of one head's key or value of `dim` numbers, a multiple of 32, in codes of 8 or 4 bits: x is about least +
@@ -127,8 +133,8 @@ struct OpenAttention {
  *  pool must be on one stream and evaluated in order; spans int32 [R,3]: first, count, offset; table int32
  *  [R, width]: block ids; sinks [H] float32. With kv_bits the pools are uint8 [blocks, G, block_size, kv_row_bytes(D,
  * bits)]. -> [T,H,Dv] in q's dtype. Query t of a span sees positions [max(0, p-window+1, p - p % chunk), p] of its own
- * sequence, p = offset + t. `open`, where not null, takes
- *  what it is to go on with. */
+ * sequence, p = offset + t; where `chosen`, bool [T,A,S], is given, only those of them that chosen[t, h*A/H] names;
+ * where it names none the output is 0, its mass -infinity. `open`, where not null, takes what it is to go on with. */
 mx::array paged_attention(
     const mx::array& q,
     const mx::array& k,
@@ -141,7 +147,8 @@ mx::array paged_attention(
     const mx::array& table,
     const std::optional<mx::array>& sinks,
     const PagedAttentionShape& shape,
-    OpenAttention* open = nullptr);
+    OpenAttention* open = nullptr,
+    const std::optional<mx::array>& chosen = {});
 
 struct RecallShape {
   int top_k; // memories of each query; 0 or more

@@ -59,6 +59,9 @@ Factor read_factor(const std::vector<mx::array>& in, size_t& next, const Quantiz
       factor.biases = in[next++].data<void>();
     }
   }
+  if (how.scaled) {
+    factor.global_scale = in[next++].data<float>();
+  }
   if (bias) {
     factor.bias_type = element_type(in[next]);
     factor.bias = in[next++].data<void>();
@@ -71,7 +74,8 @@ void check_scales(
     const mx::Shape& groups,
     const Quantized& how,
     const mx::array& scales,
-    const std::optional<mx::array>& biases) {
+    const std::optional<mx::array>& biases,
+    const std::optional<mx::array>& global_scale) {
   const bool affine = how.mode == Mode::affine;
   if (scales.shape() != groups || !(affine ? is_float(scales.dtype()) : scales.dtype() == mx::uint8)) {
     const char* wanted = affine ? " of a float type" : " uint8";
@@ -83,6 +87,10 @@ void check_scales(
   if (affine && (biases->shape() != groups || biases->dtype() != scales.dtype())) {
     const auto type = scales.dtype();
     fail_op(op, "biases must be ", groups, " ", type, "; got ", biases->shape(), " ", biases->dtype());
+  }
+  const size_t matrices = groups.size() > 2 ? groups[0] : 1;
+  if (global_scale && (affine || global_scale->dtype() != mx::float32 || global_scale->size() != matrices)) {
+    fail_op(op, "a global scale must be one float32 a matrix of small floats; got ", global_scale->shape());
   }
 }
 

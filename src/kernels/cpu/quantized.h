@@ -15,15 +15,16 @@ namespace mx = mlx::core;
 Quantized quantized(const char* op, const std::string& mode, int group_size, int bits);
 
 /** The matrix whose inputs begin at in[next], which then is past them: w [..,N,K], scales where bits > 0, affine
- * biases, a bias. A leading axis is the caller's business, and so is `out`. */
+ * biases, a global scale where it is scaled, a bias. A leading axis is the caller's business, and so is `out`. */
 Factor read_factor(const std::vector<mx::array>& in, size_t& next, const Quantized& how, bool bias);
 
-/** Affine: scales and biases of one float type; else scales of bytes alone. */
+/** Affine: scales and biases of one float type; else scales of bytes alone, and maybe a global one, float32. */
 void check_scales(
     const char* op,
     const mx::Shape& groups,
     const Quantized& how,
     const mx::array& scales,
-    const std::optional<mx::array>& biases);
+    const std::optional<mx::array>& biases,
+    const std::optional<mx::array>& global_scale);
 
 } // namespace parallm::cpu

@@ -79,16 +79,17 @@ class CausalConv : public CpuPrimitive {
   bool silu_;
 };
 
-/** Inputs: q, k, v, log_decay, state, then beta and skip where they are. */
+/** Inputs: q, k, v, log_decay, state, then beta, skip, and read and write where they are. */
 class LinearRecurrence : public CpuPrimitive {
  public:
-  LinearRecurrence(bool beta, bool skip, bool delta) : beta_(beta), skip_(skip), delta_(delta) {}
+  LinearRecurrence(bool beta, bool skip, bool delta, bool moves)
+      : beta_(beta), skip_(skip), delta_(delta), moves_(moves) {}
 
   DEFINE_NAME(parallm_linear_recurrence)
 
   bool is_equivalent(const mx::Primitive& other) const override {
     const auto& o = static_cast<const LinearRecurrence&>(other);
-    return beta_ == o.beta_ && skip_ == o.skip_ && delta_ == o.delta_;
+    return beta_ == o.beta_ && skip_ == o.skip_ && delta_ == o.delta_ && moves_ == o.moves_;
   }
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
@@ -111,6 +112,10 @@ class LinearRecurrence : public CpuPrimitive {
     job.beta = beta_ ? in.tokens(5) : Tokens{};
     job.skip = skip_ ? in.packed<float>(5 + beta_) : nullptr;
     job.delta = delta_;
+    if (moves_) {
+      job.read = in.tokens(5 + beta_ + skip_);
+      job.write = in.tokens(6 + beta_ + skip_);
+    }
     job.out = allocate(outputs[0]);
     job.next_state = next_state(inputs[4], outputs[1]);
     dispatch(encoder, [job] { run_recurrence(job); });
@@ -120,6 +125,7 @@ class LinearRecurrence : public CpuPrimitive {
   bool beta_;
   bool skip_;
   bool delta_;
+  bool moves_;
 };
 
 /** Inputs: x, dt, a, b, c, skip, state. */
@@ -228,6 +234,8 @@ WithState linear_recurrence(
     const std::optional<mx::array>& beta,
     const std::optional<mx::array>& skip,
     bool delta,
+    const std::optional<mx::array>& read,
+    const std::optional<mx::array>& write,
     const mx::array& state) {
   const char* op = "linear_recurrence";
   check(op, v.ndim() == 4 && is_float(v.dtype()) && v.size() > 0, "v must be [B,L,H,P] of a float type", v);
@@ -256,7 +264,15 @@ WithState linear_recurrence(
     check_is(op, *skip, {H}, mx::float32, "skip");
     inputs.push_back(*skip);
   }
-  auto primitive = std::make_shared<LinearRecurrence>(beta.has_value(), skip.has_value(), delta);
+  if (read.has_value() != write.has_value() || (read && delta)) {
+    fail_op(op, "read and write go together, and not with the delta rule");
+  }
+  if (read) {
+    check_is(op, *read, q.shape(), v.dtype(), "read");
+    check_is(op, *write, q.shape(), v.dtype(), "write");
+    inputs.insert(inputs.end(), {*read, *write});
+  }
+  auto primitive = std::make_shared<LinearRecurrence>(beta.has_value(), skip.has_value(), delta, read.has_value());
   return node(v, v.dtype(), state, primitive, inputs);
 }
 

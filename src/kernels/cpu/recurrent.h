@@ -34,8 +34,9 @@ struct ConvJob {
 struct RecurrenceJob {
   size_t batch, length, heads, groups, key_dim, value_dim; // B, L, H, G, N, P
   Tokens q, k; // [B,L,G,N]
+  Tokens read, write; // [B,L,G,N] or null
   Tokens v; // [B,L,H,P]
-  Type type; // of q, k, v and out
+  Type type; // of q, k, read, write, v and out
   Tokens log_decay; // float [B,L,H], or [B,L,H,N]
   bool decay_by_key;
   Tokens beta; // float [B,L,H] or null

@@ -24,7 +24,7 @@ WithState causal_conv(
     const mx::array& state);
 
 /** q, k [B,L,G,N], v [B,L,H,P] of one float type, H a multiple of G; float32: log_decay [B,L,H] or [B,L,H,N],
- *  beta [B,L,H], skip [H], state [B,H,P,N]. */
+ *  beta [B,L,H], skip [H], state [B,H,P,N]. read and write, both or none, are as q. */
 WithState linear_recurrence(
     const mx::array& q,
     const mx::array& k,
@@ -33,6 +33,8 @@ WithState linear_recurrence(
     const std::optional<mx::array>& beta,
     const std::optional<mx::array>& skip,
     bool delta,
+    const std::optional<mx::array>& read,
+    const std::optional<mx::array>& write,
     const mx::array& state);
 
 /** x [B,L,C], b, c [B,L,N] of one float type; float32: dt [B,L,C], a [C,N], skip [C], state [B,C,N]. */

@@ -95,32 +95,41 @@ struct Head {
   float* q; // [keys]
   float* k;
   float* decay; // [keys]
+  float* read; // [keys]
+  float* write;
   float* v; // [values]
   float* out;
 };
 
+enum class Rule { plain, delta, moves };
+
 /** Four rows of the state: s = s * decay + u kᵀ; out = s q, with u = beta * v,
- * or, by the delta rule, beta * (v - s k) of the decayed s. */
-template <bool delta>
+ * or, by the delta rule, beta * (v - s k) of the decayed s; where it moves, plus
+ * (s read) writeᵀ of the s before. */
+template <Rule rule>
 HWY_INLINE void advance_rows(const Head& head, size_t first, float beta) {
   const F32 d;
   float* rows[4];
   for (size_t r = 0; r < 4; r++) {
     rows[r] = head.state + (first + r) * head.keys;
   }
+  constexpr bool delta = rule == Rule::delta, moves = rule == Rule::moves;
   float u[4];
-  if (delta) {
+  if (rule != Rule::plain) {
     V seen[4];
     for (V& s : seen) {
       s = hn::Zero(d);
     }
     for (size_t n = 0; n < head.keys; n += lanes) {
       const V decay = load(head.decay + n);
-      const V k = load(head.k + n);
+      const V by = load((moves ? head.read : head.k) + n);
       for (size_t r = 0; r < 4; r++) {
-        const V s = hn::Mul(load(rows[r] + n), decay);
-        store(s, rows[r] + n);
-        seen[r] = hn::MulAdd(s, k, seen[r]);
+        V s = load(rows[r] + n);
+        if (delta) {
+          s = hn::Mul(s, decay);
+          store(s, rows[r] + n);
+        }
+        seen[r] = hn::MulAdd(s, by, seen[r]);
       }
     }
     sum_four(seen[0], seen[1], seen[2], seen[3], u);
@@ -135,8 +144,12 @@ HWY_INLINE void advance_rows(const Head& head, size_t first, float beta) {
     const V decay = load(head.decay + n);
     const V k = load(head.k + n);
     const V q = load(head.q + n);
+    const V write = moves ? load(head.write + n) : q;
     for (size_t r = 0; r < 4; r++) {
-      const V before = delta ? load(rows[r] + n) : hn::Mul(load(rows[r] + n), decay);
+      V before = delta ? load(rows[r] + n) : hn::Mul(load(rows[r] + n), decay);
+      if (moves) {
+        before = hn::MulAdd(hn::Set(d, u[r]), write, before);
+      }
       const V s = hn::MulAdd(update[r], k, before);
       store(s, rows[r] + n);
       sums[r] = hn::MulAdd(s, q, sums[r]);
@@ -164,13 +177,15 @@ template <class T>
 void run_head(const RecurrenceJob& job, size_t b, size_t h) {
   const size_t keys = round_up(job.key_dim, lanes);
   const size_t values = round_up(job.value_dim, 4);
-  float* scratch = thread_scratch(0, values * keys + 3 * keys + 2 * round_up(values, lanes));
+  float* scratch = thread_scratch(0, values * keys + 5 * keys + 2 * round_up(values, lanes));
   const size_t padded = round_up(values, lanes);
-  Head head{keys, values, scratch, nullptr, nullptr, nullptr, nullptr, nullptr};
+  Head head{keys, values, scratch, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   head.q = scratch + values * keys;
   head.k = head.q + keys;
   head.decay = head.k + keys;
-  head.v = head.decay + keys;
+  head.read = head.decay + keys;
+  head.write = head.read + keys;
+  head.v = head.write + keys;
   head.out = head.v + padded;
 
   const size_t state = (b * job.heads + h) * job.value_dim * job.key_dim;
@@ -184,9 +199,15 @@ void run_head(const RecurrenceJob& job, size_t b, size_t h) {
     widen(job.k.at<T>(b, t) + group * job.key_dim, job.key_dim, head.k, keys);
     widen(job.v.at<T>(b, t) + h * job.value_dim, job.value_dim, head.v, padded);
     fill_decay(job, b, t, h, head);
+    if (job.read.data) {
+      widen(job.read.at<T>(b, t) + group * job.key_dim, job.key_dim, head.read, keys);
+      widen(job.write.at<T>(b, t) + group * job.key_dim, job.key_dim, head.write, keys);
+    }
     const float beta = job.beta.data ? *(job.beta.at<float>(b, t) + h) : 1.0f;
     for (size_t p = 0; p < values; p += 4) {
-      job.delta ? advance_rows<true>(head, p, beta) : advance_rows<false>(head, p, beta);
+      job.read.data   ? advance_rows<Rule::moves>(head, p, beta)
+          : job.delta ? advance_rows<Rule::delta>(head, p, beta)
+                      : advance_rows<Rule::plain>(head, p, beta);
     }
     if (job.skip) {
       const float skip = job.skip[h];

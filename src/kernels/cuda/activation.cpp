@@ -24,7 +24,7 @@ for (int i = 0; i < V; ++i) {
 } // namespace
 
 mx::array swiglu(const mx::array& gate, const mx::array& up) {
-  static const auto kernel = cuda::make_kernel("swiglu", {"gate", "up"}, {"out"}, source);
+  static const Kernel kernel("swiglu", {"gate", "up"}, {"out"}, source);
   const int wide = 16 / gate.itemsize();
   const int v = gate.size() % wide == 0 ? wide : 1;
   const int threads = gate.size() / v;
@@ -34,10 +34,7 @@ mx::array swiglu(const mx::array& gate, const mx::array& up) {
       {gate.dtype()},
       {(threads + 255) / 256 * 256, 1, 1},
       {256, 1, 1},
-      {{"T", gate.dtype()}, {"V", v}},
-      {},
-      false,
-      {})[0];
+      {{"T", gate.dtype()}, {"V", v}})[0];
 }
 
 } // namespace parallm::cuda

@@ -15,8 +15,8 @@ namespace mx = mlx::core;
 extern const char* const quantized_code;
 extern const char* const dense_code;
 
-/** x is of 16 bits, and the GPU gives a block the shared memory that the matmuls take. */
-bool has_shared_memory(mx::Dtype x);
+/** x is of 16 bits, and the GPU gives a block so many bytes of shared memory. */
+bool has_shared_memory(mx::Dtype x, int bytes);
 
 constexpr const char* copy_code = R"cu(
 __device__ inline unsigned codes(unsigned q, unsigned mask, unsigned one) { // q & mask | one, in one instruction

@@ -2,8 +2,9 @@
 // compiled at run time, on the first call of each kind, by MLX (mx::fast::cuda_kernel); no CUDA toolkit is needed to
 // build.
 //
-// A row's result depends on its own inputs alone and is summed in one fixed order, however many rows the call has:
-// where the work of a row is split, it is split at places that its own length gives.
+// A row's result depends on its own inputs alone, whatever the other rows hold, and is summed in one fixed order: where
+// the work of a row is split, it is split at places that its own length gives. A matmul has two orders, one for up to
+// 16 rows and one for more.
 //
 // All arrays are on the default stream. Sums are float32; outputs have x's (or q's) dtype.
 #pragma once
@@ -19,6 +20,9 @@ namespace mx = mlx::core;
 /** There is a GPU that these kernels run on, and the environment doesn't say PARALLM_CUDA_KERNELS=0. */
 bool available();
 
+/** Numbers of the host, copied. */
+mx::array upload(const void* values, mx::Shape shape, mx::Dtype type);
+
 /** A weight matrix [N,K]: of x's dtype, or affine codes uint32 [N, K*bits/32] with scales and biases
  * [N, K/group_size] of x's dtype. */
 struct Factor {
@@ -32,7 +36,7 @@ struct Factor {
 bool multiplies(mx::Dtype x, int group_size, int bits);
 
 /** matmul has a kernel for this: the same with x [M,K], M from 1 to most_rows; or dense with K a multiple of 64, M from
- * 2 to 16. */
+ * 2; each where its tiles fit into the GPU's shared memory. */
 bool multiplies(const mx::array& x, const Factor& factor);
 constexpr int most_rows = 64;
 
@@ -49,6 +53,12 @@ std::optional<mx::array> gated_matmul(const mx::array& gate, const mx::array& up
 
 /** x + y, in y's launch where it is a matmul that nobody has evaluated. */
 mx::array add(const mx::array& x, const mx::array& y);
+
+/** rms_norm has a kernel for this: up to most_rows rows of 16-bit floats, whole eights of them. */
+bool norms(const mx::array& x, const mx::array& weight);
+
+/** x [M,D] over the root of its rows' mean square + eps, times weight [D]. */
+mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps);
 
 /** The weights [N,K] that w, scales and biases, as a Factor's, stand for, each rounded once: for more rows. */
 mx::array dequantize(const mx::array& w, const mx::array& scales, const mx::array& biases, int group_size, int bits);
@@ -87,10 +97,18 @@ struct AttentionShape {
   float softcap; // 0: none
 };
 
+/** The step's own keys and values, as rotate_and_write's. */
+struct Fresh {
+  mx::array k, v, cos, sin, slots;
+  int rope_dims;
+  bool rope_traditional;
+};
+
 /** One query token a sequence against its keys in the pools: q [T,H,D] rotated; sequence b's query is token tokens[b],
  *  at position positions[b]; its position p lies in block table[b, p / block_size], place p % block_size. tokens,
  *  positions int32 [B], table int32 [B,width], sinks float32 [H]. `spread`: at least the most positions that a row
- *  sees. -> [B,H,Dv]. */
+ *  sees. With `fresh`, of which tokens has every token, q is not rotated, and rotate_and_write's work is done in the
+ *  same launch. -> [B,H,Dv]. */
 mx::array paged_decode(
     const mx::array& q,
     const mx::array& k_pool,
@@ -100,6 +118,7 @@ mx::array paged_decode(
     const mx::array& table,
     const std::optional<mx::array>& sinks,
     int spread,
-    const AttentionShape& shape);
+    const AttentionShape& shape,
+    const std::optional<Fresh>& fresh = {});
 
 } // namespace parallm::cuda

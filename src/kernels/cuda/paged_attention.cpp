@@ -30,6 +30,24 @@ __device__ inline float share(float m, float l, bool has_sink, float sink) {
 }
 )cu";
 
+// A thread turns or copies two elements of a head. Each product is rounded, as in Rope::rotate.
+constexpr const char* turn_code = R"cu(
+template <typename T, int D, int TURNED, bool TRADITIONAL>
+__device__ inline void turn(const T* x, T* y, int pair, const float* cos, const float* sin) {
+  if (pair < TURNED / 2) {
+    const int a = TRADITIONAL ? 2 * pair : pair, b = TRADITIONAL ? a + 1 : a + TURNED / 2;
+    const float cs = cos[pair], sn = sin[pair], xa = float(x[a]), xb = float(x[b]);
+    y[a] = T(__fsub_rn(__fmul_rn(xa, cs), __fmul_rn(xb, sn)));
+    y[b] = T(__fadd_rn(__fmul_rn(xb, cs), __fmul_rn(xa, sn)));
+  } else {
+    y[2 * pair] = x[2 * pair];
+    y[2 * pair + 1] = x[2 * pair + 1];
+  }
+}
+)cu";
+
+// Where FRESH, it first turns q and the sequence's own key, and writes that and its value to the pools: every block
+// that reads them does so for itself.
 // Eight warps take tiles of 16 keys in turn. Keys are a's rows against 8 queries as b's columns, so both go from memory
 // to registers as they lie: which dimensions a thread holds doesn't matter, as long as q and k agree. The weights then
 // change sides (movmatrix) to multiply v, whose keys are paired up in registers.
@@ -49,13 +67,32 @@ auto place = [&](int p) {
   return ((long)blocks[p / BLOCK] * BLOCK + p % BLOCK) * G + kv;
 };
 uint4 qs[NB][D / 32];
+const int t = tokens[row];
+const T* all_q = q + ((long)t * H + h0) * D;
+int q_pitch = D;
+if constexpr (FRESH) {
+  __shared__ uint4 turned_q[Q * (D + 8) / 8]; // rows 16 bytes apart from whole banks
+  T* turned = (T*)turned_q;
+  const bool owns = last < to;
+  for (int i = threadIdx.x; i < (heads + owns) * (D / 2); i += WARPS * 32) {
+    const int h = i / (D / 2);
+    turn<T, D, TURNED, TRADITIONAL>(
+        h < heads ? all_q + h * D : (const T*)k + ((long)t * G + kv) * D,
+        h < heads ? turned + h * (D + 8) : (T*)k_pool + ((long)slots[t] * G + kv) * D, i % (D / 2),
+        (const float*)cos + (long)t * (TURNED / 2), (const float*)sin + (long)t * (TURNED / 2));
+  }
+  if (owns && threadIdx.x < DV / 2)
+    ((unsigned*)v_pool)[((long)slots[t] * G + kv) * (DV / 2) + threadIdx.x] =
+        ((const unsigned*)v)[((long)t * G + kv) * (DV / 2) + threadIdx.x];
+  __syncthreads();
+  all_q = turned;
+  q_pitch = D + 8;
+}
 #pragma unroll
-for (int n = 0; n < NB; ++n) {
-  const T* from_q = q + ((long)tokens[row] * H + h0 + n * 8 + g) * D + c * 8;
+for (int n = 0; n < NB; ++n)
 #pragma unroll
   for (int j = 0; j < D / 32; ++j)
-    qs[n][j] = n * 8 + g < heads ? *(const uint4*)(from_q + j * 32) : make_uint4(0, 0, 0, 0);
-}
+    qs[n][j] = n * 8 + g < heads ? *(const uint4*)(all_q + (n * 8 + g) * q_pitch + c * 8 + j * 32) : make_uint4(0, 0, 0, 0);
 float out_sum[NB][DV / 16][4] = {}, m[NB][2], l[NB][2] = {};
 #pragma unroll
 for (int n = 0; n < NB; ++n) m[n][0] = m[n][1] = -INFINITY;
@@ -155,7 +192,9 @@ for (int p = start + warp * 16; p < to; p += WARPS * 16) {
                __byte_perm(ds[i], es[i], 0x5410), __byte_perm(ds[i], es[i], 0x7632), w[n][0], w[n][1]);
   }
 }
-__shared__ float tops[WARPS][Q], sums[WARPS][Q], totals[Q * (DV + 1)];
+// As many warps' sums side by side as fit.
+constexpr int SIZE = Q * (DV + 1), SIDES = SIZE <= 1100 ? 8 : SIZE <= 2200 ? 4 : SIZE <= 4400 ? 2 : 1;
+__shared__ float tops[WARPS][Q], sums[WARPS][Q], totals[SIDES * SIZE];
 #pragma unroll
 for (int n = 0; n < NB; ++n)
 #pragma unroll
@@ -175,8 +214,8 @@ auto top_of = [&](int h) {
   for (int i = 1; i < WARPS; ++i) top = fmaxf(top, tops[i][h]);
   return top;
 };
-for (int turn = 0; turn < WARPS; ++turn) {
-  if (turn == warp) {
+for (int first_warp = 0; first_warp < WARPS; first_warp += SIDES) {
+  if (warp / SIDES * SIDES == first_warp) {
 #pragma unroll
     for (int n = 0; n < NB; ++n)
 #pragma unroll
@@ -188,8 +227,8 @@ for (int turn = 0; turn < WARPS; ++turn) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             const int dim = j < DV / 64 * 4 ? j / 4 * 64 + g * 8 + j % 4 * 2 + i : DV / 64 * 64 + g * 4 + j % 4 * 2 + i;
-            float* to_sum = &totals[h * (DV + 1) + dim];
-            *to_sum = out_sum[n][j][2 * i + e] * scale + (turn == 0 ? 0.f : *to_sum);
+            float* to_sum = &totals[warp % SIDES * SIZE + h * (DV + 1) + dim];
+            *to_sum = out_sum[n][j][2 * i + e] * scale + (first_warp == 0 ? 0.f : *to_sum);
           }
       }
   }
@@ -201,7 +240,8 @@ for (int i = threadIdx.x; i < heads * DV; i += WARPS * 32) {
   float sum = 0;
   for (int k = 0; k < WARPS; ++k) sum += sums[k][h] * exp2f(tops[k][h] - top);
   const long at = (long)row * H + h0 + h;
-  const float total = totals[h * (DV + 1) + dim];
+  float total = 0;
+  for (int k = 0; k < SIDES; ++k) total += totals[k * SIZE + h * (DV + 1) + dim];
 )cu";
 
 constexpr const char* decode_whole = R"cu(
@@ -237,7 +277,6 @@ for (int dim = threadIdx.x; dim < DV; dim += blockDim.x) {
 }
 )cu";
 
-// A thread turns or copies two elements. Each product is rounded, as in Rope::rotate.
 constexpr const char* rotate = R"cu(
 constexpr int QK = (H + G) * (D / 2), ALL = QK + G * (DV / 2);
 const long index = (long)blockIdx.x * blockDim.x + threadIdx.x;
@@ -251,16 +290,7 @@ const int head = i / (D / 2), pair = i % (D / 2);
 const bool is_q = head < H;
 const T* x = is_q ? q + ((long)t * H + head) * D : k + ((long)t * G + head - H) * D;
 T* y = is_q ? out + ((long)t * H + head) * D : (T*)k_pool + ((long)slots[t] * G + head - H) * D;
-if (pair < TURNED / 2) {
-  const int a = TRADITIONAL ? 2 * pair : pair, b = TRADITIONAL ? a + 1 : a + TURNED / 2;
-  const float cs = cos[(long)t * (TURNED / 2) + pair], sn = sin[(long)t * (TURNED / 2) + pair];
-  const float xa = float(x[a]), xb = float(x[b]);
-  y[a] = T(__fsub_rn(__fmul_rn(xa, cs), __fmul_rn(xb, sn)));
-  y[b] = T(__fadd_rn(__fmul_rn(xb, cs), __fmul_rn(xa, sn)));
-} else {
-  y[2 * pair] = x[2 * pair];
-  y[2 * pair + 1] = x[2 * pair + 1];
-}
+turn<T, D, TURNED, TRADITIONAL>(x, y, pair, cos + (long)t * (TURNED / 2), sin + (long)t * (TURNED / 2));
 )cu";
 
 constexpr const char* read = R"cu(
@@ -291,8 +321,8 @@ mx::array rotate_and_write(
     const mx::array& slots,
     int rope_dims,
     bool rope_traditional) {
-  static const auto kernel = cuda::make_kernel(
-      "rotate_and_write", {"q", "k", "v", "cos", "sin", "k_pool", "v_pool", "slots"}, {"out"}, rotate);
+  static const Kernel kernel(
+      "rotate_and_write", {"q", "k", "v", "cos", "sin", "k_pool", "v_pool", "slots"}, {"out"}, rotate, turn_code);
   const int heads = q.shape(1), groups = k.shape(1), dims = q.shape(2), v_dims = v.shape(2);
   const int threads = q.shape(0) * ((heads + groups) * (dims / 2) + groups * (v_dims / 2));
   return kernel(
@@ -307,14 +337,11 @@ mx::array rotate_and_write(
        {"D", dims},
        {"DV", v_dims},
        {"TURNED", rope_dims},
-       {"TRADITIONAL", rope_traditional}},
-      {},
-      false,
-      {})[0];
+       {"TRADITIONAL", rope_traditional}})[0];
 }
 
 mx::array read_pool(const mx::array& pool, const mx::array& slots, const mx::array& after) {
-  static const auto kernel = cuda::make_kernel("read_pool", {"pool", "slots", "after"}, {"out"}, read);
+  static const Kernel kernel("read_pool", {"pool", "slots", "after"}, {"out"}, read);
   const int count = slots.shape(0);
   const int width = pool.shape(1) * pool.shape(2) / 8; // of a row, in 16 bytes
   return kernel(
@@ -323,10 +350,7 @@ mx::array read_pool(const mx::array& pool, const mx::array& slots, const mx::arr
       {pool.dtype()},
       {up(count * width, 256), 1, 1},
       {256, 1, 1},
-      {{"WIDTH", width}},
-      {},
-      false,
-      {})[0];
+      {{"WIDTH", width}})[0];
 }
 
 mx::array paged_decode(
@@ -338,15 +362,14 @@ mx::array paged_decode(
     const mx::array& table,
     const std::optional<mx::array>& sinks,
     int spread,
-    const AttentionShape& shape) {
-  static const std::string header = std::string(device_code) + attention_code;
-  static const std::vector<std::string> inputs = {"q", "k_pool", "v_pool", "tokens", "positions", "table", "sinks"};
-  static const auto whole =
-      cuda::make_kernel("decode_whole", inputs, {"out"}, std::string(decode) + decode_whole, header);
-  static const auto in_pieces =
-      cuda::make_kernel("decode_piece", inputs, {"parts", "stats"}, std::string(decode) + decode_piece, header);
-  static const auto add =
-      cuda::make_kernel("add_pieces", {"parts", "stats", "positions", "sinks"}, {"out"}, add_pieces, header);
+    const AttentionShape& shape,
+    const std::optional<Fresh>& fresh) {
+  static const std::string header = std::string(device_code) + attention_code + turn_code;
+  static const std::vector<std::string> inputs = {
+      "q", "k_pool", "v_pool", "tokens", "positions", "table", "sinks", "k", "v", "cos", "sin", "slots"};
+  static const Kernel whole("decode_whole", inputs, {"out"}, std::string(decode) + decode_whole, header);
+  static const Kernel in_pieces("decode_piece", inputs, {"parts", "stats"}, std::string(decode) + decode_piece, header);
+  static const Kernel add("add_pieces", {"parts", "stats", "positions", "sinks"}, {"out"}, add_pieces, header);
 
   const int rows = tokens.shape(0), heads = q.shape(1), groups = k_pool.shape(1);
   const int dims = q.shape(2), v_dims = v_pool.shape(2), queries = heads / groups;
@@ -355,7 +378,8 @@ mx::array paged_decode(
   // Where one row's keys may begin within a piece, they touch one piece more.
   const bool from_start = shape.window == 0 && shape.chunk == 0;
   const int pieces = (spread + piece - 1) / piece + (from_start ? 0 : 1);
-  const auto sink = sinks ? *sinks : positions; // unread without
+  const auto& unread = positions;
+  const auto sink = sinks ? *sinks : unread;
   const std::vector<std::pair<std::string, mx::fast::TemplateArg>> how = {
       {"T", q.dtype()},
       {"H", heads},
@@ -369,12 +393,20 @@ mx::array paged_decode(
       {"CHUNK", shape.chunk},
       {"SCALE", std::bit_cast<int>(shape.scale)},
       {"SOFTCAP", std::bit_cast<int>(shape.softcap)},
-      {"SINKS", sinks.has_value()}};
-  const std::vector<mx::array> arrays = {q, k_pool, v_pool, tokens, positions, table, sink};
+      {"SINKS", sinks.has_value()},
+      {"FRESH", fresh.has_value()},
+      {"TURNED", fresh ? fresh->rope_dims : 0},
+      {"TRADITIONAL", fresh && fresh->rope_traditional}};
+  std::vector<mx::array> arrays = {q, k_pool, v_pool, tokens, positions, table, sink};
+  if (fresh) {
+    arrays.insert(arrays.end(), {fresh->k, fresh->v, fresh->cos, fresh->sin, fresh->slots});
+  } else {
+    arrays.insert(arrays.end(), 5, unread);
+  }
   const std::tuple<int, int, int> grid{pieces * 256, groups * parts, rows}, threads{256, 1, 1};
   const mx::Shape result{rows, heads, v_dims};
   if (pieces == 1) {
-    return whole(arrays, {result}, {q.dtype()}, grid, threads, how, {}, false, {})[0];
+    return whole(arrays, {result}, {q.dtype()}, grid, threads, how)[0];
   }
   const auto sums = in_pieces(
       arrays,
@@ -382,20 +414,8 @@ mx::array paged_decode(
       {mx::float32, mx::float32},
       grid,
       threads,
-      how,
-      {},
-      false,
-      {});
-  return add(
-      {sums[0], sums[1], positions, sink},
-      {result},
-      {q.dtype()},
-      {heads * 128, rows, 1},
-      {128, 1, 1},
-      how,
-      {},
-      false,
-      {})[0];
+      how);
+  return add({sums[0], sums[1], positions, sink}, {result}, {q.dtype()}, {heads * 128, rows, 1}, {128, 1, 1}, how)[0];
 }
 
 } // namespace parallm::cuda

@@ -14,9 +14,9 @@
 
 namespace parallm::cuda {
 
-// GROUP, BITS; GV: groups that a warp reads at once; MB: eights of x's rows; NT: sixteens of w's rows that a block has.
-// The eight warps of a block take every eighth GV groups, which they fetch ahead into shared memory of their own, and
-// are added up in order at the end. There, 16 bytes of a row lie at places that differ with the row, so that the lanes'
+// GROUP, BITS; GV: groups that a warp reads at once; MB: eights of x's rows; NT: sixteens of w's rows that a warp has.
+// KW warps share out a row's groups, GV in turn, which they fetch ahead into shared memory of their own, and are added
+// up in order at the end. There, 16 bytes of a row lie at places that differ with the row, so that the lanes'
 // reads meet different banks.
 //
 // 4 bits: a code goes into the mantissa of a float (128 + code in bfloat16, 64 + code in float16); OFFSET is taken off
@@ -31,7 +31,8 @@ constexpr float OFFSET = BITS == 4 ? (BF ? 128.f : 64.f) : (BF ? 0.f : 1024.f);
 constexpr unsigned ONES = BF ? 0x3F803F80 : 0x3C003C00;
 const int M = x_shape[0], K = x_shape[1], groups = K / GROUP;
 const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % 4, g = lane / 4;
-const int n0 = block * OUTPUTS;
+const int n0 = (block * (WARPS / KW) + warp / KW) * OUTPUTS;
+const int first = groups / GV * split / SPLITS * GV, last = groups / GV * (split + 1) / SPLITS * GV;
 float acc[MB][NT][4] = {};
 extern __shared__ uint4 ring[];
 char* mine = (char*)ring + warp * STAGES * STAGE;
@@ -57,28 +58,43 @@ auto fetch = [&](int s, int stage) {
     }
   }
 };
+constexpr bool SHARED_X = KW < WARPS;
+constexpr int X_PITCH = KW * GV * GROUP * 2 + 16, X_STAGE = MB * 8 * X_PITCH, X_ROW = KW * GV * GROUP / 8;
+char* x_tiles = (char*)ring + WARPS * STAGES * STAGE;
+auto fetch_x = [&](int base, int stage) {
+  for (int i = threadIdx.x; i < M * X_ROW; i += WARPS * 32) {
+    const int row = i / X_ROW, at = i % X_ROW;
+    if (base + at * 8 / GROUP < last)
+      copy_later<16>(x_tiles + stage * X_STAGE + row * X_PITCH + at * 16, x + (long)row * K + base * GROUP + at * 8);
+  }
+};
 #pragma unroll
 for (int i = 0; i < STAGES - 1; ++i) {
-  if ((warp + WARPS * i) * GV < groups) fetch((warp + WARPS * i) * GV, i);
+  const int s = first + (warp % KW + KW * i) * GV;
+  if (s < last) fetch(s, i);
+  if (SHARED_X) fetch_x(first + KW * i * GV, i);
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
-for (int s = warp * GV, stage = 0; s < groups; s += WARPS * GV) {
-  unsigned early[GV][MB <= 2 ? MB : 1][LANE / 2] = {};
-  if constexpr (MB <= 2) {
+for (int base = first, stage = 0; base < last; base += KW * GV, stage = (stage + 1) % STAGES) {
+  const int s = base + warp % KW * GV;
+  unsigned early[GV][SHARED_X ? 1 : MB][LANE / 2] = {};
+  if constexpr (!SHARED_X) {
 #pragma unroll
     for (int v = 0; v < GV; ++v)
 #pragma unroll
       for (int m = 0; m < MB; ++m)
-        if (m * 8 + g < M)
+        if (m * 8 + g < M && s < last)
           copy<LANE / 2>(early[v][m], (const unsigned*)(x + (long)(m * 8 + g) * K + (s + v) * GROUP + c * LANE));
   }
   asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
-  __syncwarp();
-  const int next = s + (STAGES - 1) * WARPS * GV;
-  if (next < groups) fetch(next, (stage + STAGES - 1) % STAGES);
+  if (SHARED_X) __syncthreads(); else __syncwarp();
+  const int next = base + (STAGES - 1) * KW * GV;
+  if (next + warp % KW * GV < last) fetch(next + warp % KW * GV, (stage + STAGES - 1) % STAGES);
+  if (SHARED_X) fetch_x(next, (stage + STAGES - 1) % STAGES);
   asm volatile("cp.async.commit_group;" ::: "memory");
+  if (s >= last) continue;
   const char* now = mine + stage * STAGE;
-  stage = (stage + 1) % STAGES;
+  const char* now_x = x_tiles + stage * X_STAGE + g * X_PITCH + (warp % KW * GV * GROUP + c * LANE) * 2;
   T scs[NT][2][GV], bis[NT][2][GV];
 #pragma unroll
   for (int t = 0; t < NT; ++t)
@@ -126,36 +142,48 @@ for (int s = warp * GV, stage = 0; s < groups; s += WARPS * GV) {
           }
         }
       }
+constexpr int AT_ONCE = MB > 1 ? 2 : 1; // eights of x, so that the tensor cores needn't wait for their own sums
 #pragma unroll
-    for (int m = 0; m < MB; ++m) {
-      unsigned xs[LANE / 2] = {};
-      if constexpr (MB <= 2) {
-        copy<LANE / 2>(xs, early[v][m]);
-      } else if (m * 8 + g < M) {
-        copy<LANE / 2>(xs, (const unsigned*)(x + (long)(m * 8 + g) * K + (s + v) * GROUP + c * LANE));
-      }
-      if constexpr (BITS == 4) {
+    for (int m0 = 0; m0 < MB; m0 += AT_ONCE) {
+      unsigned xs[AT_ONCE][LANE / 2];
+      float sum[AT_ONCE][4] = {}, y[AT_ONCE][NT][4] = {};
 #pragma unroll
-        for (int j = 0; j < LANE / 2; j += 4) {
-          const unsigned q0 = xs[j], q1 = xs[j + 1], q2 = xs[j + 2], q3 = xs[j + 3];
-          xs[j] = __byte_perm(q0, q2, 0x5410);
-          xs[j + 1] = __byte_perm(q0, q2, 0x7632);
-          xs[j + 2] = __byte_perm(q1, q3, 0x5410);
-          xs[j + 3] = __byte_perm(q1, q3, 0x7632);
+      for (int a0 = 0; a0 < AT_ONCE; ++a0) {
+        const int m = m0 + a0;
+        if constexpr (SHARED_X) {
+          copy<LANE / 2>(xs[a0], (const unsigned*)(now_x + m * 8 * X_PITCH + v * GROUP * 2));
+        } else {
+          copy<LANE / 2>(xs[a0], early[v][m]);
+        }
+        if constexpr (BITS == 4) {
+#pragma unroll
+          for (int j = 0; j < LANE / 2; j += 4) {
+            const unsigned q0 = xs[a0][j], q1 = xs[a0][j + 1], q2 = xs[a0][j + 2], q3 = xs[a0][j + 3];
+            xs[a0][j] = __byte_perm(q0, q2, 0x5410);
+            xs[a0][j + 1] = __byte_perm(q0, q2, 0x7632);
+            xs[a0][j + 2] = __byte_perm(q1, q3, 0x5410);
+            xs[a0][j + 3] = __byte_perm(q1, q3, 0x7632);
+          }
         }
       }
-      float sum[4] = {};
 #pragma unroll
-      for (int k = 0; k < STEPS; ++k) mma<T>(sum, ONES, ONES, ONES, ONES, xs[2 * k], xs[2 * k + 1]);
+      for (int k = 0; k < STEPS; ++k) {
 #pragma unroll
-      for (int t = 0; t < NT; ++t) {
-        float y[4] = {};
+        for (int a0 = 0; a0 < AT_ONCE; ++a0) mma<T>(sum[a0], ONES, ONES, ONES, ONES, xs[a0][2 * k], xs[a0][2 * k + 1]);
 #pragma unroll
-        for (int k = 0; k < STEPS; ++k)
-          mma<T>(y, a[t][k][0], a[t][k][1], a[t][k][2], a[t][k][3], xs[2 * k], xs[2 * k + 1]);
+        for (int t = 0; t < NT; ++t)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) acc[m][t][i] = fmaf(sc[t][i / 2], y[i], fmaf(bi[t][i / 2], sum[i % 2], acc[m][t][i]));
+          for (int a0 = 0; a0 < AT_ONCE; ++a0)
+            mma<T>(y[a0][t], a[t][k][0], a[t][k][1], a[t][k][2], a[t][k][3], xs[a0][2 * k], xs[a0][2 * k + 1]);
       }
+#pragma unroll
+      for (int a0 = 0; a0 < AT_ONCE; ++a0)
+#pragma unroll
+        for (int t = 0; t < NT; ++t)
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            acc[m0 + a0][t][i] =
+                fmaf(sc[t][i / 2], y[a0][t][i], fmaf(bi[t][i / 2], sum[a0][i % 2], acc[m0 + a0][t][i]));
     }
   }
 }
@@ -209,21 +237,21 @@ bool available() {
   return found;
 }
 
-/** The matmuls' stages take 108 KiB of shared memory, which consumer GPUs don't give to a block (CUDA C++ Programming
- * Guide, "Compute Capabilities"). */
-bool has_shared_memory(mx::Dtype x) {
+/** CUDA C++ Programming Guide, "Compute Capabilities"; consumer GPUs give a block 99 KiB. */
+bool has_shared_memory(mx::Dtype x, int bytes) {
   const size_t at = compute_capability();
-  return (at == 80 || at == 87 || (at >= 90 && at < 120)) && (x == mx::float16 || x == mx::bfloat16);
+  const int most = at >= 90 && at < 120 ? 227 : at == 80 || at == 87 ? 163 : 0;
+  return bytes <= most * 1024 && (x == mx::float16 || x == mx::bfloat16);
 }
 
 bool multiplies(mx::Dtype x, int group_size, int bits) {
-  return has_shared_memory(x) && (bits == 4 || bits == 8) &&
+  return has_shared_memory(x, 0) && (bits == 4 || bits == 8) &&
       (group_size == 32 || group_size == 64 || group_size == 128);
 }
 
 mx::array dequantize(const mx::array& w, const mx::array& scales, const mx::array& biases, int group_size, int bits) {
-  static const auto kernel =
-      cuda::make_kernel("dequantize", {"w", "scales", "biases"}, {"out"}, widen, std::string(device_code) + copy_code);
+  static const Kernel kernel(
+      "dequantize", {"w", "scales", "biases"}, {"out"}, widen, std::string(device_code) + copy_code);
   const int words = w.size();
   return kernel(
       {w, scales, biases},
@@ -231,10 +259,7 @@ mx::array dequantize(const mx::array& w, const mx::array& scales, const mx::arra
       {scales.dtype()},
       {(words + 255) / 256 * 256, 1, 1},
       {256, 1, 1},
-      {{"T", scales.dtype()}, {"GROUP", group_size}, {"BITS", bits}},
-      {},
-      false,
-      {})[0];
+      {{"T", scales.dtype()}, {"GROUP", group_size}, {"BITS", bits}})[0];
 }
 
 } // namespace parallm::cuda
