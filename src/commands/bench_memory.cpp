@@ -144,16 +144,6 @@ std::vector<Question> MemoryBench::asked(const Asking& asking) {
   return out;
 }
 
-double MemoryBench::found(const Asking& asking) {
-  double out = 0;
-  for (size_t i = 0; i < facts_.size(); ++i) {
-    const MemoryView has = view(asking, i, false);
-    const auto is_its = [&](const RecalledDocument& one) { return one.id == name("fact", i); };
-    out += std::any_of(has.documents.begin(), has.documents.end(), is_its) / static_cast<double>(facts_.size());
-  }
-  return out;
-}
-
 bool MemoryBench::is_cited(const Asking& asking, size_t question, const MemoryView& view, const AnswerUse& use) const {
   const bool one_text = keeping_of(asking.keeping).one_text;
   const Citations cited = cite(view, use, !one_text, 1);

@@ -42,8 +42,6 @@ class MemoryBench {
 
   /** `cited`: with Score::cited, where there are memories. */
   Score score(const Asking& asking, bool cited, const std::function<void()>& progress);
-  /** Part of the questions that have their fact among the documents that are chosen. */
-  double found(const Asking& asking);
   Speed speed(const Asking& asking, size_t count, int tokens);
   /** Bytes of keys and values that a question has of the texts, at most. */
   size_t bytes(const Asking& asking);
