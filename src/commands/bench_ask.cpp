@@ -52,8 +52,11 @@ Judged read(Stream& stream, const Question& question) {
       out.exact = out.exact && event.token->top.at(0).id == event.token->token.id;
       out.steps.push_back(std::move(*event.token));
     }
+    if (event.token_use) {
+      out.use.tokens.push_back(std::move(*event.token_use));
+    }
     if (event.finish != Finish::none) {
-      out.use = std::move(event.whole_use);
+      out.use.whole = std::move(event.whole_use).value_or(MemoryUse{});
       check(out.steps.size() == question.answer.size(), "an answer has all of its tokens");
       return out;
     }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "library/mlx_parallm.h"
+#include "mind/citations.h"
 
 namespace parallm {
 
@@ -19,7 +20,7 @@ struct Judged {
   bool exact = false; // each token is the most likely one, so that greedy decoding gives the answer
   double logprob = 0; // mean over the answer's tokens
   std::vector<Scored> steps; // of each token
-  std::optional<MemoryUse> use; // with RecallHow::record
+  AnswerUse use; // of memories, with RecallHow::record
 };
 
 /** Memories of the i-th question. */

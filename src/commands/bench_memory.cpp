@@ -35,6 +35,13 @@ const std::vector<Keeping>& keepings() {
   return table;
 }
 
+const Keeping& keeping_of(const std::string& name) {
+  const auto& table = keepings();
+  const auto found = std::find_if(table.begin(), table.end(), [&](auto& one) { return one.name == name; });
+  check(found != table.end(), "a way of keeping that is in the table");
+  return *found;
+}
+
 MemoryBench::MemoryBench(LanguageModel& model, const std::string& folder, int facts, int distractors, uint64_t seed)
     : model_(model),
       memories_(open_memories(model, {.store = "files:" + folder})),
@@ -55,11 +62,11 @@ MemoryBench::MemoryBench(LanguageModel& model, const std::string& folder, int fa
     std::swap(documents_[i - 1], documents_[random() % i]);
   }
   for (const NewDocument& document : documents_) {
+    places_[document.id] = text_.size();
     text_ += *document.text + "\n";
   }
   text_ids_ = model.tokenizer().encode(text_, false);
   bare_ = questions({}, true);
-  prompted_ = questions(model.tokenizer().encode(text_, true), false);
 }
 
 std::vector<Question> MemoryBench::questions(const std::vector<int32_t>& before, bool special) const {
@@ -72,50 +79,100 @@ std::vector<Question> MemoryBench::questions(const std::vector<int32_t>& before,
   return out;
 }
 
-bool MemoryBench::fits_prompt() const {
-  return text_tokens() + room <= model_.info().max_context;
+bool MemoryBench::fits_prompt(const Asking& asking) const {
+  return asking.most > 0 || text_tokens() + room <= model_.info().max_context;
 }
 
 void MemoryBench::keep(const std::string& keeping) {
   if (kept_.contains(keeping)) {
     return;
   }
-  const auto& table = keepings();
-  const auto found = std::find_if(table.begin(), table.end(), [&](auto& one) { return one.name == keeping; });
-  check(found != table.end(), "a way of keeping that is in the table");
-  AddDocuments add{.space = keeping, .documents = documents_, .pack = found->pack};
-  if (found->one_text) {
+  const Keeping& way = keeping_of(keeping);
+  AddDocuments add{.space = keeping, .documents = documents_, .pack = way.pack};
+  if (way.one_text) {
     add.documents.clear();
     add.documents.push_back({.id = "text", .text = text_, .ids = {}});
   }
-  add.how.header = found->header;
+  add.how.header = way.header;
   kept_[keeping] = memories_->add(std::move(add));
 }
 
-RecallOf MemoryBench::recall_of(const Asking& asking) {
+MemoryView MemoryBench::view(const Asking& asking, size_t question, bool cited) {
+  keep(asking.keeping);
+  RecallDocuments wanted{.spaces = {asking.keeping}, .ids = {}, .most = asking.most};
+  if (asking.most > 0) {
+    wanted.prompt = bare_[question].prompt;
+  }
+  wanted.cited = cited;
+  return memories_->recall(wanted, asking.how);
+}
+
+RecallOf MemoryBench::recall_of(const Asking& asking, std::vector<MemoryView>* views) {
   if (asking.with != Asking::With::memories) {
     return [](size_t) { return Recall{}; };
   }
   keep(asking.keeping);
-  return [this, asking](size_t i) {
-    RecallDocuments wanted{.spaces = {asking.keeping}, .ids = {}, .most = asking.most};
-    if (asking.most > 0) {
-      wanted.prompt = bare_[i].prompt;
+  return [this, asking, views](size_t i) {
+    MemoryView found = view(asking, i, views != nullptr);
+    if (!views) {
+      return found.recall;
     }
-    return memories_->recall(wanted, asking.how).recall;
+    views->push_back(std::move(found)); // asked for one after another
+    return views->back().recall;
   };
 }
 
-const std::vector<Question>& MemoryBench::asked(const Asking& asking) const {
-  return asking.with == Asking::With::prompt ? prompted_ : bare_;
+std::vector<Question> MemoryBench::asked(const Asking& asking) {
+  if (asking.with != Asking::With::prompt) {
+    return bare_;
+  }
+  if (asking.most == 0) {
+    return questions(model_.tokenizer().encode(text_, true), false);
+  }
+  std::map<std::string, std::string> texts;
+  for (const NewDocument& document : documents_) {
+    texts[document.id] = *document.text;
+  }
+  std::vector<Question> out;
+  for (size_t i = 0; i < facts_.size(); ++i) {
+    std::string before;
+    for (const RecalledDocument& document : view(asking, i, false).documents) {
+      before += texts.at(document.id) + "\n";
+    }
+    out.push_back(make_question(model_.tokenizer(), before + facts_[i].question, facts_[i].answer, true));
+  }
+  return out;
 }
 
-Score MemoryBench::score(const Asking& asking, const std::function<void()>& progress) {
+bool MemoryBench::is_cited(const Asking& asking, size_t question, const MemoryView& view, const AnswerUse& use) const {
+  const bool one_text = keeping_of(asking.keeping).one_text;
+  const Citations cited = cite(view, use, !one_text, 1);
+  if (cited.list.empty()) {
+    return false;
+  }
+  const Citation& first = cited.list.front();
+  const std::string id = name("fact", question);
+  if (!one_text) {
+    return first.id == id;
+  }
+  const size_t begin = places_.at(id), middle = (first.place.begin + first.place.end) / 2; // the texts are ASCII
+  return middle >= begin && middle < begin + facts_[question].statement.size();
+}
+
+Score MemoryBench::score(const Asking& asking, bool cited, const std::function<void()>& progress) {
+  cited = cited && asking.with == Asking::With::memories;
+  std::vector<MemoryView> views;
+  const auto judged = judge(model_, asked(asking), recall_of(asking, cited ? &views : nullptr), 1, progress);
+  const auto part = 1 / static_cast<double>(judged.size());
   Score out;
-  const auto judged = judge(model_, asked(asking), recall_of(asking), 1, progress);
-  for (const Judged& one : judged) {
-    out.exact += one.exact / static_cast<double>(judged.size());
-    out.logprob += one.logprob / static_cast<double>(judged.size());
+  double right = 0;
+  for (size_t i = 0; i < judged.size(); ++i) {
+    out.exact += judged[i].exact * part;
+    out.logprob += judged[i].logprob * part;
+    right += (cited && is_cited(asking, i, views[i], judged[i].use)) * part;
+  }
+  if (cited) {
+    out.cited = right;
   }
   return out;
 }
@@ -125,7 +182,7 @@ Speed MemoryBench::speed(const Asking& asking, size_t count, int tokens) {
 }
 
 size_t MemoryBench::bytes(const Asking& asking) {
-  if (asking.with == Asking::With::prompt) {
+  if (asking.with == Asking::With::prompt && asking.most == 0) {
     return text_ids_.size() * (model_.info().kv_bytes / std::max(1, model_.info().kv_tokens));
   }
   if (asking.with == Asking::With::nothing) {

@@ -18,6 +18,7 @@ struct Keeping {
 };
 
 const std::vector<Keeping>& keepings();
+const Keeping& keeping_of(const std::string& name);
 
 /** How a row's questions are asked. */
 struct Asking {
@@ -25,12 +26,13 @@ struct Asking {
   With with = With::memories;
   RecallHow how = {};
   std::string keeping = "packed"; // its name
-  int most = 0; // documents, chosen by the question; 0: all
+  int most = 0; // documents, chosen by the question, that are memories or stand in the prompt; 0: all
 };
 
 struct Score {
   double exact = 0; // part of the answers, 0 to 1
   double logprob = 0; // of an answer's token: the mean over tokens, then over answers
+  std::optional<double> cited; // part of the answers whose first citation is the fact asked about
 };
 
 class MemoryBench {
@@ -38,9 +40,8 @@ class MemoryBench {
   /** Facts with `distractors` noise documents among them. `folder`: for the store; it must not exist. */
   MemoryBench(LanguageModel& model, const std::string& folder, int facts, int distractors, uint64_t seed);
 
-  Score score(
-      const Asking& asking,
-      const std::function<void()>& progress = [] {});
+  /** `cited`: with Score::cited, where there are memories. */
+  Score score(const Asking& asking, bool cited, const std::function<void()>& progress);
   Speed speed(const Asking& asking, size_t count, int tokens);
   /** Bytes of keys and values that a question has of the texts, at most. */
   size_t bytes(const Asking& asking);
@@ -59,14 +60,17 @@ class MemoryBench {
   int text_tokens() const {
     return static_cast<int>(text_ids_.size());
   }
-  /** Whether the whole text fits into the model's context before a question. */
-  bool fits_prompt() const;
+  /** Whether what a question has fits into the model's context before it. */
+  bool fits_prompt(const Asking& asking) const;
 
  private:
   /** The questions with something before each. */
   std::vector<Question> questions(const std::vector<int32_t>& before, bool special) const;
-  const std::vector<Question>& asked(const Asking& asking) const;
-  RecallOf recall_of(const Asking& asking);
+  std::vector<Question> asked(const Asking& asking);
+  MemoryView view(const Asking& asking, size_t question, bool cited);
+  /** Each question's memories; `views` keeps them for citations. */
+  RecallOf recall_of(const Asking& asking, std::vector<MemoryView>* views = nullptr);
+  bool is_cited(const Asking& asking, size_t question, const MemoryView& view, const AnswerUse& use) const;
   void keep(const std::string& keeping);
 
   LanguageModel& model_;
@@ -75,8 +79,9 @@ class MemoryBench {
   uint64_t seed_;
   std::vector<NewDocument> documents_; // facts and noise, mixed
   std::string text_; // all of them, a line each
+  std::map<std::string, size_t> places_; // where in it each begins, by id
   std::vector<int32_t> text_ids_;
-  std::vector<Question> bare_, prompted_; // without and with the text
+  std::vector<Question> bare_; // with nothing before them
   std::map<std::string, std::vector<AddedDocument>> kept_; // by Keeping::name
 };
 

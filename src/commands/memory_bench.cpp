@@ -29,7 +29,7 @@ struct BenchFlags {
   std::vector<std::string> top_k;
   std::vector<std::string> positions = {"zero", "contiguous"};
   std::string keeping = "packed";
-  int documents = 0;
+  int documents = 2;
   bool compare = false;
   std::vector<int> lengths = {1000, 8000};
   int timed = 5;
@@ -111,26 +111,19 @@ class FactsReport {
         flags_.timed);
     report_.say(
         "Bytes: of the texts' keys and values. Kept as: {}{}.",
-        description(flags_.keeping),
+        keeping_of(flags_.keeping).what,
         flags_.documents > 0
             ? fmt::format("; of them the {} most similar to the question are searched", flags_.documents)
             : "; all are searched");
   }
 
-  static std::string description(const std::string& keeping) {
-    for (const Keeping& one : keepings()) {
-      if (one.name == keeping) {
-        return one.what;
-      }
-    }
-    return "";
-  }
-
   void main_table(MemoryBench& bench) {
-    report_.columns({"", "exact", "log-probability", "first token, ms", "tokens/s", "MB"});
+    report_.columns({"", "exact", "log-probability", "citation@1", "first token, ms", "tokens/s", "MB"});
     row(bench, "no memory", {.with = With::nothing});
-    if (bench.fits_prompt()) {
-      row(bench, "all texts in the prompt", {.with = With::prompt});
+    Asking prompt = asking("zero", "0");
+    prompt.with = With::prompt;
+    if (bench.fits_prompt(prompt)) {
+      row(bench, flags_.documents > 0 ? "the same texts in the prompt" : "all texts in the prompt", prompt);
     }
     for (const std::string& position : flags_.positions) {
       for (const std::string& top_k : flags_.top_k) {
@@ -147,22 +140,22 @@ class FactsReport {
   }
 
   void row(MemoryBench& bench, const std::string& name, const Asking& asking) {
-    const Score score = scored(bench, name, asking);
-    bar_.clear();
+    const Score score = scored(bench, name, asking, true);
     const Speed speed = bench.speed(asking, flags_.timed, 24);
     report_.say(
-        "| {} | {:.2f} | {:.2f} | {:.0f} | {:.1f} | {:.1f} |",
+        "| {} | {:.2f} | {:.2f} | {} | {:.0f} | {:.1f} | {:.1f} |",
         name,
         score.exact,
         score.logprob,
+        score.cited ? fmt::format("{:.2f}", *score.cited) : "",
         1000 * speed.first_token,
         speed.tokens_per_second,
         static_cast<double>(bench.bytes(asking)) / 1e6);
   }
 
-  Score scored(MemoryBench& bench, const std::string& name, const Asking& asking) {
+  Score scored(MemoryBench& bench, const std::string& name, const Asking& asking, bool cited = false) {
     int done = 0;
-    const Score score = bench.score(asking, [&] {
+    const Score score = bench.score(asking, cited, [&] {
       ++done;
       bar_.draw(static_cast<double>(done) / flags_.facts, fmt::format("{}: {}/{}", name, done, flags_.facts));
     });
@@ -171,7 +164,7 @@ class FactsReport {
   }
 
   void exactness(MemoryBench& bench) {
-    if (bench.fits_prompt()) {
+    if (bench.fits_prompt({})) {
       report_.say(
           "\nOne text, read in one window, `contiguous` with all memories, beside the same text in the prompt: log-probabilities "
           "differ by {:.1e} at most.",
@@ -247,7 +240,7 @@ class FactsReport {
         const Score score = scored(bench, fmt::format("{} other texts", distractors), asking);
         cells.push_back(fmt::format("{:.2f}, {:.2f}", score.exact, score.logprob));
       };
-      if (bench.fits_prompt()) {
+      if (bench.fits_prompt({})) {
         cell({.with = With::prompt});
       } else {
         cells.emplace_back("longer than the context");
