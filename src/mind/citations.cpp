@@ -9,11 +9,6 @@ namespace {
 
 constexpr int most_passage = 64; // tokens
 
-struct Passage {
-  size_t document; // of the view's
-  int begin, end; // memories, counted through the whole view
-};
-
 /** The text's characters, by where each begins. */
 std::vector<size_t> starts_of(const std::string& text) {
   std::vector<size_t> out;
@@ -26,10 +21,8 @@ std::vector<size_t> starts_of(const std::string& text) {
   return out;
 }
 
-std::string cut(const std::string& text, const std::vector<size_t>& starts, TextSpan place) {
-  const size_t last = starts.size() - 1;
-  const size_t begin = starts[std::min<size_t>(place.begin, last)], end = starts[std::min<size_t>(place.end, last)];
-  return text.substr(begin, std::max(begin, end) - begin);
+size_t byte_of(const std::vector<size_t>& starts, uint32_t character) {
+  return starts[std::min<size_t>(character, starts.size() - 1)];
 }
 
 /** Whether a sentence ends with what stands before `end`. */
@@ -43,28 +36,44 @@ bool ends_sentence(const std::string& token, const std::string& next) {
   return mark && (next.empty() || next.starts_with(' '));
 }
 
-std::vector<Passage> passages_of(const MemoryView& view) {
-  std::vector<Passage> out;
-  for (size_t d = 0; d < view.documents.size(); ++d) {
-    const RecalledDocument& document = view.documents[d];
-    const Words& words = *document.words;
-    const auto starts = starts_of(words.text);
-    int begin = 0;
-    for (int i = 0; i < document.tokens; ++i) {
-      const bool last = i + 1 == document.tokens;
-      const std::string token = cut(words.text, starts, words.spans[i]);
-      // Tokenizers differ in whose a space is: what follows is seen in the text.
-      const std::string next = cut(words.text, starts, {words.spans[i].end, words.spans[i].end + 1});
-      if (last || i + 1 - begin == most_passage || ends_sentence(token, next)) {
-        out.push_back({d, document.begin + begin, document.begin + i + 1});
-        begin = i + 1;
-      }
-    }
+Passage make_passage(const Words& words, const std::vector<size_t>& starts, int begin, int end) {
+  Passage out{.begin = begin, .end = end, .place = {words.spans[begin].begin, words.spans[end - 1].end}};
+  out.byte = byte_of(starts, out.place.begin);
+  size_t last = std::max(out.byte, byte_of(starts, out.place.end));
+  const auto blank = [&](size_t at) {
+    return words.text[at] == ' ' || words.text[at] == '\n' || words.text[at] == '\t';
+  };
+  for (; out.byte < last && blank(out.byte); ++out.byte) {
+    ++out.place.begin;
   }
+  for (; out.byte < last && blank(last - 1); --last) {
+    --out.place.end;
+  }
+  out.bytes = last - out.byte;
   return out;
 }
 
 } // namespace
+
+Words make_words(std::string text, std::vector<TextSpan> spans) {
+  Words words{.text = std::move(text), .spans = std::move(spans)};
+  const auto starts = starts_of(words.text);
+  const int count = static_cast<int>(words.spans.size());
+  const auto cut = [&](TextSpan place) {
+    const size_t begin = byte_of(starts, place.begin), end = byte_of(starts, place.end);
+    return words.text.substr(begin, std::max(begin, end) - begin);
+  };
+  for (int i = 0, begin = 0; i < count; ++i) {
+    // Tokenizers differ in whose a space is: what follows is seen in the text.
+    const uint32_t after = words.spans[i].end;
+    if (i + 1 == count || i + 1 - begin == most_passage ||
+        ends_sentence(cut(words.spans[i]), cut({after, after + 1}))) {
+      words.passages.push_back(make_passage(words, starts, begin, i + 1));
+      begin = i + 1;
+    }
+  }
+  return words;
+}
 
 Citations cite(const MemoryView& view, const AnswerUse& use, bool by_document, int most) {
   Citations out;
@@ -73,14 +82,24 @@ Citations cite(const MemoryView& view, const AnswerUse& use, bool by_document, i
   }
   const float queries = static_cast<float>(use.whole.queries);
   out.mass = use.whole.mass / queries;
-  const auto passages = passages_of(view);
+  struct Place {
+    size_t document; // of the view's
+    const Passage* passage;
+    int begin; // its first memory, counted through the whole view
+  };
+  std::vector<Place> passages;
+  for (size_t d = 0; d < view.documents.size(); ++d) {
+    for (const Passage& passage : view.documents[d].words->passages) {
+      passages.push_back({d, &passage, view.documents[d].begin + passage.begin});
+    }
+  }
   const auto background = [&](int memory) {
     const auto& means = view.recall.background;
     return means && memory < static_cast<int>(means->size()) ? (*means)[memory] : 0.0f;
   };
   const auto passage_of = [&](int memory) {
     const auto after = std::upper_bound(
-        passages.begin(), passages.end(), memory, [](int m, const Passage& passage) { return m < passage.begin; });
+        passages.begin(), passages.end(), memory, [](int m, const Place& place) { return m < place.begin; });
     return static_cast<size_t>(after - passages.begin()) - 1;
   };
 
@@ -131,20 +150,12 @@ Citations cite(const MemoryView& view, const AnswerUse& use, bool by_document, i
       continue;
     }
     entry_of[d] = static_cast<int>(out.list.size());
-    const auto& spans = document.words->spans;
+    const Passage& passage = *passages[p].passage;
     Citation citation{.space = document.space, .id = document.id};
-    citation.token_begin = passages[p].begin - document.begin;
-    citation.token_end = passages[p].end - document.begin;
-    citation.place = {spans[citation.token_begin].begin, spans[citation.token_end - 1].end};
-    citation.text = cut(document.words->text, starts_of(document.words->text), citation.place);
-    const auto trim = [&](size_t first, size_t last) { // tokens begin or end with blanks, of a byte each
-      citation.place.begin += static_cast<uint32_t>(first);
-      citation.place.end -= static_cast<uint32_t>(citation.text.size() - last);
-      citation.text = citation.text.substr(first, last - first);
-    };
-    constexpr auto blanks = " \n\t";
-    const size_t first = citation.text.find_first_not_of(blanks);
-    first == std::string::npos ? trim(0, 0) : trim(first, citation.text.find_last_not_of(blanks) + 1);
+    citation.token_begin = passage.begin;
+    citation.token_end = passage.end;
+    citation.place = passage.place;
+    citation.text = document.words->text.substr(passage.byte, passage.bytes);
     citation.score = static_cast<float>(sum.score);
     citation.similarity = sum.similarity;
     citation.count = sum.count;

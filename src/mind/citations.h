@@ -33,6 +33,8 @@ struct AnswerUse {
   std::vector<MemoryUse> tokens; // each with what it used most
 };
 
+Words make_words(std::string text, std::vector<TextSpan> spans);
+
 /** `by_document`: one entry a document, its best passage, with the others' counts and answer tokens. The view has its
  * texts. */
 Citations cite(const MemoryView& view, const AnswerUse& use, bool by_document, int most);

@@ -65,10 +65,19 @@ struct RecallDocuments {
   std::string spaces_field = "memory.namespaces", ids_field = "memory.ids"; // what errors call them
 };
 
-/** A document's text, and where in it each memory's token stands. */
+/** A sentence of a document, or a piece of one that is long. */
+struct Passage {
+  int begin = 0, end = 0; // memories
+  TextSpan place; // in the text, in characters, without blanks at its ends
+  size_t byte = 0, bytes = 0; // the same in bytes
+};
+
+/** A document's text, where in it each memory's token stands, and its passages, which have all memories between them:
+ * make_words (citations.h). */
 struct Words {
   std::string text;
   std::vector<TextSpan> spans;
+  std::vector<Passage> passages;
 };
 
 /** A document among a request's memories. */

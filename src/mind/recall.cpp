@@ -1,6 +1,7 @@
 // What requests have of the documents.
 #include "base/hash.h"
 #include "base/log.h"
+#include "mind/citations.h"
 #include "mind/manager.h"
 #include "mind/planned.h"
 #include "text/text_stream.h"
@@ -427,7 +428,7 @@ MemoryView MemoryManager::recall_once(const RecallDocuments& wanted, const Recal
     if (wanted.cited) {
       if (!held.words) {
         const Planned whole = planned();
-        held.words = std::make_shared<Words>(Words{whole.document.text, spans_of(whole)});
+        held.words = std::make_shared<Words>(make_words(whole.document.text, spans_of(whole)));
         shelve(name, held);
       }
       out.words = held.words;

@@ -11,17 +11,18 @@ namespace {
 
 /** A document whose tokens are the pieces, of one character's width each unless they say otherwise. */
 RecalledDocument document(MemoryView& view, const std::string& id, const std::vector<std::string>& pieces) {
-  auto words = std::make_shared<Words>();
+  std::string text;
+  std::vector<TextSpan> spans;
   uint32_t at = 0;
   for (const std::string& piece : pieces) {
-    words->text += piece;
+    text += piece;
     const auto size =
         static_cast<uint32_t>(std::count_if(piece.begin(), piece.end(), [](char c) { return (c & 0xC0) != 0x80; }));
-    words->spans.push_back({at, at + size});
+    spans.push_back({at, at + size});
     at += size;
   }
   RecalledDocument out{.space = "s", .id = id, .begin = view.tokens, .tokens = static_cast<int>(pieces.size())};
-  out.words = words;
+  out.words = std::make_shared<Words>(make_words(std::move(text), std::move(spans)));
   view.tokens += out.tokens;
   view.documents.push_back(out);
   return out;

@@ -418,7 +418,7 @@ void attend(const AttentionJob& job, const Item& item) {
   for (size_t base = all.begin / tile_width * tile_width; base < all.end; base += tile_width) {
     const Range part = within(all, base);
     const auto seen = [&](size_t row) { return part_of(row, base); };
-    bool any = false;
+    bool any = job.chosen == nullptr && job.sparse_block == 0;
     for (size_t row = 0; row < state.rows && !any; row++) {
       any = job.chosen != nullptr ? any_chosen(chosen_by(row, base), seen(row)) : seen(row).end > 0;
     }
