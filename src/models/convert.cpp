@@ -213,11 +213,11 @@ boost::json::object json_of(
   const Quantization base = usual.value_or(*most->second.second);
   auto out = json_of(base);
   for (const auto& [layer, kind] : layers) {
-    if (kind != base || scaled.contains(layer)) {
+    if (kind != base) {
       out[layer] = json_of(kind);
-    }
-    if (scaled.contains(layer)) {
-      out[layer].as_object()["global_scale"] = true; // mlx-lm asks config.json for it
+      if (scaled.contains(layer)) {
+        out[layer].as_object()["global_scale"] = true; // mlx-lm asks for it where config.json says anything of a layer
+      }
     }
   }
   return out;

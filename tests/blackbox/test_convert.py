@@ -72,6 +72,8 @@ def layer_kinds(config, stored):
         if name.endswith(".scales"):
             layer = name.removesuffix(".scales")
             kind = {"mode": "affine", "group_size": 64, **table.get(layer, usual)}
+            # A loader asks for it where a layer is named at all, else it sees the tensor.
+            assert kind.pop("global_scale", False) in (False, f"{layer}.global_scale" in stored)
             groups, words = (stored[f"{layer}.{part}"][1][-1] for part in ("scales", "weight"))
             kinds[layer] = kind if kind["group_size"] * kind["bits"] * groups == words * 32 else None
     assert all(layer in kinds for layer, kind in table.items() if isinstance(kind, dict))
