@@ -319,9 +319,14 @@ TEST_CASE("memories over HTTP: readings that never end hold up neither other req
   server.model->hold();
   std::vector<std::thread> threads;
   for (int i = 0; i < 20; ++i) { // more than there are threads for them
-    threads.emplace_back([&] {
+    threads.emplace_back([port = server.server->server.port()] { // a late one finds the server gone
       try {
-        server.complete(R"("memory":{"inline":[{"text":"xyz"}]})");
+        Client client(port);
+        client.ask(
+            "POST",
+            "/v1/completions",
+            R"({"model":"alias","prompt":"ab","max_tokens":2,"memory":{"inline":[{"text":"xyz"}]}})");
+        client.read();
       } catch (const std::runtime_error&) { // closed
       }
     });
