@@ -237,12 +237,6 @@ void Choices::take_event(Row& row, Event event, Part& part) {
   if (event.whole_use) {
     row.use.whole = std::move(*event.whole_use);
   }
-  if (row.stopping) {
-    if (event.finish != Finish::none) {
-      end(row, part, Finish::stop);
-    }
-    return;
-  }
   if (event.finish == Finish::cancelled) {
     fail(Kind::unavailable, "[engine] the request was cancelled");
   }
@@ -265,10 +259,10 @@ void Choices::take_event(Row& row, Event event, Part& part) {
   }
   if (row.text.stopped()) {
     row.stream.cancel();
-    row.stopping = ask_.memory && ask_.memory->wanted.cited && event.finish == Finish::none;
-    if (!row.stopping) {
-      end(row, part, Finish::stop);
+    if (!event.whole_use) { // the engine's sum would have tokens behind the stop string, as many as it was ahead
+      row.use.whole = sum_of(row.use.tokens);
     }
+    end(row, part, Finish::stop);
   } else if (event.finish != Finish::none) {
     end(row, part, event.finish);
   }

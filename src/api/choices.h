@@ -81,7 +81,6 @@ class Choices {
     TextStream text;
     bool begun = false;
     bool ended = false;
-    bool stopping = false; // a stop string was found; its last event tells what it used
     AnswerUse use; // of memories, where citations were asked for
     int tokens = 0;
     int cached = 0;
