@@ -1,6 +1,7 @@
 """Starts and stops the server under test, as a user would: the binary, its flags, a port, signals."""
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -34,6 +35,24 @@ def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def on_a_terminal(command, limit=60, **options):
+    """What a command writes to standard error where that is a terminal, and to standard output where that is not."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, **options)
+    os.close(follower)
+    seen = b""
+    while True:
+        try:
+            block = os.read(leader, 4096)
+        except OSError:  # the terminal's other end closed
+            break
+        if not block:
+            break
+        seen += block
+    assert process.wait(limit) == 0
+    return seen, process.stdout.read()
 
 
 class Server:

@@ -4,7 +4,6 @@ mlx-lm runs in the Python that made the golden models, .venv-golden, or PARALLM_
 """
 import json
 import os
-import pty
 import shutil
 import struct
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from serving import ROOT, binary, model
+from serving import ROOT, binary, model, on_a_terminal
 
 GOLDEN = Path(os.environ.get("PARALLM_GOLDEN", ROOT / "build" / "golden"))
 PYTHON = os.environ.get("PARALLM_GOLDEN_PYTHON", str(ROOT / ".venv-golden" / "bin" / "python"))
@@ -338,19 +337,7 @@ def test_bad_flags_are_named(smol, tmp_path, flags, named):
 
 
 def test_a_terminal_sees_a_bar_and_a_log_sees_lines(smol, tmp_path):
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(command(smol / "ours", tmp_path / "out"), stdout=subprocess.PIPE, stderr=follower)
-    os.close(follower)
-    seen = b""
-    while True:
-        try:
-            block = os.read(leader, 4096)
-        except OSError:  # the terminal's other end closed
-            break
-        if not block:
-            break
-        seen += block
-    assert process.wait(60) == 0
+    seen, _ = on_a_terminal(command(smol / "ours", tmp_path / "out"))
     assert b"\r[" in seen and b"100% of 0.10 GB" in seen and b"bits per weight" in seen
     said = convert(smol / "ours", tmp_path / "log").stderr
     assert "\r" not in said and "\x1b" not in said and "100% of 0.10 GB written\n" in said

@@ -1,13 +1,11 @@
 """`mlx_parallm generate`, the command beside the server: it must give what the server gives."""
 import json
-import os
-import pty
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from serving import binary, model
+from serving import binary, model, on_a_terminal
 
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
@@ -74,22 +72,10 @@ def test_a_seed_gives_the_same_texts():
 
 
 def test_a_terminal_sees_a_progress_bar():
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(command("--max-tokens", "8", "One", "Two", "Three"), stdout=subprocess.PIPE, stderr=follower)
-    os.close(follower)
-    seen = b""
-    while True:
-        try:
-            block = os.read(leader, 4096)
-        except OSError:  # the terminal's other end closed
-            break
-        if not block:
-            break
-        seen += block
-    assert process.wait(60) == 0
+    seen, said = on_a_terminal(command("--max-tokens", "8", "One", "Two", "Three"))
     assert b"/3 prompts" in seen and b"tokens/s" in seen and b"left" in seen
     assert b"\x1b[K" in seen
-    assert b"\x1b" not in process.stdout.read()
+    assert b"\x1b" not in said
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Models of the Hugging Face hub: ours and Python's huggingface_hub on one cache, against a hub of this machine."""
 import json
 import os
-import pty
 import random
 import signal
 import ssl
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fake_hub import TOKEN, FakeHub, Fault, Proxy, Repo, etag_of, running
-from serving import NAME, ROOT, Server, binary
+from serving import NAME, ROOT, Server, binary, on_a_terminal
 
 GOLDEN = Path(os.environ.get("PARALLM_GOLDEN", ROOT / "build" / "golden"))
 COMMIT = "a" * 40
@@ -489,19 +488,7 @@ def test_files_come_side_by_side(hub, env):
 
 def test_a_terminal_sees_a_bar_and_a_log_sees_lines(hub, env):
     hub.faults[BIG_PATH] = Fault(slow=4_000_000)
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(command("org/big"), env=env, stdout=subprocess.PIPE, stderr=follower)
-    os.close(follower)
-    seen = b""
-    while True:
-        try:
-            block = os.read(leader, 4096)
-        except OSError:  # the terminal's other end closed
-            break
-        if not block:
-            break
-        seen += block
-    assert process.wait(30) == 0
+    seen, _ = on_a_terminal(command("org/big"), limit=30, env=env)
     assert b"\r[" in seen and b"#" in seen and b"MB/s" in seen and b"left" in seen
     hub.repos["org/big"].commit = "c" * 40
     hub.repos["org/big"].files["config.json"] = b"{ }"

@@ -1,13 +1,11 @@
 """`mlx_parallm memory`: what it adds to a store a server answers from, and what it removes a running server forgets."""
 import json
-import os
-import pty
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from serving import NAME, binary, model
+from serving import NAME, binary, model, on_a_terminal
 
 DOOR = "The code of the blue door is 7392. Whoever wants to open the blue door types 7392."
 RIVER = "The river Tesk is four hundred kilometres long, and it ends in a lake.\nNobody swims there."
@@ -109,23 +107,10 @@ def test_rm_takes_ids_a_filter_or_all(tmp_path):
 
 def test_a_terminal_sees_a_bar(tmp_path):
     (tmp_path / "long.txt").write_text(" ".join(f"Room {i} is empty." for i in range(400)))
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        command("add", tmp_path / "store", "--model-path", model(), "--stride", "256", "--max-length", "512", tmp_path / "long.txt"),
-        stdout=subprocess.PIPE, stderr=follower)
-    os.close(follower)
-    seen = b""
-    while True:
-        try:
-            block = os.read(leader, 4096)
-        except OSError:  # the terminal's other end closed
-            break
-        if not block:
-            break
-        seen += block
-    assert process.wait(60) == 0
+    windows = ("--stride", "256", "--max-length", "512")
+    seen, said = on_a_terminal(command("add", tmp_path / "store", "--model-path", model(), *windows, tmp_path / "long.txt"))
     assert b"\r[" in seen and b"1/1 documents" in seen and b"tokens/s" in seen
-    assert process.stdout.read().startswith(b"long.txt: ")
+    assert said.startswith(b"long.txt: ")
 
 
 def add_flags(*files):
