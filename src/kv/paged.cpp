@@ -113,18 +113,21 @@ class KernelLayer : public States {
       const Attention& how,
       const Chosen& chosen) override {
     check_selected(how);
+    return openly(q, k, v, how, chosen);
+  }
+
+  Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
+    return openly(q, k, v, how, {});
+  }
+
+ private:
+  Attended
+  openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how, const Chosen& chosen) {
     cpu::OpenAttention open{mx::array(0.0f), mx::array(0.0f)};
     auto out = attend(q, k, v, how, &open, chosen);
     return {out, open.masses, open.rotated};
   }
 
-  Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
-    cpu::OpenAttention open{mx::array(0.0f), mx::array(0.0f)};
-    auto out = attend(q, k, v, how, &open, {});
-    return {out, open.masses, open.rotated};
-  }
-
- private:
   mx::array attend(
       const mx::array& q,
       const mx::array& k,

@@ -9,6 +9,7 @@
 #include "models/pre_norm.h"
 #include "models/rope_scaling.h"
 #include "models/step_rotation.h"
+#include "nn/mlp.h"
 #include "nn/moe.h"
 #include "nn/rounding.h"
 
@@ -397,7 +398,6 @@ class Experts41 {
              .scale = float(config.number("routed_scaling_factor", 1.5))},
         scoring_(config.text("scoring_func", "sqrtsoftplus")),
         temperature_(config.number("gate_temp", 1)),
-        act_(clamped(config.number("swiglu_limit", 10))),
         gate(weights, name + ".gate", config.count("n_routed_experts", 384), dims),
         bias(weights.take(
             name + ".gate.e_score_correction_bias",
@@ -409,10 +409,13 @@ class Experts41 {
             config.count("n_routed_experts", 384),
             dims,
             config.count("moe_intermediate_size", 2304),
-            act_),
-        gate_proj(weights, name + ".shared_experts.gate_proj", config.count("moe_intermediate_size", 2304), dims),
-        up_proj(weights, name + ".shared_experts.up_proj", config.count("moe_intermediate_size", 2304), dims),
-        down_proj(weights, name + ".shared_experts.down_proj", dims, config.count("moe_intermediate_size", 2304)) {
+            clamped(config.number("swiglu_limit", 10))),
+        shared(
+            weights,
+            name + ".shared_experts",
+            dims,
+            config.count("moe_intermediate_size", 2304),
+            clamped(config.number("swiglu_limit", 10))) {
     if (scoring_ != "sigmoid" && scoring_ != "softmax" && scoring_ != "sqrtsoftplus") {
       fail(
           Kind::invalid,
@@ -427,21 +430,17 @@ class Experts41 {
     auto scores = scoring_ == "sigmoid" ? mx::sigmoid(logits)
         : scoring_ == "softmax"         ? mx::softmax(logits, -1)
                                         : mx::sqrt(softplus(logits));
-    auto shared = down_proj(act_(gate_proj(x), up_proj(x)));
-    return routed(x, choose_by_score(scores, bias, how_)) + shared;
+    return routed(x, choose_by_score(scores, bias, how_)) + shared(x);
   }
 
  private:
   Selection how_;
   std::string scoring_;
   float temperature_;
-  SwitchGLU::Act act_;
   Linear gate;
   mx::array bias;
   SwitchGLU routed;
-  Linear gate_proj;
-  Linear up_proj;
-  Linear down_proj;
+  GluMLP shared;
 };
 
 struct Layer {

@@ -7,6 +7,18 @@
 
 namespace parallm {
 
+Config kimi_with_deepseek_names(const Config& given) {
+  auto config = with_names(
+      given,
+      {{"n_routed_experts", "num_experts"},
+       {"n_shared_experts", "num_shared_experts"},
+       {"num_experts_per_tok", "num_experts_per_token"},
+       {"norm_topk_prob", "moe_renormalize"},
+       {"n_group", "num_expert_group"}});
+  config.json.erase("rope_scaling"); // there is no rotation
+  return config;
+}
+
 KimiDeltaAttention::Gate::Gate(Weights& weights, const std::string& name, const KimiDeltaArgs& args, bool narrow)
     : to_narrow(narrow ? std::optional(Linear(weights, name + "_a_proj", args.head_dim, args.hidden)) : std::nullopt),
       to_wide(weights, name + (narrow ? "_b_proj" : "_proj"), args.width(), narrow ? args.head_dim : args.hidden) {}

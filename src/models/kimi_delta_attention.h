@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kv/cache.h"
+#include "models/config.h"
 #include "nn/linear.h"
 #include "nn/norm.h"
 #include "nn/recurrent.h"
@@ -31,6 +32,9 @@ struct KimiDeltaArgs {
     return heads * head_dim;
   }
 };
+
+/** config.json with DeepSeek's names for the fields that Kimi's models share with it. */
+Config kimi_with_deepseek_names(const Config& given);
 
 class KimiDeltaAttention {
  public:

@@ -34,25 +34,6 @@ struct Situ {
   std::optional<float> linear_beta;
 };
 
-class SituMLP {
- public:
-  SituMLP(Weights& weights, const std::string& name, int dims, int hidden, Situ act)
-      : act_(act),
-        gate_proj(weights, name + ".gate_proj", hidden, dims),
-        up_proj(weights, name + ".up_proj", hidden, dims),
-        down_proj(weights, name + ".down_proj", dims, hidden) {}
-
-  mx::array operator()(const mx::array& x) const {
-    return down_proj(act_(gate_proj(x), up_proj(x)));
-  }
-
- private:
-  Situ act_;
-  Linear gate_proj;
-  Linear up_proj;
-  Linear down_proj;
-};
-
 /** DeepSeek-V3's experts, the routed ones of `routed_expert_hidden_size` inputs where that is set. */
 class LatentMoe {
  public:
@@ -107,7 +88,7 @@ class LatentMoe {
   std::optional<Linear> routed_expert_down_proj;
   std::optional<RMSNorm> routed_expert_norm;
   std::optional<Linear> routed_expert_up_proj;
-  std::optional<SituMLP> shared_experts;
+  std::optional<GluMLP> shared_experts;
 };
 
 /** The sum of each block of layers, which later layers attend to. The layers hold it together; it lasts for a step. */
@@ -189,19 +170,6 @@ void to_ours(Weights& weights, const std::string& layer, int heads) {
   }
 }
 
-/** DeepSeek's names for the fields that its parts read. */
-Config with_deepseek_names(const Config& given) {
-  auto config = with_names(
-      given,
-      {{"n_routed_experts", "num_experts"},
-       {"n_shared_experts", "num_shared_experts"},
-       {"num_experts_per_tok", "num_experts_per_token"},
-       {"norm_topk_prob", "moe_renormalize"},
-       {"n_group", "num_expert_group"}});
-  config.json.erase("rope_scaling"); // there is no rotation
-  return config;
-}
-
 KimiDeltaArgs delta_args(const Config& config, float eps) {
   auto linear = config.object("linear_attn_config");
   KimiDeltaArgs args{
@@ -262,7 +230,7 @@ Decoder::Block attending_block(
 
 std::unique_ptr<Model> make_kimi_k3(const Config& outer, Weights& weights) {
   auto others = {"vision_tower", "vision_model", "multi_modal_projector", "mm_projector"};
-  auto config = with_deepseek_names(text_part(outer, weights, {others.begin(), others.end()}));
+  auto config = kimi_with_deepseek_names(text_part(outer, weights, {others.begin(), others.end()}));
   require_text(config, "hidden_act", "situ");
   require_text(config, "moe_router_activation_func", "sigmoid");
   if (!config.boolean("mla_use_nope", true)) {
@@ -296,7 +264,7 @@ std::unique_ptr<Model> make_kimi_k3(const Config& outer, Weights& weights) {
         is_linear ? Decoder::Block(KimiDeltaAttention(delta, weights, part)) : latent_attention(config, weights, part);
     auto feed_forward = is_deepseek_moe_layer(config, i)
         ? Decoder::Map(LatentMoe(config, weights, name + ".mlp", act))
-        : SituMLP(weights, name + ".mlp", dims, config.count("intermediate_size"), act);
+        : GluMLP(weights, name + ".mlp", dims, config.count("intermediate_size"), act);
     model->add(
         block_size > 0 ? attending_block(weights, name, dims, eps, attend, feed_forward, sums, i % block_size == 0)
                        : pre_norm_block(weights, name, dims, eps, attend, feed_forward),

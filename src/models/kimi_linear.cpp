@@ -29,26 +29,12 @@ void to_ours(Weights& weights, const std::string& layer, int experts) {
   }
 }
 
-/** DeepSeek's names for the fields that its parts read. */
-Config with_deepseek_names(const Config& given) {
-  auto config = with_names(
-      given,
-      {{"n_routed_experts", "num_experts"},
-       {"n_shared_experts", "num_shared_experts"},
-       {"num_experts_per_tok", "num_experts_per_token"},
-       {"norm_topk_prob", "moe_renormalize"},
-       {"n_group", "num_expert_group"},
-       {"scoring_func", "moe_router_activation_func"},
-       {"qk_nope_head_dim", "head_dim"},
-       {"v_head_dim", "head_dim"}});
-  config.json.erase("rope_scaling"); // there is no rotation
-  return config;
-}
-
 } // namespace
 
 std::unique_ptr<Model> make_kimi_linear(const Config& given, Weights& weights) {
-  auto config = with_deepseek_names(given);
+  auto config = with_names(
+      kimi_with_deepseek_names(given),
+      {{"scoring_func", "moe_router_activation_func"}, {"qk_nope_head_dim", "head_dim"}, {"v_head_dim", "head_dim"}});
   require_text(config, "hidden_act", "silu");
   if (!config.boolean("mla_use_nope", true)) {
     fail(Kind::invalid, "[{}] 'mla_use_nope' must be true; got false", config.where);

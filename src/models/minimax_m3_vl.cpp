@@ -116,25 +116,6 @@ struct BlockAttention {
   }
 };
 
-class ClampedMLP {
- public:
-  ClampedMLP(Weights& weights, const std::string& name, int dims, int hidden, SwitchGLU::Act act)
-      : act_(std::move(act)),
-        gate_proj(weights, name + ".gate_proj", hidden, dims),
-        up_proj(weights, name + ".up_proj", hidden, dims),
-        down_proj(weights, name + ".down_proj", dims, hidden) {}
-
-  mx::array operator()(const mx::array& x) const {
-    return down_proj(act_(gate_proj(x), up_proj(x)));
-  }
-
- private:
-  SwitchGLU::Act act_;
-  Linear gate_proj;
-  Linear up_proj;
-  Linear down_proj;
-};
-
 /** Some conversions hold gates and ups as one, the gates first. Codes are packed along another axis. */
 void split_gates(Weights& weights, const std::string& owner) {
   for (auto* part : {".weight", ".scales", ".biases"}) {
@@ -157,7 +138,7 @@ experts(const Config& config, Weights& weights, const std::string& moe, int dims
   auto choose = choose_by_biased_sigmoid(weights, moe + ".e_score_correction_bias", count, how);
   SparseMoe routed(
       weights, moe + ".gate", moe + ".switch_mlp", count, dims, config.count("intermediate_size", 3072), choose, act);
-  ClampedMLP shared(weights, moe + ".shared_experts", dims, config.count("shared_intermediate_size", 3072), act);
+  GluMLP shared(weights, moe + ".shared_experts", dims, config.count("shared_intermediate_size", 3072), act);
   return [=](const mx::array& x) { return routed(x) + shared(x); };
 }
 
@@ -213,7 +194,7 @@ std::unique_ptr<Model> make_minimax_m3_vl(const Config& given, Weights& weights)
     }
     auto feed_forward = has_experts(config, i)
         ? experts(config, weights, moe, dims, act)
-        : ClampedMLP(weights, name + ".mlp", dims, config.count("dense_intermediate_size", 12288), act);
+        : GluMLP(weights, name + ".mlp", dims, config.count("dense_intermediate_size", 12288), act);
     model->add(
         PreNormBlock(
             RMSNorm(weights, name + ".input_layernorm", dims, eps, offset),

@@ -14,12 +14,14 @@ namespace parallm {
 namespace {
 
 /** min(silu(gate), limit) * clip(up): no limit where it is 0. */
-mx::array clamped(const mx::array& gate, const mx::array& up, float limit) {
+GluAct clamped(float limit) {
   if (limit <= 0) {
-    return swiglu(gate, up);
+    return swiglu;
   }
-  auto bound = mx::array(limit, gate.dtype());
-  return mx::minimum(silu(gate), bound) * mx::clip(up, mx::negative(bound), bound);
+  return [limit](const mx::array& gate, const mx::array& up) {
+    auto bound = mx::array(limit, gate.dtype());
+    return mx::minimum(silu(gate), bound) * mx::clip(up, mx::negative(bound), bound);
+  };
 }
 
 /** The limit of a layer, 0 where the list doesn't say. */
@@ -31,32 +33,12 @@ float limit_of(const Config& config, const char* field, int layer) {
   return layer < int(limits.size()) ? limits[layer] : 0;
 }
 
-class ClampedMLP {
- public:
-  ClampedMLP(Weights& weights, const std::string& name, int dims, int hidden, float limit)
-      : limit_(limit),
-        gate_proj(weights, name + ".gate_proj", hidden, dims),
-        up_proj(weights, name + ".up_proj", hidden, dims),
-        down_proj(weights, name + ".down_proj", dims, hidden) {}
-
-  mx::array operator()(const mx::array& x) const {
-    return down_proj(clamped(gate_proj(x), up_proj(x), limit_));
-  }
-
- private:
-  float limit_;
-  Linear gate_proj;
-  Linear up_proj;
-  Linear down_proj;
-};
-
 Decoder::Map make_moe(const Config& config, Weights& weights, const std::string& name, int dims, int layer) {
   int experts = config.count("moe_num_experts", 288);
   Selection how{
       .choices = config.count("moe_top_k", 8),
       .normalize = config.boolean("norm_expert_weight", true),
       .scale = float(config.number("moe_router_scaling_factor", 3))};
-  float limit = limit_of(config, "swiglu_limits", layer);
   SparseMoe routed(
       weights,
       name + ".gate.gate",
@@ -65,13 +47,13 @@ Decoder::Map make_moe(const Config& config, Weights& weights, const std::string&
       dims,
       config.count("moe_intermediate_size", 1280),
       choose_by_biased_sigmoid(weights, name + ".gate.router_bias", experts, how),
-      [limit](const mx::array& gate, const mx::array& up) { return clamped(gate, up, limit); });
-  ClampedMLP shared(
+      clamped(limit_of(config, "swiglu_limits", layer)));
+  GluMLP shared(
       weights,
       name + ".share_expert",
       dims,
       config.count("share_expert_dim", 1280),
-      limit_of(config, "swiglu_limits_shared", layer));
+      clamped(limit_of(config, "swiglu_limits_shared", layer)));
   return [=](const mx::array& x) { return routed(x) + shared(x); };
 }
 
@@ -223,7 +205,7 @@ std::unique_ptr<Model> make_step3p5(const Config& given, Weights& weights) {
     auto feed_forward = [&]() -> Decoder::Map {
       auto mlp = name + ".mlp";
       if (!sparse[i]) {
-        return ClampedMLP(weights, mlp, dims, full.intermediate_size, limit_of(config, "swiglu_limits_shared", i));
+        return GluMLP(weights, mlp, dims, full.intermediate_size, clamped(limit_of(config, "swiglu_limits_shared", i)));
       }
       return make_moe(config, weights, mlp, dims, i);
     }();

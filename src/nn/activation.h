@@ -3,6 +3,7 @@
 
 #include <mlx/mlx.h>
 
+#include <functional>
 #include <string>
 
 namespace parallm {
@@ -29,6 +30,9 @@ using Activation = mlx::core::array (*)(const mlx::core::array& x);
 /** By config.json's name (transformers' activations.py): silu, gelu, gelu_new,
  * gelu_pytorch_tanh, relu2, ... Errors: invalid, listing the known ones. */
 Activation activation(const std::string& name);
+
+/** What becomes of a gate and an up, both [T,N] or rows of experts. */
+using GluAct = std::function<mlx::core::array(const mlx::core::array& gate, const mlx::core::array& up)>;
 
 /** act(gate) * up. */
 mlx::core::array gated(Activation act, const mlx::core::array& gate, const mlx::core::array& up);

@@ -19,6 +19,16 @@ mx::array GatedMLP::operator()(const mx::array& x) const {
   return down_proj(gated(act_, gate_proj(x), up_proj(x)));
 }
 
+GluMLP::GluMLP(Weights& weights, const std::string& name, int dims, int hidden, GluAct act)
+    : act_(std::move(act)),
+      gate_proj(weights, name + ".gate_proj", hidden, dims),
+      up_proj(weights, name + ".up_proj", hidden, dims),
+      down_proj(weights, name + ".down_proj", dims, hidden) {}
+
+mx::array GluMLP::operator()(const mx::array& x) const {
+  return down_proj(act_(gate_proj(x), up_proj(x)));
+}
+
 FusedGatedMLP::FusedGatedMLP(Weights& weights, const std::string& name, int dims, int hidden, Activation act)
     : act_(act),
       gate_up_proj(weights, name + ".gate_up_proj", 2 * hidden, dims),

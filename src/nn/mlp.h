@@ -35,7 +35,21 @@ class GatedMLP {
   Linear down_proj;
 };
 
-/** The same with gate and up as one layer, `gate_up_proj`, gate first. */
+/** down_proj(act(gate_proj(x), up_proj(x))), for what clamps or bounds both. */
+class GluMLP {
+ public:
+  GluMLP(Weights& weights, const std::string& name, int dims, int hidden, GluAct act);
+
+  mx::array operator()(const mx::array& x) const;
+
+ private:
+  GluAct act_;
+  Linear gate_proj;
+  Linear up_proj;
+  Linear down_proj;
+};
+
+/** GatedMLP with gate and up as one layer, `gate_up_proj`, gate first. */
 class FusedGatedMLP {
  public:
   FusedGatedMLP(Weights& weights, const std::string& name, int dims, int hidden, Activation act = silu);

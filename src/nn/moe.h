@@ -82,7 +82,7 @@ class Experts {
 /** Feed-forward experts: down_proj(act(gate_proj(x), up_proj(x))). */
 class SwitchGLU {
  public:
-  using Act = std::function<mx::array(const mx::array& gate, const mx::array& up)>;
+  using Act = GluAct;
 
   SwitchGLU(
       Weights& weights,
