@@ -24,7 +24,7 @@ MAY_INCLUDE = {
     "models": ["nn/", "kv/cache.h"],
     "engine": ["models/model.h", "models/models.h", "kv/", "nn/lora.h", "nn/pick.h", "nn/host_array.h"],
     "mind": ["engine/plan.h", "kv/recall_how.h", "memory/", "text/"],
-    "api": ["engine/engine.h", "engine/plan.h", "engine/sampling.h", "kv/recall_how.h", "mind/", "text/", "memory/store.h"],
+    "api": ["engine/engine.h", "engine/memory_tally.h", "engine/plan.h", "engine/sampling.h", "kv/recall_how.h", "mind/", "text/", "memory/store.h"],
     "library": ["text/", "memory/", "mind/", "hub/", "kernels/", "nn/", "kv/", "models/", "engine/"],
     "commands": ["library/", "api/", "engine/", "mind/", "text/", "kernels/"],
 }

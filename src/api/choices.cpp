@@ -2,6 +2,7 @@
 
 #include "api/schema.h"
 #include "base/trace.h"
+#include "engine/memory_tally.h"
 
 #include <algorithm>
 
@@ -37,12 +38,12 @@ std::string read_model(Fields& fields, const Service& service) {
 }
 
 Headers ignored_fields(const Fields& fields, const Service& service) {
+  if (service.options().strict) {
+    fields.refuse_unknown();
+  }
   auto names = fields.unknown();
   if (names.empty()) {
     return {};
-  }
-  if (service.options().strict) {
-    fail_field(names[0], "[{}] is not a known field", names[0]);
   }
   // A header holds a few names of visible ASCII; the body is the caller's.
   std::string list;
@@ -260,7 +261,11 @@ void Choices::take_event(Row& row, Event event, Part& part) {
   if (row.text.stopped()) {
     row.stream.cancel();
     if (!event.whole_use) { // the engine's sum would have tokens behind the stop string, as many as it was ahead
-      row.use.whole = sum_of(row.use.tokens);
+      MemoryTally tally;
+      for (const MemoryUse& use : row.use.tokens) {
+        tally.add(use);
+      }
+      row.use.whole = tally.take();
     }
     end(row, part, Finish::stop);
   } else if (event.finish != Finish::none) {

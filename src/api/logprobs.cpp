@@ -65,7 +65,7 @@ void CompletionLogprobs::place(int32_t id) {
   if (skip_special_ && tokenizer_->is_special(id)) {
     return; // it takes no room in the text
   }
-  offset_ += std::count_if(bytes.begin(), bytes.end(), [](unsigned char byte) { return (byte & 0xC0) != 0x80; });
+  offset_ += static_cast<int64_t>(characters(bytes));
 }
 
 void CompletionLogprobs::add_first(int32_t id) {

@@ -14,7 +14,6 @@ namespace parallm {
 
 namespace {
 
-constexpr const char* usual_space = "default";
 constexpr int most_listed = 1000, most_found = 100;
 constexpr size_t most_documents = 10'000; // of one request
 
@@ -243,12 +242,6 @@ std::string required_space(const HttpRequest& request) {
   return space;
 }
 
-std::unique_ptr<Later> later(std::function<Reply()> work) {
-  auto out = std::make_unique<Later>();
-  out->work = [work = std::move(work)](const std::atomic<bool>&) { return work(); };
-  return out;
-}
-
 } // namespace
 
 Reply add_memories(const HttpRequest& request, Service& service) {
@@ -436,7 +429,8 @@ std::optional<Reply> under_model(const HttpRequest& request, Service& service) {
       return wrong_method(request, allow);
     }
     if (route->on == Route::On::waiting) {
-      return later([handle = route->handle, inner = std::move(inner), &service] { return handle(inner, service); });
+      return std::make_unique<Later>(Later{[handle = route->handle, inner = std::move(inner), &service](
+                                               const std::atomic<bool>&) { return handle(inner, service); }});
     }
     return route->handle(inner, service);
   }

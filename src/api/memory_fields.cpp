@@ -9,7 +9,6 @@ namespace parallm {
 
 namespace {
 
-constexpr const char* usual_space = "default";
 constexpr int most_k = 1 << 20, most_documents = 1 << 20;
 
 json::value name_or_null(const std::string& space) {
@@ -43,9 +42,7 @@ std::vector<bool> read_layers(Fields& fields, int layers) {
     Fields inner(value->get_object(), field + ".");
     const auto from = inner.integer("from", 0, layers - 1).value_or(0);
     const auto to = inner.integer("to", from, layers - 1).value_or(layers - 1);
-    if (auto unknown = inner.unknown(); !unknown.empty()) {
-      fail_field(unknown[0], "[{}] is not a known field", unknown[0]);
-    }
+    inner.refuse_unknown();
     std::fill(out.begin() + from, out.begin() + to + 1, true);
   } else {
     fail_field(
@@ -105,9 +102,7 @@ MemoryAsk read_object(const json::object& object, const ServedModel& served) {
   ask.wanted.cited = citations != "none";
   ask.by_document = citations == "documents";
   ask.most_citations = static_cast<int>(fields.integer("max_citations", 1, 1000).value_or(ask.most_citations));
-  if (auto unknown = fields.unknown(); !unknown.empty()) {
-    fail_field(unknown[0], "[{}] is not a known field", unknown[0]);
-  }
+  fields.refuse_unknown();
   return ask;
 }
 
@@ -173,9 +168,7 @@ NewDocument read_document(const json::value& value, const std::string& where, co
   if (const json::object* metadata = fields.object("metadata")) {
     out.metadata = *metadata;
   }
-  if (auto unknown = fields.unknown(); !unknown.empty()) {
-    fail_field(unknown[0], "[{}] is not a known field", unknown[0]);
-  }
+  fields.refuse_unknown();
   return out;
 }
 

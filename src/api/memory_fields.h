@@ -16,6 +16,9 @@ class Service;
 struct Ask;
 struct ServedModel;
 
+/** The namespace of documents, and of requests in plain names, that name none. */
+inline constexpr const char* usual_space = "default";
+
 /** What a request asks of its memories. */
 struct MemoryAsk {
   RecallDocuments wanted;

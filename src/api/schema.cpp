@@ -158,6 +158,12 @@ std::vector<std::string> Fields::unknown() const {
   return names;
 }
 
+void Fields::refuse_unknown() const {
+  if (const auto names = unknown(); !names.empty()) {
+    fail_field(names[0], "[{}] is not a known field", names[0]);
+  }
+}
+
 int64_t read_integer(const json::value& value, const std::string& field, int64_t min, int64_t max) {
   int64_t x = 0;
   bool fits = true;

@@ -45,6 +45,8 @@ class Fields {
 
   /** Names of the fields that nobody asked for, in the body's order. */
   std::vector<std::string> unknown() const;
+  /** An error where there is one. */
+  void refuse_unknown() const;
 
   std::string name(std::string_view field) const;
 

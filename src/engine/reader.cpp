@@ -28,14 +28,14 @@ Reader::Reader(Model& model, mx::Dtype kv_dtype, std::vector<int32_t> tokens, Re
         how_.stride,
         how_.max_length);
   }
+  std::sort(how_.dropped.begin(), how_.dropped.end()); // a vocabulary may have thousands of special ones
   int keeps = 0;
   for (size_t i = 0; i < tokens_.size(); ++i) {
     const int32_t id = tokens_[i];
     if (id < 0 || id >= model.vocabulary()) {
       fail_field("tokens", "[memory] token ids must be from 0 to {}; got {}", model.vocabulary() - 1, id);
     }
-    keeps +=
-        int(i) >= how_.dropped_first && std::find(how_.dropped.begin(), how_.dropped.end(), id) == how_.dropped.end();
+    keeps += keeps_token(i);
   }
   if (keeps == 0) {
     fail_field("tokens", "[memory] a text must have a token that is not special; got {} tokens", tokens_.size());
@@ -44,6 +44,11 @@ Reader::Reader(Model& model, mx::Dtype kv_dtype, std::vector<int32_t> tokens, Re
   kv_ = {.block_size = 16, .blocks = (most + 15) / 16, .slots = 1, .dtype = kv_dtype};
   parts_.resize(specs.size());
   begin_window();
+}
+
+bool Reader::keeps_token(size_t i) const {
+  return static_cast<int>(i) >= how_.dropped_first &&
+      !std::binary_search(how_.dropped.begin(), how_.dropped.end(), tokens_[i]);
 }
 
 void Reader::begin_window() {
@@ -96,9 +101,9 @@ std::shared_ptr<const Memory> Reader::step() {
 std::shared_ptr<const Memory> Reader::finish() {
   auto memory = std::make_shared<Memory>();
   std::vector<int> places;
-  for (int i = how_.dropped_first; i < static_cast<int>(tokens_.size()); ++i) {
-    if (std::find(how_.dropped.begin(), how_.dropped.end(), tokens_[i]) == how_.dropped.end()) {
-      places.push_back(i);
+  for (size_t i = 0; i < tokens_.size(); ++i) {
+    if (keeps_token(i)) {
+      places.push_back(static_cast<int>(i));
       memory->tokens.push_back(tokens_[i]);
     }
   }

@@ -29,6 +29,7 @@ class Reader {
   }
 
  private:
+  bool keeps_token(size_t i) const;
   void begin_window();
   std::shared_ptr<const Memory> finish();
 

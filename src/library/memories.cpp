@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <numeric>
 
 namespace parallm {
 
@@ -45,8 +46,6 @@ struct Ending {
     }
   }
 };
-template <typename T>
-Ending(std::unique_ptr<T>&) -> Ending<T>;
 
 /** Of the files that the weights come from. Whole files would take a minute of a large model: pieces spread over each,
  * and its size, tell one training, quantization or merge from another. */
@@ -75,10 +74,6 @@ std::string files_fingerprint(const std::string& files) {
     }
   }
   return hash.hex();
-}
-
-const char* safetensors_name(mx::Dtype dtype) {
-  return dtype == mx::float32 ? "F32" : dtype == mx::bfloat16 ? "BF16" : dtype == mx::float16 ? "F16" : "I32";
 }
 
 class ModelEncoder : public MemoryEncoder {
@@ -114,40 +109,15 @@ class ModelEncoder : public MemoryEncoder {
   }
 
   std::shared_ptr<const Memory> read(Reading reading, const std::function<void(int)>& progress) override {
-    std::unique_ptr<Reader> reader;
-    std::shared_ptr<const Memory> memory;
-    const auto step = [&](const std::function<void(Model&)>& job) {
-      run([&](Model& model) {
-        Ending ending{reader};
-        job(model);
-        ending.failed = false;
-      });
-    };
-    const int chunk = model_.engine().options().mixed_tokens;
     ReadHow how{
         .stride = reading.stride,
         .max_length = reading.max_length,
-        .chunk = chunk,
+        .chunk = model_.engine().options().mixed_tokens,
         .dropped = std::move(reading.dropped),
         .dropped_first = reading.dropped_first};
-    step([&](Model& model) {
-      reader = std::make_unique<Reader>(model, dtype_, std::move(reading.ids), std::move(how));
-    });
-    try {
-      while (!memory) {
-        progress(reader->done());
-        step([&](Model&) { memory = reader->step(); });
-      }
-      step([&](Model&) { reader.reset(); });
-    } catch (...) {
-      // What `progress` leaves behind ends on the engine's thread too, if there still is one.
-      std::shared_ptr<Reader> left = std::move(reader);
-      if (left) {
-        model_.engine().run([left = std::exchange(left, nullptr)](Runner&) {});
-      }
-      throw;
-    }
-    return memory;
+    return drive<Reader>(
+        [&](Model& model) { return std::make_unique<Reader>(model, dtype_, std::move(reading.ids), std::move(how)); },
+        [&](const Reader& reader) { progress(reader.done()); });
   }
 
   std::vector<std::shared_ptr<const Memory>> split(
@@ -179,20 +149,15 @@ class ModelEncoder : public MemoryEncoder {
   MemoryBytes bytes(std::shared_ptr<const Memory> memory) override {
     struct Owner {
       std::string head;
-      std::vector<mx::array> arrays;
+      std::vector<NamedArray> tensors;
     };
     auto owner = std::make_shared<Owner>();
-    json::object entries{{"__metadata__", {{"format", "mlx_parallm memory 1"}}}};
-    size_t at = 0;
-    const auto add = [&](const std::string& name, const mx::array& x) {
-      entries[name] = {
-          {"dtype", safetensors_name(x.dtype())},
-          {"shape", json::value_from(std::vector<int>(x.shape().begin(), x.shape().end()))},
-          {"data_offsets", {at, at + x.nbytes()}}};
-      at += x.nbytes();
-      owner->arrays.push_back(x);
-    };
     run([&](Model&) {
+      std::vector<mx::array> made;
+      const auto add = [&](std::string name, mx::array x) {
+        made.push_back(x);
+        owner->tensors.push_back({std::move(name), std::move(x)});
+      };
       for (size_t l = 0; l < memory->layers.size(); ++l) {
         if (auto& layer = memory->layers[l]) {
           add(fmt::format("keys.{}", l), mx::contiguous(layer->keys));
@@ -200,16 +165,16 @@ class ModelEncoder : public MemoryEncoder {
         }
       }
       add("tokens", mx::array(memory->tokens.data(), {static_cast<int>(memory->tokens.size())}, mx::int32));
-      mx::eval(owner->arrays);
+      mx::eval(made);
     });
-    std::string json = json_text(entries);
-    json.resize((json.size() + 7) / 8 * 8, ' ');
-    for (int i = 0; i < 8; ++i) {
-      owner->head += static_cast<char>(json.size() >> (8 * i) & 255);
-    }
-    owner->head += json;
+    auto layout = lay_out_safetensors(owner->tensors);
+    owner->head = std::move(layout.head);
+    std::vector<size_t> order(owner->tensors.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return layout.offsets[a] < layout.offsets[b]; });
     MemoryBytes out{owner, {owner->head}};
-    for (const mx::array& x : owner->arrays) {
+    for (const size_t i : order) {
+      const mx::array& x = *owner->tensors[i].array;
       out.pieces.emplace_back(reinterpret_cast<const char*>(x.data<uint8_t>()), x.nbytes());
     }
     return out;
@@ -270,23 +235,11 @@ class ModelEncoder : public MemoryEncoder {
     for (const char* text : plain_texts) {
       probes.push_back(model_.tokenizer().encode(text, true));
     }
-    std::unique_ptr<Background> background;
-    std::optional<std::vector<float>> means;
-    const auto step = [&](const std::function<void(Model&)>& job) {
-      run([&](Model& model) {
-        Ending ending{background};
-        job(model);
-        ending.failed = false;
-      });
-    };
-    step([&](Model& model) {
-      background = std::make_unique<Background>(model, dtype_, std::move(memories), how, std::move(probes));
-    });
-    while (!means) {
-      step([&](Model&) { means = background->step(); });
-    }
-    step([&](Model&) { background.reset(); });
-    return *means;
+    return *drive<Background>(
+        [&](Model& model) {
+          return std::make_unique<Background>(model, dtype_, std::move(memories), how, std::move(probes));
+        },
+        [](const Background&) {});
   }
 
   std::shared_ptr<const Memories> join(std::vector<std::shared_ptr<const Memory>> parts) override {
@@ -301,6 +254,38 @@ class ModelEncoder : public MemoryEncoder {
  private:
   void run(const std::function<void(Model&)>& job) {
     model_.engine().run([&](Runner& runner) { job(dynamic_cast<ModelRunner&>(runner).model()); }).get();
+  }
+
+  /** Steps a T until one gives something, `between` being called before each. What it throws ends the work. */
+  template <typename T>
+  decltype(std::declval<T&>().step()) drive(
+      const std::function<std::unique_ptr<T>(Model&)>& make,
+      const std::function<void(const T&)>& between) {
+    std::unique_ptr<T> work;
+    decltype(work->step()) found{};
+    const auto step = [&](const std::function<void(Model&)>& job) {
+      run([&](Model& model) {
+        Ending<T> ending{work};
+        job(model);
+        ending.failed = false;
+      });
+    };
+    step([&](Model& model) { work = make(model); });
+    try {
+      while (!found) {
+        between(*work);
+        step([&](Model&) { found = work->step(); });
+      }
+      step([&](Model&) { work.reset(); });
+    } catch (...) {
+      // What `between` leaves behind ends on the engine's thread too, if there still is one.
+      std::shared_ptr<T> left = std::move(work);
+      if (left) {
+        model_.engine().run([left = std::exchange(left, nullptr)](Runner&) {});
+      }
+      throw;
+    }
+    return found;
   }
 
   void choose_layers(const Memory& memory) {

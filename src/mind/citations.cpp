@@ -1,7 +1,6 @@
 #include "mind/citations.h"
 
 #include <algorithm>
-#include <map>
 #include <numeric>
 
 namespace parallm {
@@ -55,27 +54,6 @@ Passage make_passage(const Words& words, const std::vector<size_t>& starts, int 
 }
 
 } // namespace
-
-MemoryUse sum_of(const std::vector<MemoryUse>& tokens) {
-  MemoryUse out;
-  std::map<int32_t, UsedMemory> all;
-  for (const MemoryUse& use : tokens) {
-    out.queries += use.queries;
-    out.mass += use.mass;
-    for (const UsedMemory& used : use.memories) {
-      const auto [known, fresh] = all.emplace(used.memory, used);
-      if (!fresh) {
-        known->second.mass += used.mass;
-        known->second.cosine = std::max(known->second.cosine, used.cosine);
-        known->second.count += used.count;
-      }
-    }
-  }
-  for (const auto& [memory, used] : all) {
-    out.memories.push_back(used);
-  }
-  return out;
-}
 
 Words make_words(std::string text, std::vector<TextSpan> spans) {
   Words words{.text = std::move(text), .spans = std::move(spans)};

@@ -33,9 +33,6 @@ struct AnswerUse {
   std::vector<MemoryUse> tokens; // each with what it used most
 };
 
-/** Of an answer that was cut short: what its tokens used most, added up. */
-MemoryUse sum_of(const std::vector<MemoryUse>& tokens);
-
 Words make_words(std::string text, std::vector<TextSpan> spans);
 
 /** `by_document`: one entry a document, its best passage, with the others' counts and answer tokens. The view has its

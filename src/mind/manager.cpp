@@ -16,6 +16,7 @@ namespace {
 // Documents of at most so many tokens are packed, and so many of them together.
 constexpr size_t most_packed = 256, most_pack = 512;
 constexpr size_t most_header = 1024; // tokens: each document of a request has a copy
+constexpr size_t most_backgrounds = 64; // 4 bytes a memory
 // The reference's.
 constexpr int usual_length = 3072, usual_stride = 512;
 
@@ -43,7 +44,9 @@ MemoryManager::MemoryManager(
       store_(std::move(store)),
       options_(std::move(options)),
       fingerprint_(encoder_->fingerprint()),
-      vocabulary_(vocabulary_hash(tokenizer)) {
+      vocabulary_(vocabulary_hash(tokenizer)),
+      shelf_(options_.ram_bytes),
+      backgrounds_(most_backgrounds) {
   for (int32_t id = 0; id < tokenizer.size(); ++id) {
     if (tokenizer.is_special(id)) {
       special_.push_back(id);
@@ -188,9 +191,17 @@ std::vector<MemoryManager::Planned> MemoryManager::plan(const AddDocuments& add)
   return out;
 }
 
+int64_t MemoryManager::read_tokens(const Planned& planned) const {
+  return static_cast<int64_t>(has_bos(planned) + planned.before.size() + planned.document.token_ids.size());
+}
+
+bool MemoryManager::has_bos(const Planned& planned) const {
+  return planned.how.bos && bos_ >= 0;
+}
+
 Reading MemoryManager::reading(const Planned& planned) const {
   Reading out;
-  if (planned.how.bos && bos_ >= 0) {
+  if (has_bos(planned)) {
     out.ids.push_back(bos_);
   }
   out.ids.insert(out.ids.end(), planned.before.begin(), planned.before.end());
@@ -256,7 +267,7 @@ void MemoryManager::read_all(std::vector<Planned>& plans, const AddDocuments& ad
       whole.document.tokens = kept(ids).size();
     }
     auto memory = read(whole, [&](int tokens) { progress.tokens(done + tokens); });
-    done += static_cast<int64_t>(reading(whole).ids.size());
+    done += read_tokens(whole);
     std::vector<std::shared_ptr<const Memory>> parts{memory};
     if (end - i > 1) {
       std::vector<std::pair<int, int>> places;
@@ -284,7 +295,7 @@ std::string MemoryManager::submit(AddDocuments add, Jobs::Ended ended) {
   for (size_t i = 0; i < plans->size(); ++i) {
     const Planned& planned = (*plans)[i];
     const bool last = i + 1 == plans->size() || (*plans)[i + 1].first_of_pack;
-    state.tokens_total += last ? static_cast<int64_t>(reading(planned).ids.size()) : 0;
+    state.tokens_total += last ? read_tokens(planned) : 0;
   }
   add.documents.clear();
   return jobs_.submit(
@@ -316,7 +327,7 @@ int MemoryManager::add_memories(
 MemoryStats MemoryManager::stats() const {
   Lock lock(mutex_);
   MemoryStats out = stats_;
-  out.ram_bytes = shelf_bytes_;
+  out.ram_bytes = shelf_.weight();
   out.ram_documents = shelf_.size();
   out.joined_bytes = joined_bytes();
   out.jobs = jobs_.count();

@@ -11,6 +11,7 @@
 // engine. No tensor is seen here.
 #pragma once
 
+#include "base/lru.h"
 #include "memory/store.h"
 #include "mind/encoder.h"
 #include "mind/jobs.h"
@@ -177,7 +178,6 @@ class MemoryManager {
     size_t bytes = 0;
     std::shared_ptr<const Words> words; // once asked for
   };
-  using Shelf = std::list<std::pair<std::string, Held>>; // last used first
   struct Joined { // documents that requests share
     std::string name;
     std::weak_ptr<const Memories> memories;
@@ -190,7 +190,9 @@ class MemoryManager {
   Header header_of(const ReadOptions& how) const;
   Planned plan_one(const NewDocument& document, const ReadOptions& how, const Header& header, const std::string& field)
       const;
+  bool has_bos(const Planned& planned) const;
   Reading reading(const Planned& planned) const;
+  int64_t read_tokens(const Planned& planned) const; // reading(planned).ids.size()
   void go_on(const std::atomic<bool>* over = nullptr) const;
   void read_all(std::vector<Planned>& plans, const AddDocuments& add, const Jobs::Progress& progress);
   std::shared_ptr<const Memory> read(const Planned& planned, const std::function<void(int)>& progress);
@@ -232,10 +234,9 @@ class MemoryManager {
   std::vector<int32_t> special_;
 
   mutable Mutex mutex_;
-  Shelf shelf_ GUARDED_BY(mutex_);
-  size_t shelf_bytes_ GUARDED_BY(mutex_) = 0;
+  Lru<Held> shelf_ GUARDED_BY(mutex_); // by bytes
   std::list<Joined> joined_ GUARDED_BY(mutex_); // last used first
-  std::list<std::pair<std::string, std::shared_ptr<const std::vector<float>>>> backgrounds_ GUARDED_BY(mutex_); // too
+  Lru<std::shared_ptr<const std::vector<float>>> backgrounds_ GUARDED_BY(mutex_);
   std::set<std::string> turns_ GUARDED_BY(mutex_); // documents that someone makes ready
   std::condition_variable turn_;
   MemoryStats stats_ GUARDED_BY(mutex_);

@@ -5,6 +5,7 @@
 #include "mind/manager.h"
 #include "mind/planned.h"
 #include "text/text_stream.h"
+#include "text/utf8.h"
 
 #include <spdlog/spdlog.h>
 
@@ -19,14 +20,9 @@ namespace {
 // Joined documents that are kept ready beyond the requests that use them, and the bytes of all that are in use, in
 // units of MemoryOptions::ram_bytes.
 constexpr size_t most_joined = 4, joined_share = 2;
-constexpr size_t most_backgrounds = 64; // 4 bytes a memory
 constexpr int most_tries = 5;
 // The end of a prompt that stands for it when documents are chosen.
 constexpr size_t most_query = 512;
-
-uint32_t characters(std::string_view text) {
-  return static_cast<uint32_t>(std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
-}
 
 void check_known(const Selection& selection, const std::vector<std::string>& spaces, const std::string& field) {
   for (size_t i = 0; i < spaces.size(); ++i) {
@@ -88,27 +84,13 @@ void MemoryManager::check_how(const RecallHow& how) const {
 
 std::optional<MemoryManager::Held> MemoryManager::on_shelf(const std::string& name) {
   Lock lock(mutex_);
-  const auto found = std::find_if(shelf_.begin(), shelf_.end(), [&](auto& entry) { return entry.first == name; });
-  if (found == shelf_.end()) {
-    return std::nullopt;
-  }
-  shelf_.splice(shelf_.begin(), shelf_, found);
-  return found->second;
+  const Held* held = shelf_.find(name);
+  return held ? std::optional(*held) : std::nullopt;
 }
 
 void MemoryManager::shelve(const std::string& name, const Held& held) {
   Lock lock(mutex_);
-  const auto known = std::find_if(shelf_.begin(), shelf_.end(), [&](auto& entry) { return entry.first == name; });
-  if (known != shelf_.end()) {
-    shelf_bytes_ -= known->second.bytes;
-    shelf_.erase(known);
-  }
-  shelf_.emplace_front(name, held);
-  shelf_bytes_ += held.bytes;
-  while (shelf_bytes_ > options_.ram_bytes && shelf_.size() > 1) {
-    shelf_bytes_ -= shelf_.back().second.bytes;
-    shelf_.pop_back();
-  }
+  shelf_.put(name, held, held.bytes);
 }
 
 MemoryManager::Planned MemoryManager::again(const Document& document) const {
@@ -226,7 +208,7 @@ std::vector<TextSpan> MemoryManager::spans_of(const Planned& planned) const {
     TextStream stream(tokenizer_, {});
     uint32_t at = 0;
     for (const int32_t id : ids) {
-      const uint32_t end = at + characters(stream.push(id));
+      const uint32_t end = at + static_cast<uint32_t>(characters(stream.push(id)));
       all.push_back({at, end});
       at = end;
     }
@@ -293,19 +275,13 @@ std::shared_ptr<const std::vector<float>>
 MemoryManager::background_of(const std::string& key, std::shared_ptr<const Memories> memories, const RecallHow& how) {
   {
     Lock lock(mutex_);
-    auto known =
-        std::find_if(backgrounds_.begin(), backgrounds_.end(), [&](auto& entry) { return entry.first == key; });
-    if (known != backgrounds_.end()) {
-      backgrounds_.splice(backgrounds_.begin(), backgrounds_, known);
-      return known->second;
+    if (const auto* known = backgrounds_.find(key)) {
+      return *known;
     }
   }
   auto made = std::make_shared<const std::vector<float>>(encoder_->background(std::move(memories), how));
   Lock lock(mutex_);
-  backgrounds_.emplace_front(key, made);
-  if (backgrounds_.size() > most_backgrounds) {
-    backgrounds_.pop_back();
-  }
+  backgrounds_.put(key, made);
   return made;
 }
 

@@ -114,20 +114,29 @@ size_t round_up(size_t n, size_t to) {
   return (n + to - 1) / to * to;
 }
 
-/** Where each tensor's bytes go, and the file's beginning. */
-struct Layout {
-  std::vector<size_t> offsets;
-  std::string head;
-};
+} // namespace
 
-/** Greater elements first, so that each tensor is aligned and a reader can map it. */
-Layout lay_out(const std::vector<NamedArray>& tensors) {
+std::unordered_map<std::string, mx::array> read_safetensors(const std::string& path) {
+  const auto file = std::make_shared<const MappedFile>(path);
+  const auto entries = read_header(*file); // now, though a GPU's tensors are read later
+  if (mx::default_device() != mx::Device::cpu) {
+    return mx::load_safetensors(path).first;
+  }
+  std::unordered_map<std::string, mx::array> arrays;
+  for (const auto& entry : entries) {
+    arrays.emplace(entry.name, mapped_array(file, entry.offset, entry.shape, entry.dtype));
+  }
+  file->expect(0, file->size());
+  return arrays;
+}
+
+SafetensorsLayout lay_out_safetensors(const std::vector<NamedArray>& tensors) {
   std::vector<size_t> order(tensors.size());
   std::iota(order.begin(), order.end(), size_t{0});
   std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
     return tensors[a].array->itemsize() > tensors[b].array->itemsize();
   });
-  Layout out{std::vector<size_t>(tensors.size()), {}};
+  SafetensorsLayout out{std::vector<size_t>(tensors.size()), {}};
   boost::json::object header{{"__metadata__", {{"format", "mlx"}}}};
   size_t at = 0;
   for (auto i : order) {
@@ -153,27 +162,11 @@ Layout lay_out(const std::vector<NamedArray>& tensors) {
   return out;
 }
 
-} // namespace
-
-std::unordered_map<std::string, mx::array> read_safetensors(const std::string& path) {
-  const auto file = std::make_shared<const MappedFile>(path);
-  const auto entries = read_header(*file); // now, though a GPU's tensors are read later
-  if (mx::default_device() != mx::Device::cpu) {
-    return mx::load_safetensors(path).first;
-  }
-  std::unordered_map<std::string, mx::array> arrays;
-  for (const auto& entry : entries) {
-    arrays.emplace(entry.name, mapped_array(file, entry.offset, entry.shape, entry.dtype));
-  }
-  file->expect(0, file->size());
-  return arrays;
-}
-
 void write_safetensors(
     const std::string& path,
     std::vector<NamedArray> tensors,
     const std::function<void(size_t)>& written) {
-  const auto layout = lay_out(tensors);
+  const auto layout = lay_out_safetensors(tensors);
   std::ofstream out(path, std::ios::binary | std::ios::trunc);
   out << layout.head;
   for (size_t i = 0; i < tensors.size() && out; i++) {

@@ -24,6 +24,14 @@ struct NamedArray {
   std::optional<mx::array> array; // may be unevaluated; written, it is gone
 };
 
+/** Where each tensor's bytes go in a file, and its beginning. Greater elements first, so that each tensor is aligned
+ * and a reader can map it. */
+struct SafetensorsLayout {
+  std::vector<size_t> offsets;
+  std::string head;
+};
+SafetensorsLayout lay_out_safetensors(const std::vector<NamedArray>& tensors);
+
 /** Writes the tensors one at a time: each is computed, written and let go, so that memory holds one of them. `written`
  * is told each one's bytes. Errors: invalid, where the disk is full or the folder isn't there. */
 void write_safetensors(

@@ -1,5 +1,7 @@
 #include "text/utf8.h"
 
+#include <algorithm>
+
 namespace parallm {
 
 namespace {
@@ -61,6 +63,10 @@ void Utf8::flush(std::string& out) {
     out += replacement;
     kept_.clear();
   }
+}
+
+size_t characters(std::string_view text) {
+  return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
 }
 
 std::string valid_utf8(std::string_view bytes) {

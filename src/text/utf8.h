@@ -20,6 +20,9 @@ class Utf8 {
   std::string kept_; // at most 3 bytes
 };
 
+/** How many characters (code points) begin in UTF-8, as Python counts them. */
+size_t characters(std::string_view text);
+
 /** All of `bytes` at once. */
 std::string valid_utf8(std::string_view bytes);
 

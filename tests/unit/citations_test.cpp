@@ -95,15 +95,3 @@ TEST_CASE("citations: a text without sentences is cut into pieces") {
   CHECK(cited.list[0].token_end == 150);
   CHECK(cited.list[1].token_end == 64);
 }
-
-TEST_CASE("citations: tokens' own uses make a whole") {
-  const MemoryUse sum = sum_of({{1, 0.5f, {{3, 0.2f, 0.1f, 1}}}, {1, 0.25f, {{1, 0.1f, 0.3f, 2}, {3, 0.1f, 0.4f, 1}}}});
-  CHECK(sum.queries == 2);
-  CHECK(sum.mass == doctest::Approx(0.75));
-  REQUIRE(sum.memories.size() == 2);
-  CHECK(sum.memories[0].memory == 1);
-  CHECK(sum.memories[1].mass == doctest::Approx(0.3));
-  CHECK(sum.memories[1].cosine == doctest::Approx(0.4));
-  CHECK(sum.memories[1].count == 2);
-  CHECK(sum_of({}).queries == 0);
-}

@@ -44,3 +44,18 @@ TEST_CASE("memory tally: the most used, alone or above a background") {
   twice.queries = 2; // sums of two queries
   CHECK(places(most_used(twice, 1, &background)) == std::vector<int32_t>{3});
 }
+
+TEST_CASE("memory tally: an answer's tokens, each with what it used most") {
+  MemoryTally tally;
+  tally.add({1, 0.5f, {{3, 0.2f, 0.1f, 1}}});
+  tally.add({1, 0.25f, {{1, 0.1f, 0.3f, 2}, {3, 0.1f, 0.4f, 1}}});
+  const MemoryUse sum = tally.take();
+  CHECK(sum.queries == 2);
+  CHECK(sum.mass == doctest::Approx(0.75));
+  REQUIRE(sum.memories.size() == 2);
+  CHECK(sum.memories[0].memory == 1);
+  CHECK(sum.memories[1].mass == doctest::Approx(0.3));
+  CHECK(sum.memories[1].cosine == doctest::Approx(0.4));
+  CHECK(sum.memories[1].count == 2);
+  CHECK(MemoryTally().take().queries == 0);
+}
