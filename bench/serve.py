@@ -1,22 +1,26 @@
 """Serving speed beside other servers, as a client sees it. `make bench` runs it and writes bench/results/serve.md and, with
 bench/plot.py, docs/serve.svg.
 
-    python bench/serve.py --model model.gguf [--servers ours,mlx_lm,llama,llama_q4_0] [--concurrency 1,8,32] [--prompt 128]
+    python bench/serve.py --model model.gguf [--servers ours,plain,mlx_lm,llama,llama_q4_0] [--concurrency 1,8,32] [--prompt 128]
                           [--output 64] [--rounds 3] [--flags "..."] [--result FILE|-]
 
 The peers: mlx_lm.server (the same codes and scales in an MLX folder); llama-server on the very file, and on the file
-requantized to Q4_0, its fastest kind, which are other weights (bench/llama.sh builds it). No two servers are up at once:
-each round runs every server once, in an order that turns from round to round, so that a machine that slows down slows
-all. A request is a streamed greedy completion. No two prompts share a beginning, so that no server's prefix cache helps
-it.
+requantized to Q4_0, its fastest kind, which are other weights (bench/llama.sh builds it). This server is measured as it
+is started by default and without speculative decoding: prompts of random words, which this uses, are answered with more
+repetition than others, and so guessed more easily. No two servers are up at once: each round runs every server once, in
+an order that turns from round to round, so that a machine that slows down slows all. A request is a streamed greedy
+completion. No two prompts share a beginning, so that no server's prefix cache helps it.
 
-Two tables. In the first this server and mlx-lm's answer the same small requests, as mlx-lm reads some 3 prompt tokens a
-second on a CPU: --same-output tokens each, and prompts cut so that all requests at once have at most --same-prompt
-tokens. The second is this server and llama-server at the full size.
+Three tables. In the first this server and mlx-lm's answer the same small requests, as mlx-lm reads some 3 prompt tokens
+a second on a CPU: --same-output tokens each, and prompts cut so that all requests at once have at most --same-prompt
+tokens. The second is this server and llama-server at the full size. The third is this server and `mlx_parallm
+generate`, the same engine in one process without HTTP, streams and clients, which the machine's cores also have to
+serve.
 
-TTFT: from sending the request to the first chunk with text. Inter-token: between a stream's later chunks. tokens/s: the
-output tokens of all streams (usage's count) over the time from the first request to the last chunk, reading the prompts
-included. A cell is the median over rounds, with the least and the greatest; TTFT and inter-token are the round's median
+TTFT: from sending the request to the first chunk with text. Inter-token: from there to the last chunk, for each further
+token. tokens/s: the output tokens of all streams (usage's count) over the time from the first request to the last
+chunk, reading the prompts included. A cell is the median over rounds, with the least and the greatest; TTFT and inter-
+token are the round's median
 over requests. mlx-lm's server keeps a queue of 5 connections (Python's http.server), and the kernel resets some of 32 at
 once: such a request is sent again, its clock running on.
 """
@@ -26,6 +30,7 @@ import json
 import os
 import platform
 import random
+import re
 import shlex
 import signal
 import socket
@@ -46,8 +51,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 MLX_LM_MODEL = "default_model"
 WORDS = "river stone lamp tiger seven green under paper quickly morning north glass winter bridge silver garden".split()
-OURS, MLX_LM, LLAMA, LLAMA_Q4_0 = "ours", "mlx_lm", "llama", "llama_q4_0"
-NAMES = {OURS: "mlx_parallm_serve", MLX_LM: "mlx_lm.server", LLAMA: "llama-server", LLAMA_Q4_0: "llama-server, Q4_0"}
+OURS, PLAIN, MLX_LM, LLAMA, LLAMA_Q4_0 = "ours", "plain", "mlx_lm", "llama", "llama_q4_0"
+SERVED, ENGINE = "served", "engine"  # of the comparison of this server with its own engine
+NAMES = {
+    OURS: "mlx_parallm_serve",
+    PLAIN: "mlx_parallm_serve, no guesses",
+    MLX_LM: "mlx_lm.server",
+    LLAMA: "llama-server",
+    LLAMA_Q4_0: "llama-server, Q4_0",
+}
+OWN_NAMES = {SERVED: "mlx_parallm_serve, no guesses", ENGINE: "mlx_parallm generate, no guesses"}
 
 
 @dataclass
@@ -57,7 +70,7 @@ class Round:
     seconds: float
     tokens: int
     first: list = field(default_factory=list)  # seconds to the first text, a request
-    between: list = field(default_factory=list)  # seconds between later chunks
+    between: list = field(default_factory=list)  # seconds a later token, a request
 
     @property
     def speed(self):
@@ -93,7 +106,7 @@ async def answered(client, model, text, output, result, begin):
     }  # fmt: skip
     if model != MLX_LM_MODEL:
         body["ignore_eos"] = True  # mlx-lm has no such field
-    last, tokens = None, None
+    first, last, tokens = None, None, None
     async with AsyncExitStack() as stack:
         try:
             response = await stack.enter_async_context(client.stream("POST", "/v1/completions", json=body))
@@ -110,14 +123,14 @@ async def answered(client, model, text, output, result, begin):
             if usage := chunk.get("usage"):
                 tokens = usage["completion_tokens"]
             if chunk["choices"] and chunk["choices"][0].get("text"):
-                now = time.perf_counter()
-                if last is None:
-                    result.first.append(now - begin)
-                else:
-                    result.between.append(now - last)
-                last = now
+                last = time.perf_counter()
+                first = first or last
     if tokens is None:
         raise SystemExit("[bench] a stream ended without usage")
+    if first:
+        result.first.append(first - begin)
+    if first and tokens > 1:
+        result.between.append((last - first) / (tokens - 1))
     result.tokens += tokens
     return True
 
@@ -176,6 +189,7 @@ class Bench:
         self.rounds = {}  # (server, Load) -> [Round]
         self.full = [Load(c, args.prompt, args.output) for c in args.concurrency]
         self.same = []
+        self.own = Load(args.engine, args.prompt, args.output) if args.engine else None
         self.folder = tempfile.TemporaryDirectory(prefix="parallm_bench_")
         if MLX_LM in args.servers:
             from gguf_to_mlx import convert
@@ -193,8 +207,10 @@ class Bench:
 
     def command(self, server, port):
         where = ["--host", "127.0.0.1", "--port", str(port)]
-        if server == OURS:
-            own = ["--served-model-name", OURS, "--max-batch-size", str(max(self.args.concurrency))]
+        if server in (OURS, PLAIN, SERVED):
+            guesses = [] if server == OURS else ["--speculative", "none"]
+            rows = self.own.concurrency if server == SERVED else max(self.args.concurrency)
+            own = [*guesses, "--served-model-name", OURS, "--max-batch-size", str(rows)]
             return [self.args.binary, "--model-path", self.args.model, *where, *own, *shlex.split(self.args.flags)]
         if server == MLX_LM:
             return [sys.executable, "-m", "mlx_lm", "server", "--model", str(self.converted), *where, "--log-level", "ERROR"]
@@ -204,7 +220,7 @@ class Bench:
         return [str(self.llama / "llama-server"), "--model", str(self.q4_0 if server == LLAMA_Q4_0 else self.args.model), *where, *own]
 
     def loads(self, server):
-        return {OURS: [*self.same, *self.full], MLX_LM: self.same}.get(server, self.full)
+        return {OURS: [*self.same, *self.full], MLX_LM: self.same, SERVED: [self.own]}.get(server, self.full)
 
     def visit(self, server, number):
         """One server's part of a round: every load in turn."""
@@ -222,6 +238,21 @@ class Bench:
                     flush=True,
                 )
 
+    def generate(self, number):
+        """The engine's part of a round: the requests that the server has."""
+        rng = random.Random(f"{number} {self.own}")
+        prompts = Path(self.folder.name) / "prompts"
+        prompts.write_text("".join(prompt(rng, self.own.prompt) + "\n" for _ in range(self.own.concurrency)))
+        command = [
+            Path(self.args.binary).with_name("mlx_parallm"), "generate", "--model-path", self.args.model, "--file", prompts,
+            "--max-tokens", self.own.output, "--ignore-eos", "--max-batch-size", self.own.concurrency, "--speculative", "none",
+            *shlex.split(self.args.flags),
+        ]  # fmt: skip
+        done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
+        tokens, seconds = re.search(r"(\d+) tokens in ([\d.]+) s", done.stderr).groups()
+        self.rounds.setdefault((ENGINE, self.own), []).append(Round(float(seconds), int(tokens)))
+        print(f"round {number + 1}: {ENGINE}, {int(tokens) / float(seconds):.1f} tokens/s", flush=True)
+
     def run(self):
         for number in range(self.args.rounds):
             order = self.args.servers[:]
@@ -229,6 +260,10 @@ class Bench:
                 order.reverse()
             for server in order:
                 self.visit(server, number)
+            if self.own:
+                parts = [lambda: self.visit(SERVED, number), lambda: self.generate(number)]
+                for part in parts if number % 2 else reversed(parts):
+                    part()
 
 
 def spread(values, digits, scale=1):
@@ -256,17 +291,23 @@ def peer_versions(servers):
 def row(bench, server, load):
     rounds = bench.rounds[server, load]
     between = [median(r.between) for r in rounds if r.between]
-    ratio = median(r.speed for r in bench.rounds[OURS, load]) / median(r.speed for r in rounds) if OURS in bench.args.servers else 1
+
+    def times(mine):
+        of = bench.rounds.get((mine, load))
+        if not of or server in (OURS, PLAIN):
+            return ""
+        return f"{median(r.speed for r in of) / median(r.speed for r in rounds):.2f}"
+
     cells = [
         load.concurrency, f"{load.prompt} + {load.output}", NAMES[server], len(rounds),
         spread([median(r.first) for r in rounds], 2), spread(between, 1, 1000) if between else "",
-        spread([r.speed for r in rounds], 1), "" if server == OURS else f"{ratio:.2f}",
+        spread([r.speed for r in rounds], 1), times(OURS), times(PLAIN),
     ]  # fmt: skip
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def table(bench, servers, loads):
-    columns = ["at once", "tokens in + out", "server", "rounds", "TTFT, s", "inter-token, ms", "tokens/s", "ours / it"]
+    columns = ["at once", "tokens in + out", "server", "rounds", "TTFT, s", "inter-token, ms", "tokens/s", "ours / it", "no guesses / it"]
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     return lines + [row(bench, server, load) for load in loads for server in servers]
 
@@ -280,6 +321,7 @@ def report(bench):
         f"{date.today()}, commit {commit or 'unknown'}. {machine()}; load average at the end {os.getloadavg()[0]:.1f}.",
         f"{Path(args.model).name}. mlx {version('mlx')}, {peer_versions(args.servers)}, Python {platform.python_version()}.",
         "All requests of a row are sent at once. Median over rounds (least–greatest); tokens/s includes reading the prompts.",
+        "Guesses are speculative decoding, on by default; answers to these prompts, random words, repeat themselves and are guessed easily.",
         "Made with `make bench`; `bench/serve.py` says how.",
     ]
     if bench.same:
@@ -294,6 +336,19 @@ def report(bench):
     others = [s for s in args.servers if s != MLX_LM]
     if others:
         lines += ["", "## Full size", "", *table(bench, others, bench.full)]
+    if bench.own:
+        served, engine = ([r.speed for r in bench.rounds[kind, bench.own]] for kind in (SERVED, ENGINE))
+        lines += [
+            "",
+            "## The server beside its own engine",
+            "",
+            f"{bench.own.concurrency} at once, {bench.own.prompt} + {bench.own.output} tokens; the clients run on the same cores.",
+            "",
+            "| | tokens/s | served / engine |",
+            "| --- | --- | --- |",
+            f"| {OWN_NAMES[SERVED]} | {spread(served, 1)} | {median(served) / median(engine):.3f} |",
+            f"| {OWN_NAMES[ENGINE]} | {spread(engine, 1)} | |",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -309,6 +364,7 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--same-prompt", type=int, default=256, help="side by side: prompt tokens of all requests at once")
     parser.add_argument("--same-output", type=int, default=8, help="side by side: tokens of a request")
+    parser.add_argument("--engine", type=int, default=64, help="streams of the comparison with the engine; 0: none")
     parser.add_argument("--flags", default="", help="more flags of our server, as one argument")
     parser.add_argument("--plot", default=str(ROOT / "docs" / "serve.svg"), help="the picture, with --result a file")
     parser.add_argument("--result", default=str(ROOT / "bench" / "results" / "serve.md"), help="a file, or - for the screen")

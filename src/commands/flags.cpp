@@ -76,8 +76,10 @@ void add_load_flags(CLI::App& app, LoadOptions& options) {
   app.add_option(
          "--speculative",
          options.speculative,
-         "ngram: guess tokens that followed the same words before, and check several in one step; no text changes by it")
-      ->check(CLI::IsMember({"ngram"}));
+         "auto|ngram|none: guess tokens that followed the same words before, and check several in one step; no text changes "
+         "by it. auto: on a CPU, unless a draft model guesses or the model is recurrent")
+      ->check(CLI::IsMember({"auto", "ngram", "none"}))
+      ->capture_default_str();
   app.add_option(
       "--draft-model",
       options.draft_model,

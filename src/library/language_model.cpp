@@ -212,8 +212,12 @@ std::unique_ptr<Runner> load(
   std::optional<Draft> draft;
   KVOptions draft_kv = kv;
   engine.draft_model = !options.draft_model.empty();
-  if (engine.draft_model || !options.speculative.empty()) {
+  const bool asked = engine.draft_model || options.speculative == "ngram";
+  if (asked) {
     check_guesses(engine.draft_model ? "draft_model" : "speculative", specs);
+  }
+  // On a CPU a row's numbers are the same bits beside guesses as without; a GPU's kernels may round otherwise.
+  if (asked || (options.speculative == "auto" && cpu && state_bytes(specs) == 0)) {
     engine.guesses = options.draft_tokens > 0 ? options.draft_tokens : engine.draft_model ? 4 : 8;
   }
   if (engine.draft_model) {
@@ -279,13 +283,13 @@ LanguageModel::LanguageModel(const std::string& path, const LoadOptions& options
   if (options.kv_bits != 0 && options.kv_bits != 4 && options.kv_bits != 8) {
     fail_field("kv_bits", "[load] kv_bits must be 4 or 8; got {}", options.kv_bits);
   }
-  if (options.draft_tokens != 0 && options.speculative.empty() && options.draft_model.empty()) {
-    fail_field("draft_tokens", "[load] guesses need speculative ngram or a draft model; got neither");
+  if (options.speculative != "auto" && options.speculative != "ngram" && options.speculative != "none") {
+    fail_field("speculative", "[load] speculative must be auto, ngram or none; got {}", options.speculative);
   }
-  if (!options.speculative.empty() && options.speculative != "ngram") {
-    fail_field("speculative", "[load] speculative must be ngram; got {}", options.speculative);
+  if (options.draft_tokens != 0 && options.speculative == "none" && options.draft_model.empty()) {
+    fail_field("draft_tokens", "[load] guesses need speculative auto or ngram, or a draft model; got neither");
   }
-  if (!options.speculative.empty() && !options.draft_model.empty()) {
+  if (options.speculative == "ngram" && !options.draft_model.empty()) {
     fail_field("speculative", "[load] either a draft model guesses or the text itself; got both");
   }
   const std::string files = parts_->info.files = model_files(path, options.on_fetch);

@@ -39,7 +39,8 @@ struct LoadOptions {
   bool prefix_cache = true;
   // Speculative decoding: guesses that the model checks, some in one step. It
   // changes no text, and is off by itself where a full batch leaves no time.
-  std::string speculative; // "ngram": a row's own earlier tokens say what may follow; empty: none
+  std::string speculative = "auto"; // "ngram": a row's own earlier tokens say what may follow; "none"; "auto": ngram on
+                                    // a CPU, unless there is a draft model or the model is recurrent
   std::string draft_model; // a small model with the same vocabulary, which guesses instead
   int draft_tokens = 0; // most guesses of a row in a step; 0: 8, of a draft model 4
   bool extended_mind = false; // rows may have memories: library/memories.h

@@ -1,6 +1,6 @@
 """Guessed tokens change no answer, greedy or sampled, alone or in company, whoever guesses; and they are right often."""
 import pytest
-from conftest import client_of
+from conftest import client_of, running
 
 from asking import ask, at_once, golden, greedy, neighbours
 from serving import Server, model
@@ -9,11 +9,14 @@ JOBS = [(greedy(entry), i % 2 == 0) for i, entry in enumerate(golden())] + [(n, 
 
 
 @pytest.fixture(scope="module")
-def expected(server):
-    return at_once(server, JOBS)
+def expected():
+    with running("--speculative", "none", "--max-batch-size", "32") as plain:
+        texts = at_once(plain, JOBS)
+        assert plain.metric("vllm:spec_decode_num_draft_tokens_total") == 0
+        return texts
 
 
-@pytest.mark.parametrize("flags", [["--speculative", "ngram"], ["--draft-model", model(), "--num-draft-tokens", "3"]])
+@pytest.mark.parametrize("flags", [[], ["--speculative", "ngram"], ["--draft-model", model(), "--num-draft-tokens", "3"]])
 def test_texts_are_those_without_guesses(start, expected, flags):
     with start(*flags) as guessing:
         assert at_once(guessing, JOBS, in_flight=2) == expected
@@ -32,9 +35,9 @@ def test_a_text_that_repeats_itself_takes_fewer_steps(start):
 
 
 def test_a_count_of_guesses_that_nobody_makes_is_named():
-    alone = Server("--num-draft-tokens", "3", ready=False)
+    alone = Server("--speculative", "none", "--num-draft-tokens", "3", ready=False)
     assert alone.process.wait(60) != 0
-    assert "guesses need speculative ngram or a draft model" in alone.log
+    assert "guesses need speculative auto or ngram, or a draft model" in alone.log
 
 
 def test_flags_that_exclude_each_other_are_named():
