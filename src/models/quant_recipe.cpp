@@ -46,6 +46,7 @@ constexpr struct {
     {"deepseek_v3", "mlp.gate", 0},
     {"deepseek_v32", "mlp.gate", 0},
     {"deepseek_v41", "mlp.gate", 0},
+    {"deepseek_v41_text", "mlp.gate", 0},
     {"dots1", "mlp.gate", 0},
     {"exaone_moe", "mlp.gate", 0},
     {"gemma4", "router.proj", 8},
@@ -94,12 +95,21 @@ constexpr struct {
 };
 
 // The cast_predicate of the architectures that have one, by the parts of names that it keeps; no model_type: of all.
+// (Of dots1, bailing_moe_v3 and muse_spark mlx-lm casts the routers' biases too.)
 constexpr struct {
   const char* model_type;
   const char* part;
 } uncast[] = {
     {"", "e_score_correction_bias"},
     {"", "expert_bias"},
+    {"deepseek_v41", "attn_hc."},
+    {"deepseek_v41", "ffn_hc."},
+    {"deepseek_v41", "sinks"},
+    {"deepseek_v41", "compressor."},
+    {"deepseek_v41_text", "attn_hc."},
+    {"deepseek_v41_text", "ffn_hc."},
+    {"deepseek_v41_text", "sinks"},
+    {"deepseek_v41_text", "compressor."},
     {"kimi_k3", ".A_log"},
     {"kimi_k3", ".dt_bias"},
     {"kimi_linear", ".A_log"},
