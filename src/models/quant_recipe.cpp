@@ -94,8 +94,8 @@ constexpr struct {
     {"step3p5", "mlp.gate.gate", 8},
 };
 
-// The cast_predicate of the architectures that have one, by the parts of names that it keeps; no model_type: of all.
-// (Of dots1, bailing_moe_v3 and muse_spark mlx-lm casts the routers' biases too.)
+// The cast_predicate of the architectures that have one, by the parts of names that it keeps; no model_type: of all but
+// those below.
 constexpr struct {
   const char* model_type;
   const char* part;
@@ -122,6 +122,8 @@ constexpr struct {
     {"qwen3_5_moe", ".A_log"},
     {"step3p5", "router_bias"},
 };
+
+constexpr std::string_view casts_routers[] = {"bailing_moe_v3", "dots1", "muse_spark"};
 
 std::vector<std::string_view> parts_of(std::string_view name) {
   std::vector<std::string_view> parts;
@@ -236,8 +238,9 @@ std::optional<Quantization> QuantRules::operator()(const std::string& layer, int
 }
 
 bool may_cast(const std::string& model_type, const std::string& tensor) {
+  const bool is_of_all = std::ranges::find(casts_routers, model_type) == std::end(casts_routers);
   return std::none_of(std::begin(uncast), std::end(uncast), [&](auto& kept) {
-    return (*kept.model_type == 0 || model_type == kept.model_type) && has(tensor, kept.part);
+    return (*kept.model_type == 0 ? is_of_all : model_type == kept.model_type) && has(tensor, kept.part);
   });
 }
 

@@ -114,6 +114,7 @@ CASES = {
     "cast codes": ("llama_quantized_mixed", {"dtype": "bfloat16"}),
     "cast all but decays": ("kimi_k3", {"dtype": "bfloat16"}),
     "cast all but hyper-connections": ("deepseek_v41", {"dtype": "float32"}),
+    "cast routers' biases": ("dots1", {"dtype": "float32"}),
     "mxfp4 experts": ("kimi_k3_mxfp4", {}),
     "published names": ("deepseek_v41_text", {}),
     "float8 and 4-bit to bfloat16": ("deepseek_v41_text", {"dequantize": True}),

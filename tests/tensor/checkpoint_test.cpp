@@ -139,6 +139,11 @@ TEST_CASE("checkpoint: errors say what is wrong with which file") {
     CHECK_HAS(error, "rope type must be one of default, linear, dynamic, llama3, yarn, ");
     CHECK_HAS(error, "; got 'curved'");
   }
+  {
+    Copy copy("phi3small"); // mlx-lm leaves it out, and computes something else
+    copy.edit("\"hidden_act\"", "\"rope_scaling\": {\"type\": \"su\"}, \"hidden_act\"");
+    CHECK_HAS(message(copy.path()), "'rope_scaling' must be absent");
+  }
 }
 
 TEST_CASE("checkpoint: a cut or damaged file is an error, never a crash") {
