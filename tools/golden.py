@@ -14,13 +14,14 @@ Each tests/golden/models/<name>.json is a config.json; its key "golden" (optiona
               begin elsewhere): a token at a time
   lengths     of the prompts
   bits, group_size, mode, layers   quantized so (layers: what differs), and no second, 4-bit, model is made
+  only        of that: a part of the names of layers that are quantized
   unnamed     layers that config.json leaves out, so that a loader must tell their kind from the tensors
   awq         a group size: as AutoAWQ packs them, and no second model
   quantized   false: no second model
   hf          stored under the names and in the layout of Hugging Face's repository: {"stacked": "separate"}, where
               "{}" of the separate name counts experts, and a list of names shares the rows among them
   layout      a list of what else differs in Hugging Face's repository: "conv" ([C,1,K]), "norms" (stored as weight - 1),
-              "c_" (GPT-2's matrices with inputs first), "muse_spark"
+              "c_" (GPT-2's matrices with inputs first), "bytes" (codes), "muse_spark", "deepseek_v41"
   fused       of that layout: tensors that are one there, a list of rules (see `fuse`)
   fp8         the projections in float8 with a scale for each block of 128 x 128, as DeepSeek stores them
   int4        separate experts packed as compressed-tensors does, as Kimi K2 stores them
@@ -132,9 +133,9 @@ def quantize(model, config, how):
     layers = how.get("layers", {})
 
     def kind(path, module):
-        return layers.get(path, True)
+        return layers.get(path, how.get("only", "") in path and hasattr(module, "to_quantized"))
 
-    named = kind if layers else None
+    named = kind if layers or "only" in how else None
     model, config = utils.quantize_model(
         model, config, how["group_size"], how["bits"], how.get("mode", "affine"), quant_predicate=named
     )
@@ -228,6 +229,8 @@ def hf_tensor(key, value, layout):
         return mx.contiguous(value.moveaxis(2, 1))
     if "norms" in layout and key.removesuffix(".weight").endswith(HF_NORMS):
         return value - 1
+    if "bytes" in layout and value.dtype == mx.uint32:
+        return value.view(mx.uint8)
     if "c_" in layout and value.ndim == 2 and ".c_" in key:
         return mx.contiguous(value.T)
     return value
@@ -235,8 +238,9 @@ def hf_tensor(key, value, layout):
 
 def fuse(weights, rule):
     """Tensors that stand beside each other to one, by rule: the names' ends ("parts") and the end of the new name
-    ("to"); experts' rows one after another, or ("interleaved") in turn; "swapped": inputs first; "blocks": mxfp4
-    codes as bytes, 16 a group; "latent": embed_q and unembed_out as kv_b_proj."""
+    ("to"); experts' rows one after another, or ("interleaved") in turn; "folded": the second as one more expert;
+    "swapped": inputs first; "blocks": mxfp4 codes as bytes, 16 a group; "latent": embed_q and unembed_out as
+    kv_b_proj."""
     first, *others = rule["parts"]
     for key in [k for k in weights if k.endswith(first)]:
         parts = [weights.pop(key.removesuffix(first) + part) for part in [first, *others]]
@@ -244,6 +248,8 @@ def fuse(weights, rule):
             x = mx.concatenate([parts[0].swapaxes(1, 2), parts[1]], axis=1).flatten(0, 1)
         elif rule.get("interleaved"):
             x = mx.stack(parts, axis=2).flatten(1, 2)
+        elif rule.get("folded"):
+            x = mx.concatenate([parts[0], parts[1][None]])
         else:
             x = mx.concatenate(parts, axis=-2)
         if rule.get("swapped"):
@@ -311,12 +317,16 @@ def hf_layout(weights, how):
     """The names and the layout of Hugging Face's repository."""
     out = {}
     latent = any(rule.get("latent") for rule in how.get("fused", []))
-    again = latent and "bits" in how
-    weights = golden_patches.muse_spark_layout(weights, how) if "muse_spark" in how.get("layout", []) else weights
+    again = latent and any(k.endswith("embed_q.scales") for k in weights)
+    layout = how.get("layout", [])
+    if "muse_spark" in layout:
+        weights = golden_patches.muse_spark_layout(weights, how)
+    if "deepseek_v41" in layout:
+        weights = golden_patches.deepseek_v41_layout(weights)
     if again:
         unpack_latent(weights, how)
     for key, value in weights.items():
-        value = hf_tensor(key, value, how.get("layout", []))
+        value = hf_tensor(key, value, layout)
         for stacked, separate in how.get("hf", {}).items():
             if stacked in key:
                 if isinstance(separate, list):
@@ -458,7 +468,7 @@ def save_awq(folder, weights, config, group, seed):
 
 def with_method(config, method):
     """Repositories of several parts say it in their text model's config."""
-    config = {k: v for k, v in config.items() if k != "quantization"}
+    config = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
     if "text_config" in config:
         return config | {"text_config": config["text_config"] | {"quantization_config": method}}
     return config | {"quantization_config": method}

@@ -119,6 +119,68 @@ def muse_spark_layout(weights, how):
     return out
 
 
+V41_NAMES = [  # ours, DeepSeek's
+    ("model.embed_tokens.", "embed."),
+    ("lm_head.", "head."),
+    ("model.", ""),
+    (".self_attn.", ".attn."),
+    (".mlp.", ".ffn."),
+    (".input_layernorm.", ".attn_norm."),
+    (".post_attention_layernorm.", ".ffn_norm."),
+    (".attn_hc.", ".hc_attn_"),
+    (".ffn_hc.", ".hc_ffn_"),
+    (".sinks", ".attn_sink"),
+    (".shared_experts.gate_proj.", ".shared_experts.w1."),
+    (".shared_experts.down_proj.", ".shared_experts.w2."),
+    (".shared_experts.up_proj.", ".shared_experts.w3."),
+    (".q_a_proj.", ".wq_a."),
+    (".q_b_proj.", ".wq_b."),
+    (".kv_proj.", ".wkv."),
+    (".compressor.gate_proj.", ".compressor.wgate."),
+    (".o_a_proj.", ".wo_a."),
+    (".o_b_proj.", ".wo_b."),
+    (".q_a_norm.", ".q_norm."),
+    (".compressor.kv_norm.", ".compressor.norm."),
+    (".indexer.k_proj.", ".indexer.wk."),
+    (".gate.e_score_correction_bias", ".gate.bias"),
+]
+V41_EXPERTS = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+
+
+def tiles_of_float8(w):
+    """float8 bytes, and an exponent (e8m0) for each 32 x 32 of them."""
+    rows, columns = (n // 32 for n in w.shape)
+    tiles = w.astype(mx.float32).reshape(rows, 32, columns, 32)
+    exponents = mx.ceil(mx.log2(mx.abs(tiles).max(axis=(1, 3)) / 448))
+    bytes_ = mx.to_fp8(tiles * mx.power(2.0, -exponents)[:, None, :, None]).reshape(w.shape)
+    return bytes_, (exponents + 127).astype(mx.uint8)
+
+
+def deepseek_v41_layout(weights):
+    """DeepSeek's names; float8 projections, experts of 4 bits."""
+    out = {}
+    for key, value in weights.items():
+        name = key
+        for ours, theirs in V41_NAMES:
+            name = name.replace(ours, theirs, 1)
+        stem = name.removesuffix(".weight")
+        if ".switch_mlp." in key:
+            stem, projection = stem.rsplit(".switch_mlp.", 1)
+            projection = V41_EXPERTS[projection]
+            for i, w in enumerate(value):
+                codes, scales = mx.quantize(w, 32, 4, mode="mxfp4")
+                out[f"{stem}.{i}.{projection}.weight"] = codes.view(mx.uint8)
+                out[f"{stem}.{i}.{projection}.scale"] = scales
+        elif name.endswith((".wq_a.weight", ".wq_b.weight", "attn.wkv.weight", ".wo_a.weight", ".wo_b.weight")) or (
+            ".shared_experts." in key
+        ):
+            w = value.reshape(-1, value.shape[-1])
+            out[name], out[f"{stem}.scale"] = tiles_of_float8(w)
+        else:
+            out[name] = value
+    return out
+
+
 muse_spark.mx = Float32()
 for function in (
     expert_routing,

@@ -6,6 +6,7 @@
 // doubly stochastic (arXiv 2512.24880).
 #include "base/error.h"
 #include "models/attention.h"
+#include "models/deepseek_v41_names.h"
 #include "models/pre_norm.h"
 #include "models/rope_scaling.h"
 #include "models/step_rotation.h"
@@ -561,6 +562,11 @@ std::unique_ptr<Model> make_deepseek_v41(const Config& given, Weights& weights) 
   if (!config.integers("engram_layer_ids").empty()) {
     fail(Kind::invalid, "[{}] 'engram_layer_ids' names layers with n-gram memory, which can't be loaded", config.where);
   }
+  from_published_v41(
+      weights,
+      config.count("num_hidden_layers", 40),
+      config.count("o_groups", 8),
+      config.count("n_routed_experts", 384));
   return std::make_unique<DeepseekV41>(config, weights);
 }
 

@@ -39,6 +39,9 @@ void fill(
 
 std::unique_ptr<Model> make_minicpm(const Config& given, Weights& weights) {
   auto config = with_defaults(given, {{"rope_theta", 1e6}});
+  if (!weights.has("lm_head.weight")) { // tied, also where config.json denies it
+    config.json["tie_word_embeddings"] = true;
+  }
   Sizes sizes(config);
   auto model = usual_decoder(config, weights, sizes.hidden_size, config.number("rms_norm_eps", 1e-5));
   auto* rope = model->keep(make_rope(config, sizes.head_dim));

@@ -127,11 +127,29 @@ void split_gates(Weights& weights, const std::string& owner) {
   }
 }
 
+/** Some hold the shared expert as one more, the last. */
+void unfold_shared(Weights& weights, const std::string& moe, int count) {
+  for (std::string layer : {".gate_up_proj", ".gate_proj", ".up_proj", ".down_proj"}) {
+    for (auto* part : {".weight", ".scales", ".biases"}) {
+      auto name = moe + ".switch_mlp" + layer + part;
+      auto all = weights.pull(name);
+      if (all && all->ndim() == 3 && all->shape(0) == count + 1) {
+        auto parts = mx::split(*all, mx::Shape{count}, 0);
+        weights.put(name, mx::contiguous(parts[0]));
+        weights.put(moe + ".shared_experts" + layer + part, mx::contiguous(mx::squeeze(parts[1], 0)));
+      } else if (all) {
+        weights.put(name, *all);
+      }
+    }
+  }
+}
+
 Decoder::Map
 experts(const Config& config, Weights& weights, const std::string& moe, int dims, const SwitchGLU::Act& act) {
   int count = config.count("num_local_experts", 128);
   Selection how{
       .choices = config.count("num_experts_per_tok", 4), .scale = float(config.number("routed_scaling_factor", 2))};
+  unfold_shared(weights, moe, count);
   split_gates(weights, moe + ".switch_mlp");
   split_gates(weights, moe + ".shared_experts");
   stack_experts(weights, moe + ".experts", moe + ".switch_mlp", count, numbered_projections);
@@ -147,7 +165,7 @@ experts(const Config& config, Weights& weights, const std::string& moe, int dims
 std::unique_ptr<Model> make_minimax_m3_vl(const Config& given, Weights& weights) {
   auto config = with_defaults(
       text_part(given, weights, {"vision_tower.", "multi_modal_projector.", "patch_merge_mlp."}),
-      {{"head_dim", 128}, {"rms_norm_eps", 1e-6}});
+      {{"head_dim", 128}, {"rms_norm_eps", 1e-6}, {"tie_word_embeddings", false}});
   Sizes sizes(config);
   int dims = sizes.hidden_size;
   float eps = config.number("rms_norm_eps");
@@ -171,9 +189,7 @@ std::unique_ptr<Model> make_minimax_m3_vl(const Config& given, Weights& weights)
 
   auto model = std::make_unique<Decoder>(weights, "model.embed_tokens", sizes);
   model->norm = RMSNorm(weights, "model.norm", dims, eps, offset);
-  if (!config.boolean("tie_word_embeddings", false)) {
-    model->head.emplace(weights, "lm_head", sizes.vocab_size, dims);
-  }
+  model->head = untied_head(config, weights, sizes.vocab_size, dims);
   auto* rope = model->keep(rope_of(sizes.head_dim));
   const Rope* index_rope = nullptr;
   for (int i = 0; i < sizes.num_hidden_layers; ++i) {

@@ -18,6 +18,7 @@ Maker make_baichuan_m1;
 Maker make_bailing_hybrid;
 Maker make_bailing_moe;
 Maker make_bailing_moe_linear;
+Maker make_bailing_moe_v3;
 Maker make_bitnet;
 Maker make_cohere;
 Maker make_cohere2;
@@ -143,6 +144,7 @@ constexpr struct {
     {"bailing_hybrid", make_bailing_hybrid},
     {"bailing_moe", make_bailing_moe},
     {"bailing_moe_linear", make_bailing_moe_linear},
+    {"bailing_moe_v3", make_bailing_moe_v3},
     {"bitnet", make_bitnet},
     {"cohere", make_cohere},
     {"cohere2", make_cohere2},
@@ -152,6 +154,7 @@ constexpr struct {
     {"deepseek_v3", make_deepseek_v3},
     {"deepseek_v32", make_deepseek_v32},
     {"deepseek_v41", make_deepseek_v41},
+    {"deepseek_v41_text", make_deepseek_v41},
     {"dots1", make_dots1},
     {"ernie4_5", make_ernie4_5},
     {"ernie4_5_moe", make_ernie4_5_moe},

@@ -471,6 +471,9 @@ Quantizations from_fp8(const Config& options, Arrays& arrays) {
   }
   const bool packed = block == 32 && options.text("scale_fmt", "") == "ue8m0"; // mxfp8, which stays as it is
   Quantizations out;
+  if (packed) { // also of names that only the model's file knows; each layer's tensors tell whether and how
+    out.all = Quantization{32, 8, "mxfp8"};
+  }
   for (auto& name : names_ending(arrays, "_scale_inv")) {
     auto tensor = name.substr(0, name.size() - 10);
     auto scale = std::move(arrays.at(name));
@@ -478,7 +481,7 @@ Quantizations from_fp8(const Config& options, Arrays& arrays) {
     auto weight = pop(arrays, tensor, tensor.ends_with(".weight") ? 2 : 3, name);
     if (packed && tensor.ends_with(".weight") && scale.ndim() == 2) {
       auto layer = tensor.substr(0, tensor.size() - 7);
-      out.all = put_layer(arrays, layer, weight, row_exponents(scale, weight.shape(0)), {32, 8, "mxfp8"});
+      put_layer(arrays, layer, weight, row_exponents(scale, weight.shape(0)), *out.all);
     } else {
       arrays.insert_or_assign(tensor, from_float8(name, weight, scale, block));
     }

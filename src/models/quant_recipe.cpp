@@ -46,6 +46,7 @@ constexpr struct {
     {"deepseek_v3", "mlp.gate", 0},
     {"deepseek_v32", "mlp.gate", 0},
     {"deepseek_v41", "mlp.gate", 0},
+    {"deepseek_v41_text", "mlp.gate", 0},
     {"dots1", "mlp.gate", 0},
     {"exaone_moe", "mlp.gate", 0},
     {"gemma4", "router.proj", 8},
@@ -93,13 +94,22 @@ constexpr struct {
     {"step3p5", "mlp.gate.gate", 8},
 };
 
-// The cast_predicate of the architectures that have one, by the parts of names that it keeps; no model_type: of all.
+// The cast_predicate of the architectures that have one, by the parts of names that it keeps; no model_type: of all but
+// those below.
 constexpr struct {
   const char* model_type;
   const char* part;
 } uncast[] = {
     {"", "e_score_correction_bias"},
     {"", "expert_bias"},
+    {"deepseek_v41", "attn_hc."},
+    {"deepseek_v41", "ffn_hc."},
+    {"deepseek_v41", "sinks"},
+    {"deepseek_v41", "compressor."},
+    {"deepseek_v41_text", "attn_hc."},
+    {"deepseek_v41_text", "ffn_hc."},
+    {"deepseek_v41_text", "sinks"},
+    {"deepseek_v41_text", "compressor."},
     {"kimi_k3", ".A_log"},
     {"kimi_k3", ".dt_bias"},
     {"kimi_linear", ".A_log"},
@@ -112,6 +122,8 @@ constexpr struct {
     {"qwen3_5_moe", ".A_log"},
     {"step3p5", "router_bias"},
 };
+
+constexpr std::string_view casts_routers[] = {"bailing_moe_v3", "dots1", "muse_spark"};
 
 std::vector<std::string_view> parts_of(std::string_view name) {
   std::vector<std::string_view> parts;
@@ -226,8 +238,9 @@ std::optional<Quantization> QuantRules::operator()(const std::string& layer, int
 }
 
 bool may_cast(const std::string& model_type, const std::string& tensor) {
+  const bool is_of_all = std::ranges::find(casts_routers, model_type) == std::end(casts_routers);
   return std::none_of(std::begin(uncast), std::end(uncast), [&](auto& kept) {
-    return (*kept.model_type == 0 || model_type == kept.model_type) && has(tensor, kept.part);
+    return (*kept.model_type == 0 ? is_of_all : model_type == kept.model_type) && has(tensor, kept.part);
   });
 }
 

@@ -12,10 +12,10 @@ namespace {
 
 constexpr const char* layer_parts[] = {".weight", ".scales", ".biases", ".global_scale", ".bias"};
 
-/** Old HF Llama checkpoints carry RoPE's table; it follows from config.json
- * (mlx-lm's sanitize drops it too). */
+/** Old HF checkpoints carry RoPE's tables; they follow from config.json
+ * (mlx-lm's sanitize drops them too). */
 bool is_rope_table(const std::string& name) {
-  return name.find("rotary_emb.inv_freq") != std::string::npos;
+  return name.find("rotary_emb.") != std::string::npos;
 }
 
 void append(std::string& text, const char* title, std::vector<std::string>& names) {

@@ -128,8 +128,14 @@ def test_ours_fetches_nothing_twice(hub, env):
     assert len(hub.seen) == seen + 1
 
 
-def test_what_theirs_fetched_is_there_for_ours(hub, env):
-    folder = theirs("org/tiny", env)
+# mlx_lm/utils.py's DEFAULT_ALLOW_PATTERNS
+MLX_LM = ["*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "tiktoken.model", "*.txt", "*.jsonl", "*.jinja"]
+
+
+@pytest.mark.parametrize("options", [{}, {"allow_patterns": MLX_LM}], ids=["all", "as mlx-lm"])
+def test_what_theirs_fetched_is_there_for_ours(hub, env, options):
+    hub.repos["org/tiny"].files["chat_template.jinja"] = b"{{ messages }}"
+    folder = theirs("org/tiny", env, **options)
     fetched = len(hub.content_gets())
     assert ours("org/tiny", env) == folder
     assert ours("org/tiny", env, HF_HUB_OFFLINE="1") == folder
@@ -521,6 +527,24 @@ def test_the_server_loads_by_name(hub, env, monkeypatch):
     flags = ["--model-path", "org/sharded", "--max-tokens", "4", "--kv-cache-memory", "16MB", "Hello"]
     done = subprocess.run([program, "generate", *flags], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_two_servers_at_once_fetch_once(hub, env, monkeypatch):
+    for key, value in env.items():
+        monkeypatch.setenv(key, value)
+    weights = hub.repos["org/tiny"].files["model.safetensors"]
+    hub.faults["/" + etag_of("model.safetensors", weights)] = Fault(slow=len(weights), times=9)
+    servers = [Server("--kv-cache-memory", "16MB", model_path="org/tiny", ready=False) for _ in range(2)]
+    try:
+        answers = []
+        for server in servers:
+            server.wait_ready()
+            asked = {"model": "org/tiny", "prompt": "Hello", "max_tokens": 4, "temperature": 0}
+            answers.append(server.post("/v1/completions", asked).json()["choices"])
+        assert answers[0] == answers[1]
+    finally:
+        assert [server.stop() for server in servers] == [0, 0]
+    assert sum(s.sent for s in hub.gets(port="cdn")) == len(weights)
 
 
 def test_a_server_that_fetches_ends_at_sigterm(hub, env, monkeypatch):
