@@ -54,7 +54,8 @@ struct ModelInfo {
   std::string model_type;
   std::string device; // "cpu" or "gpu"
   std::string dtype; // of the activations
-  std::string kv_dtype;
+  std::string kv_dtype; // or "8-bit", "4-bit"
+  int kv_bits = 0; // LoadOptions::kv_bits
   int vocabulary = 0; // the logits' width
   int max_context = 0;
   size_t kv_bytes = 0; // the KV cache's capacity

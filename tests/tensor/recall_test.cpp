@@ -127,8 +127,8 @@ TEST_CASE("recall: the reference's logits, tokens, and memories") {
       for (int layer = 0; layer < 3; ++layer) {
         auto key = fmt::format("{}.memory.k.{}", name, layer), value = fmt::format("{}.memory.v.{}", name, layer);
         REQUIRE(arrays.contains(key));
-        CHECK(mx::allclose(memory->layers[layer]->keys, arrays.at(key), 1e-4, 1e-4).item<bool>());
-        CHECK(mx::allclose(memory->layers[layer]->values, arrays.at(value), 1e-4, 1e-4).item<bool>());
+        CHECK(mx::allclose(memory->layers[layer]->keys.data, arrays.at(key), 1e-4, 1e-4).item<bool>());
+        CHECK(mx::allclose(memory->layers[layer]->values.data, arrays.at(value), 1e-4, 1e-4).item<bool>());
       }
       ++index;
     }
@@ -147,8 +147,8 @@ TEST_CASE("recall: long texts are read in the reference's windows, whatever the 
       for (int layer = 0; layer < 3; ++layer) {
         auto key = arrays.at(fmt::format("{}.window.k.{}", name, layer));
         auto value = arrays.at(fmt::format("{}.window.v.{}", name, layer));
-        CHECK(mx::allclose(memory->layers[layer]->keys, key, 1e-4, 1e-4).item<bool>());
-        CHECK(mx::allclose(memory->layers[layer]->values, value, 1e-4, 1e-4).item<bool>());
+        CHECK(mx::allclose(memory->layers[layer]->keys.data, key, 1e-4, 1e-4).item<bool>());
+        CHECK(mx::allclose(memory->layers[layer]->values.data, value, 1e-4, 1e-4).item<bool>());
       }
     }
   }
