@@ -31,6 +31,17 @@ mx::array rotated(const mx::array& x, const Rope& rope, bool contiguous) {
   return mx::astype(mx::swapaxes(turned, 0, 1), x.dtype());
 }
 
+/** The same of codes. At 0 only the magnitude is to do, which scales can take; else they are coded anew. */
+cpu::RecallRows rotated_codes(const cpu::RecallRows& x, const Rope& rope, bool contiguous) {
+  const int group = cpu::kv_group_size(x.shape(2));
+  if (contiguous || rope.dims % group != 0) {
+    return cpu::RecallRows::coded(rotated(x.floats(), rope, contiguous));
+  }
+  auto turned = mx::less(mx::arange(x.shape(2) / group), mx::array(rope.dims / group));
+  auto factor = mx::where(turned, mx::array(rope.magnitude), mx::array(1.0f));
+  return {x.data, *x.scales * factor, *x.biases * factor};
+}
+
 /** cpu::recall in MLX's ops; arguments as there. */
 mx::array recall_by_ops(
     const mx::array& q,
@@ -317,8 +328,7 @@ const Memories::Ready* Memories::layer(int index, const Rope* rope, bool contigu
     }
     auto all = joined(keys);
     if (rope && (contiguous || rope->magnitude != 1)) {
-      auto turned = rotated(all.floats(), *rope, contiguous);
-      all = all.is_coded() ? cpu::RecallRows::coded(turned) : turned;
+      all = all.is_coded() ? rotated_codes(all, *rope, contiguous) : rotated(all.data, *rope, contiguous);
     }
     // A key of zeros is like nothing: it has cosine 0, not NaN.
     const auto floats = all.floats(); // of codes once, here
