@@ -42,6 +42,31 @@ cpu::RecallRows rotated_codes(const cpu::RecallRows& x, const Rope& rope, bool c
   return {x.data, *x.scales * factor, *x.biases * factor};
 }
 
+/** queries float32 [G,M,D] -> float32 [G,M,N]. */
+mx::array products_of(const mx::array& queries, const cpu::RecallRows& keys) {
+  const auto dense = [&](const mx::array& floats) {
+    return mx::matmul(queries, mx::swapaxes(mx::astype(floats, mx::float32), 1, 2));
+  };
+  if (!keys.is_coded()) {
+    return dense(keys.data);
+  }
+  if (!on_cuda()) {
+    const int group = cpu::kv_group_size(keys.shape(2));
+    return mx::quantized_matmul(queries, keys.data, *keys.scales, keys.biases, true, group, 8);
+  }
+  // MLX's is wrong there where a row is one group (0.32.4), so few keys at a time become floats.
+  constexpr int most_keys = 8192;
+  std::vector<mx::array> parts;
+  for (int n = 0; n < keys.shape(1); n += most_keys) {
+    parts.push_back(
+        dense(keys.changed([&](auto& x) {
+                    return mx::slice(x, {0, n, 0}, {x.shape(0), std::min(n + most_keys, x.shape(1)), x.shape(2)});
+                  })
+                  .floats()));
+  }
+  return joined(parts, 2);
+}
+
 /** cpu::recall in MLX's ops; arguments as there. */
 mx::array recall_by_ops(
     const mx::array& q,
@@ -60,13 +85,7 @@ mx::array recall_by_ops(
     return mx::reshape(mx::swapaxes(parts, 0, 1), {groups, tokens * shared, width});
   };
   auto queries = rows(q, dim);
-  auto products = [&] {
-    const auto& keys = memories.keys;
-    if (keys.is_coded()) {
-      return mx::quantized_matmul(queries, keys.data, *keys.scales, keys.biases, true, cpu::kv_group_size(dim), 8);
-    }
-    return mx::matmul(queries, mx::swapaxes(mx::astype(keys.data, mx::float32), 1, 2));
-  }();
+  auto products = products_of(queries, memories.keys);
   auto norms = mx::expand_dims(memories.inverse_norms, 1);
   auto ranks = shape.by_dot ? products : products * norms;
   auto lengths = mx::sqrt(mx::sum(mx::square(queries), -1, true));
@@ -331,7 +350,7 @@ const Memories::Ready* Memories::layer(int index, const Rope* rope, bool contigu
       all = all.is_coded() ? rotated_codes(all, *rope, contiguous) : rotated(all.data, *rope, contiguous);
     }
     // A key of zeros is like nothing: it has cosine 0, not NaN.
-    const auto floats = all.floats(); // of codes once, here
+    const auto floats = all.floats(); // of codes once, here; how they are rounded is within cpu::recall's slack
     auto lengths = mx::sqrt(mx::sum(mx::square(mx::astype(floats, mx::float32)), -1));
     auto inverse = mx::array(1.0f) / mx::maximum(lengths, mx::array(1e-12f));
     const auto whole = [](const cpu::RecallRows& rows) {

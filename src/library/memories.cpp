@@ -214,7 +214,11 @@ class ModelEncoder : public MemoryEncoder {
         if (!kind) {
           fail(Kind::invalid, "[memory] {} has {} of another kind", path, name);
         }
-        return coded_ ? cpu::RecallRows(*data, *scales, *biases) : cpu::RecallRows(*data);
+        try {
+          return coded_ ? cpu::RecallRows(*data, *scales, *biases) : cpu::RecallRows(*data);
+        } catch (const std::invalid_argument& error) {
+          fail(Kind::invalid, "[memory] {}: {}: {}", path, name, error.what());
+        }
       };
       const auto specs = model.cache_specs();
       for (size_t l = 0; l < specs.size(); ++l) {
