@@ -182,7 +182,7 @@ class FactsReport {
     if (model_.info().kv_dtype != "float32") {
       report_.say(
           "Keys are kept as {}: in the cache rotated, as memories not, so they are rounded at different places. `--dtype float32` "
-          "keeps them as they are.",
+          "without `--kv-bits` keeps them as they are.",
           model_.info().kv_dtype);
     }
   }
