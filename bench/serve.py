@@ -19,10 +19,9 @@ serve.
 
 TTFT: from sending the request to the first chunk with text. Inter-token: from there to the last chunk, for each further
 token. tokens/s: the output tokens of all streams (usage's count) over the time from the first request to the last
-chunk, reading the prompts included. A cell is the median over rounds, with the least and the greatest; TTFT and inter-
-token are the round's median
-over requests. mlx-lm's server keeps a queue of 5 connections (Python's http.server), and the kernel resets some of 32 at
-once: such a request is sent again, its clock running on.
+chunk, reading the prompts included. A cell is the median over rounds, with the least and the greatest; TTFT and inter-token are the
+round's median over requests. mlx-lm's server keeps a queue of 5 connections (Python's http.server), and the kernel resets some of 32
+at once: such a request is sent again, its clock running on.
 """
 import argparse
 import asyncio

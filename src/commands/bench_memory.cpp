@@ -202,16 +202,24 @@ size_t MemoryBench::bytes(const Asking& asking) {
   return sum;
 }
 
-double MemoryBench::difference_to_prompt() {
+MemoryBench::Exactness MemoryBench::exactness() {
   const int tokens = text_tokens();
   memories_->add_memories("whole", "text", text_ids_, {.bos = false, .max_length = tokens});
-  const Recall recall = memories_->recall("whole", {}, {.top_k = all, .contiguous = true});
   const int top = 20;
-  const auto remembered = judge(
-      model_, questions({}, false), [&](size_t) { return recall; }, top);
-  const auto read = judge(
-      model_, questions(text_ids_, false), [](size_t) { return Recall{}; }, top);
-  return greatest_difference(remembered, read);
+  const auto judged = [&](const std::vector<int32_t>& before, const Recall& recall) {
+    return judge(
+        model_, questions(before, false), [&](size_t) { return recall; }, top);
+  };
+  const auto read = judged(text_ids_, {});
+  Exactness out;
+  out.difference =
+      greatest_difference(judged({}, memories_->recall("whole", {}, {.top_k = all, .contiguous = true})), read);
+  if (2 * tokens + room <= model_.info().max_context) {
+    // No memories are used, only room is left for them.
+    const Recall later = memories_->recall("whole", {}, {.top_k = 0, .contiguous = true});
+    out.rounding = greatest_difference(judged(text_ids_, later), read);
+  }
+  return out;
 }
 
 MemoryBench::Length MemoryBench::length(int tokens, int top_k, size_t count, int output) {

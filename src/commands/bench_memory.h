@@ -45,9 +45,14 @@ class MemoryBench {
   Speed speed(const Asking& asking, size_t count, int tokens);
   /** Bytes of keys and values that a question has of the texts, at most. */
   size_t bytes(const Asking& asking);
+  struct Exactness {
+    double difference = 0;
+    std::optional<double> rounding; // none: the context is too short for it
+  };
   /** What `contiguous` with all memories says of the answers beside the same text in the prompt, both without BOS: the
-   * greatest difference of a token's log probability. */
-  double difference_to_prompt();
+   * greatest difference of a token's log-probability; and of that prompt beside itself at later positions, which only
+   * rounding tells apart. */
+  Exactness exactness();
 
   /** One text of this many tokens, as memories and in the prompt. */
   struct Length {

@@ -54,7 +54,7 @@ void add_load_flags(CLI::App& app, LoadOptions& options) {
   app.add_option(
          "--kv-bits",
          options.kv_bits,
-         "8 or 4: keep keys and values in codes of so many bits, in groups of 64 along a head; default: 16 or 32 bits")
+         "8 or 4: keep keys and values in codes of so many bits, in groups of 64 along a head (memories: 8); default: 16 or 32 bits")
       ->check(CLI::IsMember({4, 8}));
   app.add_option("--max-batch-size", options.max_rows, "sequences that are computed at once")
       ->check(CLI::Range(1, 4096))

@@ -13,6 +13,13 @@ mx::array columns(const mx::array& x, int begin, int end) {
   return mx::slice(x, {0, begin, 0}, {x.shape(0), end, x.shape(2)});
 }
 
+void add(std::vector<mx::array>& to, const MemoryLayer& layer) {
+  for (auto* rows : {&layer.keys, &layer.values}) {
+    const auto arrays = rows->arrays();
+    to.insert(to.end(), arrays.begin(), arrays.end());
+  }
+}
+
 } // namespace
 
 Reader::Reader(Model& model, mx::Dtype kv_dtype, std::vector<int32_t> tokens, ReadHow how)
@@ -76,12 +83,12 @@ std::shared_ptr<const Memory> Reader::step() {
   const int first = std::max(0, kept_ - window_ - at_); // of the step, what an earlier window has not kept
   for (size_t l = 0; l < layers.size() && first < count; ++l) {
     if (layers[l]) {
-      const auto part = [&](const mx::array& x) {
-        return mx::contiguous(mx::astype(columns(x, first, count), kv_.dtype));
+      const auto part = [&](const cpu::RecallRows& rows) {
+        const auto x = columns(rows.data, first, count);
+        return how_.coded ? cpu::RecallRows::coded(x) : mx::contiguous(mx::astype(x, kv_.dtype));
       };
       parts_[l].push_back({part(layers[l]->keys), part(layers[l]->values)});
-      outputs.push_back(parts_[l].back().keys);
-      outputs.push_back(parts_[l].back().values);
+      add(outputs, parts_[l].back());
     }
   }
   mx::eval(outputs);
@@ -114,17 +121,16 @@ std::shared_ptr<const Memory> Reader::finish() {
     if (parts.empty()) {
       continue;
     }
-    std::vector<mx::array> keys, values;
+    std::vector<cpu::RecallRows> keys, values;
     for (auto& part : parts) {
       keys.push_back(part.keys);
       values.push_back(part.values);
     }
-    const auto kept = [&](const std::vector<mx::array>& all) {
-      return mx::take(all.size() == 1 ? all[0] : mx::concatenate(all, 1), index, 1);
+    const auto kept = [&](const std::vector<cpu::RecallRows>& all) {
+      return joined(all).changed([&](auto& x) { return mx::take(x, index, 1); });
     };
     layer.emplace(MemoryLayer{kept(keys), kept(values)});
-    outputs.push_back(layer->keys);
-    outputs.push_back(layer->values);
+    add(outputs, *layer);
   }
   mx::eval(outputs);
   return memory;

@@ -14,6 +14,7 @@ struct ReadHow {
   int chunk = 256; // tokens of a step
   std::vector<int32_t> dropped; // special tokens: read, not kept
   int dropped_first = 0; // leading tokens that are read and not kept (a header)
+  bool coded = false; // keep keys and values in codes of 8 bits (cpu::RecallRows)
 };
 
 class Reader {

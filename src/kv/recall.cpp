@@ -31,6 +31,42 @@ mx::array rotated(const mx::array& x, const Rope& rope, bool contiguous) {
   return mx::astype(mx::swapaxes(turned, 0, 1), x.dtype());
 }
 
+/** The same of codes. At 0 only the magnitude is to do, which scales can take; else they are coded anew. */
+cpu::RecallRows rotated_codes(const cpu::RecallRows& x, const Rope& rope, bool contiguous) {
+  const int group = cpu::kv_group_size(x.shape(2));
+  if (contiguous || rope.dims % group != 0) {
+    return cpu::RecallRows::coded(rotated(x.floats(), rope, contiguous));
+  }
+  auto turned = mx::less(mx::arange(x.shape(2) / group), mx::array(rope.dims / group));
+  auto factor = mx::where(turned, mx::array(rope.magnitude), mx::array(1.0f));
+  return {x.data, *x.scales * factor, *x.biases * factor};
+}
+
+/** queries float32 [G,M,D] -> float32 [G,M,N]. */
+mx::array products_of(const mx::array& queries, const cpu::RecallRows& keys) {
+  const auto dense = [&](const mx::array& floats) {
+    return mx::matmul(queries, mx::swapaxes(mx::astype(floats, mx::float32), 1, 2));
+  };
+  if (!keys.is_coded()) {
+    return dense(keys.data);
+  }
+  if (!on_cuda()) {
+    const int group = cpu::kv_group_size(keys.shape(2));
+    return mx::quantized_matmul(queries, keys.data, *keys.scales, keys.biases, true, group, 8);
+  }
+  // MLX's is wrong there where a row is one group (0.32.4), so few keys at a time become floats.
+  constexpr int most_keys = 8192;
+  std::vector<mx::array> parts;
+  for (int n = 0; n < keys.shape(1); n += most_keys) {
+    parts.push_back(
+        dense(keys.changed([&](auto& x) {
+                    return mx::slice(x, {0, n, 0}, {x.shape(0), std::min(n + most_keys, x.shape(1)), x.shape(2)});
+                  })
+                  .floats()));
+  }
+  return joined(parts, 2);
+}
+
 /** cpu::recall in MLX's ops; arguments as there. */
 mx::array recall_by_ops(
     const mx::array& q,
@@ -49,11 +85,9 @@ mx::array recall_by_ops(
     return mx::reshape(mx::swapaxes(parts, 0, 1), {groups, tokens * shared, width});
   };
   auto queries = rows(q, dim);
-  auto keys = mx::astype(memories.keys, mx::float32);
-  auto products = mx::matmul(queries, mx::swapaxes(keys, 1, 2));
+  auto products = products_of(queries, memories.keys);
   auto norms = mx::expand_dims(memories.inverse_norms, 1);
   auto ranks = shape.by_dot ? products : products * norms;
-  auto values = mx::expand_dims(mx::astype(memories.values, mx::float32), 1); // [G,1,N,Dv]
   auto lengths = mx::sqrt(mx::sum(mx::square(queries), -1, true));
   auto allowed = mx::array(true);
   if (shape.threshold) {
@@ -92,11 +126,12 @@ mx::array recall_by_ops(
     *record = mx::scatter_add(*record, indices(2), updates(mx::astype(taken, mx::float32)), {0, 1, 2});
   }
   auto sums = [&] {
+    const auto floats = [](const cpu::RecallRows& values) { return mx::astype(values.floats(), mx::float32); };
     if (!chosen) {
-      return mx::matmul(weights, mx::squeeze(values, 1));
+      return mx::matmul(weights, floats(memories.values));
     }
     auto places = mx::reshape(*chosen, {groups, tokens * shared * top, 1});
-    auto found = mx::take_along_axis(mx::squeeze(values, 1), places, 1);
+    auto found = floats(memories.values.changed([&](auto& x) { return mx::take_along_axis(x, places, 1); }));
     found = mx::reshape(found, {groups, tokens * shared, top, v_dim});
     return mx::squeeze(mx::matmul(mx::expand_dims(weights, 2), found), 2);
   }();
@@ -273,6 +308,21 @@ class RecallCaches : public Caches {
 
 } // namespace
 
+cpu::RecallRows joined(const std::vector<cpu::RecallRows>& parts) {
+  const auto all = [&](auto array) {
+    std::vector<mx::array> own;
+    for (auto& part : parts) {
+      own.push_back(array(part));
+    }
+    return joined(own, 1);
+  };
+  const auto data = all([](auto& part) { return part.data; });
+  if (!parts[0].is_coded()) {
+    return data;
+  }
+  return {data, all([](auto& part) { return *part.scales; }), all([](auto& part) { return *part.biases; })};
+}
+
 Memories::Memories(std::vector<std::shared_ptr<const Memory>> parts) : parts_(std::move(parts)) {
   for (auto& part : parts_) {
     check(part->layers.size() == parts_[0]->layers.size(), "memories are of one model");
@@ -290,21 +340,25 @@ const Memories::Ready* Memories::layer(int index, const Rope* rope, bool contigu
   }
   auto& ready = ready_[contiguous && rope][index];
   if (!ready) {
-    std::vector<mx::array> keys, values;
+    std::vector<cpu::RecallRows> keys, values;
     for (auto& part : parts_) {
       keys.push_back(part->layers[index]->keys);
       values.push_back(part->layers[index]->values);
     }
-    auto all = joined(keys, 1);
+    auto all = joined(keys);
     if (rope && (contiguous || rope->magnitude != 1)) {
-      all = rotated(all, *rope, contiguous);
+      all = all.is_coded() ? rotated_codes(all, *rope, contiguous) : rotated(all.data, *rope, contiguous);
     }
     // A key of zeros is like nothing: it has cosine 0, not NaN.
-    auto lengths = mx::sqrt(mx::sum(mx::square(mx::astype(all, mx::float32)), -1));
+    const auto floats = all.floats(); // of codes once, here; how they are rounded is within cpu::recall's slack
+    auto lengths = mx::sqrt(mx::sum(mx::square(mx::astype(floats, mx::float32)), -1));
     auto inverse = mx::array(1.0f) / mx::maximum(lengths, mx::array(1e-12f));
-    ready.emplace(Ready{mx::contiguous(all), inverse, mx::contiguous(joined(values, 1)), {}});
+    const auto whole = [](const cpu::RecallRows& rows) {
+      return rows.changed([](auto& x) { return mx::contiguous(x); });
+    };
+    ready.emplace(Ready{whole(all), inverse, whole(joined(values)), {}});
     if (on_cpu()) {
-      ready->codes = cpu::recall_codes(ready->keys, ready->inverse_norms);
+      ready->codes = cpu::recall_codes(floats, ready->inverse_norms);
     }
   }
   return &*ready;

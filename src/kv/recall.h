@@ -19,9 +19,12 @@ namespace parallm {
 
 /** A layer's memories: keys before RoPE, after norms. */
 struct MemoryLayer {
-  mx::array keys; // [G,N,D]
-  mx::array values; // [G,N,Dv]
+  cpu::RecallRows keys; // [G,N,D]
+  cpu::RecallRows values; // [G,N,Dv]; codes where keys are
 };
+
+/** One after another along N. */
+cpu::RecallRows joined(const std::vector<cpu::RecallRows>& parts);
 
 /** What a model made of one text. */
 struct Memory {
@@ -36,9 +39,9 @@ class Memories {
   explicit Memories(std::vector<std::shared_ptr<const Memory>> parts);
 
   struct Ready {
-    mx::array keys; // [G,N,D], rotated where contiguous
+    cpu::RecallRows keys; // [G,N,D], rotated where contiguous
     mx::array inverse_norms; // float32 [G,N]
-    mx::array values; // [G,N,Dv]
+    cpu::RecallRows values; // [G,N,Dv]
     std::optional<cpu::RecallCodes> codes; // on CPUs, of the keys
   };
   /** Null where the layer has none. */

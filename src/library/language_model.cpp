@@ -207,6 +207,7 @@ std::unique_ptr<Runner> load(
   }
   if (kv.bits != 0) {
     info.kv_dtype = fmt::format("{}-bit", kv.bits);
+    info.kv_bits = kv.bits;
   }
   size_t block_bytes = kv_block_bytes(specs, kv);
   std::optional<Draft> draft;

@@ -78,7 +78,8 @@ std::string files_fingerprint(const std::string& files) {
 
 class ModelEncoder : public MemoryEncoder {
  public:
-  explicit ModelEncoder(LanguageModel& model) : model_(model), dtype_(dtype_of(model.info().kv_dtype)) {
+  explicit ModelEncoder(LanguageModel& model)
+      : model_(model), dtype_(dtype_of(model.info().kv_dtype)), coded_(model.info().kv_bits > 0) {
     run([&](Model& loaded) { layers_ = static_cast<int>(loaded.cache_specs().size()); });
     for (const char* text : plain_texts) {
       Reading reading;
@@ -92,7 +93,8 @@ class ModelEncoder : public MemoryEncoder {
       }
     }
     const ModelInfo& info = model.info();
-    fingerprint_ = sha256(fmt::format("1/{}/{}/{}", files_fingerprint(info.files), info.dtype, info.kv_dtype));
+    const std::string kind = coded_ ? "8-bit codes" : info.kv_dtype;
+    fingerprint_ = sha256(fmt::format("1/{}/{}/{}", files_fingerprint(info.files), info.dtype, kind));
   }
 
   std::string fingerprint() const override {
@@ -114,7 +116,8 @@ class ModelEncoder : public MemoryEncoder {
         .max_length = reading.max_length,
         .chunk = model_.engine().options().mixed_tokens,
         .dropped = std::move(reading.dropped),
-        .dropped_first = reading.dropped_first};
+        .dropped_first = reading.dropped_first,
+        .coded = coded_};
     return drive<Reader>(
         [&](Model& model) { return std::make_unique<Reader>(model, dtype_, std::move(reading.ids), std::move(how)); },
         [&](const Reader& reader) { progress(reader.done()); });
@@ -136,7 +139,7 @@ class ModelEncoder : public MemoryEncoder {
               made.push_back(mx::contiguous(mx::slice(x, {0, begin, 0}, {x.shape(0), begin + count, x.shape(2)})));
               return made.back();
             };
-            own.emplace(MemoryLayer{cut(layer->keys), cut(layer->values)});
+            own.emplace(MemoryLayer{layer->keys.changed(cut), layer->values.changed(cut)});
           }
         }
         mx::eval(made);
@@ -158,10 +161,17 @@ class ModelEncoder : public MemoryEncoder {
         made.push_back(x);
         owner->tensors.push_back({std::move(name), std::move(x)});
       };
+      const auto add_rows = [&](const std::string& name, const cpu::RecallRows& rows) {
+        add(name, mx::contiguous(rows.data));
+        if (rows.is_coded()) {
+          add(name + ".scales", mx::contiguous(*rows.scales));
+          add(name + ".biases", mx::contiguous(*rows.biases));
+        }
+      };
       for (size_t l = 0; l < memory->layers.size(); ++l) {
         if (auto& layer = memory->layers[l]) {
-          add(fmt::format("keys.{}", l), mx::contiguous(layer->keys));
-          add(fmt::format("values.{}", l), mx::contiguous(layer->values));
+          add_rows(fmt::format("keys.{}", l), layer->keys);
+          add_rows(fmt::format("values.{}", l), layer->values);
         }
       }
       add("tokens", mx::array(memory->tokens.data(), {static_cast<int>(memory->tokens.size())}, mx::int32));
@@ -195,16 +205,31 @@ class ModelEncoder : public MemoryEncoder {
       mx::eval(*tokens);
       const int count = tokens->shape(0);
       out->tokens.assign(tokens->data<int32_t>(), tokens->data<int32_t>() + count);
+      const auto found_rows = [&](const std::string& name) -> std::optional<cpu::RecallRows> {
+        auto data = found(name), scales = found(name + ".scales"), biases = found(name + ".biases");
+        if (!data) {
+          return std::nullopt;
+        }
+        const bool kind = coded_ ? scales && biases : data->dtype() == dtype_ && data->ndim() == 3;
+        if (!kind) {
+          fail(Kind::invalid, "[memory] {} has {} of another kind", path, name);
+        }
+        try {
+          return coded_ ? cpu::RecallRows(*data, *scales, *biases) : cpu::RecallRows(*data);
+        } catch (const std::invalid_argument& error) {
+          fail(Kind::invalid, "[memory] {}: {}: {}", path, name, error.what());
+        }
+      };
       const auto specs = model.cache_specs();
       for (size_t l = 0; l < specs.size(); ++l) {
         auto& layer = out->layers.emplace_back();
-        auto keys = found(fmt::format("keys.{}", l)), values = found(fmt::format("values.{}", l));
+        auto keys = found_rows(fmt::format("keys.{}", l)), values = found_rows(fmt::format("values.{}", l));
         if (keys.has_value() != values.has_value() || keys.has_value() != remembers_[l]) {
           fail(Kind::invalid, "[memory] {} is of another model: layer {}", path, l);
         }
         if (keys) {
           const int heads = specs[l].kv_heads;
-          if (keys->shape() != mx::Shape{heads, count, specs[l].head_dim} || values->ndim() != 3 ||
+          if (keys->shape(0) != heads || keys->shape(1) != count || keys->shape(2) != specs[l].head_dim ||
               values->shape(0) != heads || values->shape(1) != count) {
             fail(Kind::invalid, "[memory] {} is of another model: layer {}'s shape", path, l);
           }
@@ -297,7 +322,11 @@ class ModelEncoder : public MemoryEncoder {
       remembers_.push_back(memory.layers[l].has_value());
       if (auto& layer = memory.layers[l]) {
         with.push_back(static_cast<int>(l));
-        token_bytes_ += (layer->keys.nbytes() + layer->values.nbytes()) / memory.tokens.size();
+        for (auto* rows : {&layer->keys, &layer->values}) {
+          for (const mx::array& x : rows->arrays()) {
+            token_bytes_ += x.nbytes() / memory.tokens.size();
+          }
+        }
       }
     }
     const auto& values = memory.layers[with[0]]->values;
@@ -313,7 +342,8 @@ class ModelEncoder : public MemoryEncoder {
     run([&](Model&) {
       std::vector<mx::array> means;
       for (const int l : embedded_) {
-        const auto mean = mx::flatten(mx::mean(mx::astype(memory.layers[l]->values, mx::float32), 1));
+        const auto values = mx::astype(memory.layers[l]->values.floats(), mx::float32);
+        const auto mean = mx::flatten(mx::mean(values, 1));
         means.push_back(mx::divide(mean, mx::maximum(mx::linalg::norm(mean), mx::array(1e-20f))));
       }
       auto all = mx::concatenate(means);
@@ -324,7 +354,8 @@ class ModelEncoder : public MemoryEncoder {
   }
 
   LanguageModel& model_;
-  mx::Dtype dtype_;
+  mx::Dtype dtype_; // of the cache that texts are read with, and of memories that are no codes
+  bool coded_; // memories are codes of 8 bits, also beside a cache of 4: of a small model, those lose answers
   int layers_ = 0;
   std::string fingerprint_;
   size_t token_bytes_ = 0;

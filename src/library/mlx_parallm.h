@@ -29,7 +29,7 @@ struct LoadOptions {
   std::string dtype; // "float32", "float16", "bfloat16"; empty: what suits
                      // checkpoint and device
   size_t kv_cache_bytes = 0; // 0: half of the free memory, and no more than max_rows contexts take
-  int kv_bits = 0; // 8 or 4: keys and values in codes of so many; 0: in 16 or 32 bits
+  int kv_bits = 0; // 8 or 4: keys and values in codes of so many, memories in 8; 0: in 16 or 32 bits
   int max_rows = 32; // sequences in one step
   int max_waiting = 256; // more requests than these are refused
   int max_context = 0; // 0: the model's own
@@ -55,7 +55,8 @@ struct ModelInfo {
   std::string model_type;
   std::string device; // "cpu" or "gpu"
   std::string dtype; // of the activations
-  std::string kv_dtype;
+  std::string kv_dtype; // or "8-bit", "4-bit"
+  int kv_bits = 0; // LoadOptions::kv_bits
   int vocabulary = 0; // the logits' width
   int max_context = 0;
   size_t kv_bytes = 0; // the KV cache's capacity

@@ -159,6 +159,60 @@ TEST_CASE("memories: kept, found again by another process, read again for other 
   CHECK(folder.open(model)->recall("a").memories != nullptr);
 }
 
+TEST_CASE("memories: with kv_bits in codes, never mixed with those of another kind") {
+  const std::string path = test_model();
+  if (path.empty()) {
+    return;
+  }
+  Folder folder("memories_coded");
+  const LoadOptions wide{.kv_cache_bytes = 1 << 26, .max_rows = 2, .extended_mind = true};
+  LoadOptions narrow = wide;
+  narrow.kv_bits = 8;
+  size_t bytes = 0;
+  std::vector<int32_t> first;
+  std::string fingerprint;
+  {
+    LanguageModel model(path, wide);
+    const auto memories = folder.open(model);
+    bytes = memories->add(one("a", "door", door)).at(0).bytes;
+    first = answer(model, memories->recall("a"));
+    fingerprint = memories->fingerprint();
+  }
+  {
+    LanguageModel model(path, narrow);
+    const auto memories = folder.open(model);
+    CHECK(memories->fingerprint() != fingerprint);
+    for (bool contiguous : {false, true}) {
+      const auto recall = memories->recall("a", {}, {.top_k = 16, .contiguous = contiguous});
+      CHECK(says(model, answer(model, recall), "7392"));
+    }
+    CHECK(memories->stats().loads == 0); // the 16-bit file is of another kind
+    CHECK(memories->stats().reads == 1);
+    const auto added = memories->add(one("b", "door", other));
+    CHECK(16 * added.at(0).bytes <= 9 * bytes * added[0].tokens / model.tokenizer().encode(door, false).size());
+    CHECK(memories->stats().ram_bytes < bytes + added[0].bytes);
+    const auto known = answer(model, memories->recall("b"));
+    CHECK(says(model, known, "5108"));
+
+    const auto again = folder.open(model); // from the disk, bit for bit
+    CHECK(answer(model, again->recall("b")) == known);
+    CHECK(says(model, answer(model, again->recall("a")), "7392"));
+    CHECK(again->stats().loads == 2);
+    CHECK(again->stats().reads == 0);
+  }
+  // Beside a cache of 4 bits they are the same.
+  narrow.kv_bits = 4;
+  LanguageModel small(path, narrow);
+  const auto same = folder.open(small);
+  CHECK(same->recall("b").memories != nullptr);
+  CHECK(same->stats().loads == 1);
+  LanguageModel model(path, wide);
+  const auto memories = folder.open(model);
+  CHECK(answer(model, memories->recall("a")) == first); // its own file is still there
+  CHECK(memories->stats().loads == 1);
+  CHECK(memories->stats().reads == 0);
+}
+
 TEST_CASE("memories: short documents are packed, and found by what they say") {
   const std::string path = test_model();
   if (path.empty()) {

@@ -72,7 +72,7 @@ Wanted by_definition(const std::map<int, Watching::Seen>& seen, const Recalled& 
       continue;
     }
     auto& ready = *recalled.memories->layer(layer, one.rope, how.contiguous);
-    const auto q = floats(one.q), own = floats(one.masses), keys = floats(ready.keys);
+    const auto q = floats(one.q), own = floats(one.masses), keys = floats(ready.keys.data);
     const int T = one.q.shape(0), H = one.q.shape(1), D = one.q.shape(2), shared = H / ready.keys.shape(0);
     for (int h = 0; h < H; ++h, ++queries) {
       std::vector<double> products(N), cosines(N);

@@ -127,8 +127,8 @@ TEST_CASE("recall: the reference's logits, tokens, and memories") {
       for (int layer = 0; layer < 3; ++layer) {
         auto key = fmt::format("{}.memory.k.{}", name, layer), value = fmt::format("{}.memory.v.{}", name, layer);
         REQUIRE(arrays.contains(key));
-        CHECK(mx::allclose(memory->layers[layer]->keys, arrays.at(key), 1e-4, 1e-4).item<bool>());
-        CHECK(mx::allclose(memory->layers[layer]->values, arrays.at(value), 1e-4, 1e-4).item<bool>());
+        CHECK(mx::allclose(memory->layers[layer]->keys.data, arrays.at(key), 1e-4, 1e-4).item<bool>());
+        CHECK(mx::allclose(memory->layers[layer]->values.data, arrays.at(value), 1e-4, 1e-4).item<bool>());
       }
       ++index;
     }
@@ -147,8 +147,8 @@ TEST_CASE("recall: long texts are read in the reference's windows, whatever the 
       for (int layer = 0; layer < 3; ++layer) {
         auto key = arrays.at(fmt::format("{}.window.k.{}", name, layer));
         auto value = arrays.at(fmt::format("{}.window.v.{}", name, layer));
-        CHECK(mx::allclose(memory->layers[layer]->keys, key, 1e-4, 1e-4).item<bool>());
-        CHECK(mx::allclose(memory->layers[layer]->values, value, 1e-4, 1e-4).item<bool>());
+        CHECK(mx::allclose(memory->layers[layer]->keys.data, key, 1e-4, 1e-4).item<bool>());
+        CHECK(mx::allclose(memory->layers[layer]->values.data, value, 1e-4, 1e-4).item<bool>());
       }
     }
   }
@@ -306,6 +306,115 @@ TEST_CASE("recall: by codes the kernel gives the same numbers, bit for bit, with
       }
     }
   });
+}
+
+TEST_CASE("recall: memories in codes give what the floats that they stand for give, with each instruction set") {
+  if (!on_cpu()) {
+    return;
+  }
+  for_each_target([&] {
+    const int tokens = 3, heads = 6, groups = 2;
+    for (auto [dim, v_dim] : {std::pair{64, 32}, {96, 64}, {128, 128}}) {
+      for (int count : {40, 5000}) {
+        CAPTURE(dim);
+        CAPTURE(count);
+        auto large = mx::where(mx::equal(mx::arange(dim), mx::array(5)), mx::array(20.0f), mx::array(1.0f));
+        const auto keys = cpu::RecallRows::coded(mx::random::normal({groups, count, dim}) * large + mx::array(0.5f));
+        const auto values = cpu::RecallRows::coded(mx::random::normal({groups, count, v_dim}));
+        REQUIRE(keys.is_coded());
+        CHECK(keys.shape(2) == dim);
+        auto norms = mx::array(1.0f) / mx::sqrt(mx::sum(mx::square(keys.floats()), -1));
+        auto q = mx::random::normal({tokens, heads, dim});
+        auto local = mx::random::normal({tokens, heads, v_dim}), masses = mx::random::normal({tokens, heads});
+        const auto codes = cpu::recall_codes(keys.floats(), norms);
+        for (int top_k : {1, 16, 24, 5000}) {
+          for (bool by_dot : {false, true}) {
+            CAPTURE(top_k);
+            const cpu::RecallShape shape{top_k, 0.2f, 0, by_dot, {}};
+            const auto none = [&] { return mx::zeros({tokens, 3, count}); };
+            auto own = none(), first = none(), wanted_record = none();
+            auto got = cpu::recall(q, keys, norms, values, local, masses, shape, &own);
+            auto by_codes = cpu::recall(q, keys, norms, values, local, masses, shape, &first, &codes);
+            CHECK(floats(by_codes) == floats(got));
+            CHECK(floats(first) == floats(own));
+            auto wanted = cpu::recall(q, keys.floats(), norms, values.floats(), local, masses, shape, &wanted_record);
+            CHECK(mx::max(mx::abs(got - wanted)).item<float>() < 2e-5);
+            CHECK(mx::max(mx::abs(own - wanted_record)).item<float>() < 2e-5); // also: the same ones were chosen
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST_CASE("recall: memories in codes of 8 bits, on every architecture whose heads fit") {
+  for (bool mlx_ops : {true, false}) {
+    MlxOps ops(mlx_ops);
+    double drift = 0;
+    int ran = 0;
+    each_model([&](auto& name, auto& model, auto& memory, auto shared, auto& text, auto& prompt) {
+      const auto specs = model.loaded.model->cache_specs();
+      if (!kv_codes_fit(specs)) {
+        return;
+      }
+      ++ran;
+      CAPTURE(mlx_ops);
+      CAPTURE(name);
+      auto coded = model.read(text, {.dropped = {}, .coded = true});
+      CHECK(coded->tokens == memory.tokens);
+      auto plain = std::make_shared<Memory>(Memory{coded->tokens, {}}); // the floats that the codes stand for
+      size_t bytes = 0, whole = 0;
+      for (size_t l = 0; l < coded->layers.size(); ++l) {
+        auto& layer = plain->layers.emplace_back();
+        if (auto& own = coded->layers[l]) {
+          REQUIRE(own->keys.is_coded());
+          REQUIRE(own->values.is_coded());
+          layer.emplace(MemoryLayer{own->keys.floats(), own->values.floats()});
+          for (auto& x : own->keys.arrays()) {
+            bytes += x.nbytes();
+          }
+          whole += memory.layers[l]->keys.data.nbytes();
+        }
+      }
+      CHECK(bytes <= 0.32 * static_cast<double>(whole)); // of float32
+      // Where a small change lets a router choose another expert, drift has no bound.
+      const auto& config = model.loaded.checkpoint.config;
+      const bool experts = config.has("num_experts_per_tok") || config.has("moe_num_experts");
+      for (int top_k : {3, 1000}) {
+        const RecallHow how{.top_k = top_k};
+        const auto got = run(model, {{prompt, 0, recalled({coded}, how)}});
+        // YaRN's factor on half a group: its keys are coded anew.
+        CHECK(relative(got, run(model, {{prompt, 0, recalled({plain}, how)}})) < (name == "laguna" ? 0.1 : 2e-4));
+      }
+      for (bool contiguous : {false, true}) {
+        const RecallHow how{.top_k = 1000, .contiguous = contiguous};
+        const auto own = recalled({coded}, how), others = recalled({shared}, how);
+        const auto got = run(model, {{prompt, 0, own}}), exact = run(model, {{prompt, 0, others}});
+        CHECK(relative(got, exact) > 0);
+        if (!experts) {
+          drift = std::max(drift, relative(got, exact));
+        }
+        // Beside each other, in one step.
+        const auto mixed = run(model, {{prompt, 0, own, 0}, {prompt, 0, nullptr, 24}, {prompt, 0, others, 48}});
+        const auto part = [&](int i) {
+          const size_t n = prompt.size();
+          return Logits(mixed.begin() + i * n, mixed.begin() + (i + 1) * n);
+        };
+        const auto none = run(model, {{prompt, 0, nullptr}});
+        CHECK(relative(part(0), got) < 1e-4);
+        CHECK(relative(part(1), none) < 1e-4);
+        CHECK(relative(part(2), exact) < 1e-4);
+        if (!mlx_ops && on_cpu()) {
+          CHECK(part(0) == got);
+          CHECK(part(1) == none);
+          CHECK(part(2) == exact);
+        }
+      }
+    });
+    CHECK(ran > 30);
+    CHECK(drift < 0.05); // 0.025 measured
+    MESSAGE(ran, " models, logits differ by ", drift, " of the greatest one from memories in float32");
+  }
 }
 
 } // namespace parallm::test

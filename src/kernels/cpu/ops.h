@@ -10,6 +10,7 @@
 
 #include <mlx/mlx.h>
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -158,6 +159,29 @@ struct RecallShape {
   std::optional<float> threshold; // of the cosine: what isn't above is left out
 };
 
+/** Memories' keys or values: floats [G,N,D], or codes of 8 bits as MLX's `quantize` makes them, in groups of
+ * kv_group_size(D): about 9/16 of the bytes of 16 bits. */
+class RecallRows {
+ public:
+  /* implicit */ RecallRows(mx::array floats) : data(std::move(floats)) {}
+  /** codes uint32 [G,N,D/4], scales and biases float32 [G,N,D/group]. */
+  RecallRows(mx::array codes, mx::array scales, mx::array biases);
+  /** `floats`, D a multiple of 32, in codes. */
+  static RecallRows coded(const mx::array& floats);
+
+  int shape(int axis) const; // of [G,N,D]
+  bool is_coded() const {
+    return scales.has_value();
+  }
+  std::vector<mx::array> arrays() const;
+  /** What `change` makes of each of the arrays; not of their last axis. */
+  RecallRows changed(const std::function<mx::array(const mx::array&)>& change) const;
+  mx::array floats() const; // codes as float32
+
+  mx::array data;
+  std::optional<mx::array> scales, biases;
+};
+
 /** Keys in codes, for the first look of `recall`: recall.h has the layout. */
 struct RecallCodes {
   mx::array codes, scales, centres;
@@ -166,17 +190,17 @@ struct RecallCodes {
 RecallCodes recall_codes(const mx::array& keys, const mx::array& inverse_norms);
 
 /** Adds memories to attention that is done: each query takes the `top_k` most similar keys (of equal ones the first)
- *  into its softmax. q float32 [T,H,D], rotated; keys [G,N,D] and values [G,N,Dv] of one float type; inverse_norms
- *  float32 [G,N] of the keys; local [T,H,Dv] and masses float32 [T,H], as paged_attention gives them. Query head h
- *  reads kv head h / (H/G). -> [T,H,Dv] in local's dtype. `record`, where not null: float32 [T,3,N], becomes itself and
- *  what each token gives to each memory: softmax weights summed over heads, the greatest cosine, how often chosen.
- *  WRITTEN IN PLACE: what it was must not be read by others. `codes`, where not null, are the keys': faster where there
- *  are many, and the same numbers. */
+ *  into its softmax. q float32 [T,H,D], rotated; keys [G,N,D] and values [G,N,Dv] of one float type, or both in codes,
+ *  which are read as they are; inverse_norms float32 [G,N] of the keys; local [T,H,Dv] and masses float32 [T,H], as
+ * paged_attention gives them. Query head h reads kv head h / (H/G). -> [T,H,Dv] in local's dtype. `record`, where not
+ * null: float32 [T,3,N], becomes itself and what each token gives to each memory: softmax weights summed over heads,
+ * the greatest cosine, how often chosen. WRITTEN IN PLACE: what it was must not be read by others. `codes`, where not
+ * null, are the keys': faster where there are many, and the same numbers. */
 mx::array recall(
     const mx::array& q,
-    const mx::array& keys,
+    const RecallRows& keys,
     const mx::array& inverse_norms,
-    const mx::array& values,
+    const RecallRows& values,
     const mx::array& local,
     const mx::array& masses,
     const RecallShape& shape,

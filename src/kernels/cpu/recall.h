@@ -36,13 +36,20 @@ struct CodesJob {
 
 void run_code(const CodesJob& job);
 
+/** Keys or values: floats, or codes of 8 bits, of which x = scale * code + bias in groups of kv_group (attention.h). */
+struct RowsOf {
+  const void* data; // [G,N,D]
+  const float* scales; // [G,N,D/group]; null: floats
+  const float* biases;
+};
+
 struct RecallJob {
   size_t tokens, heads, kv_heads, memories, dim, v_dim; // T, H, G, N, D, Dv
   const float* q; // [T,H,D]
-  const void* keys; // [G,N,D]
+  RowsOf keys;
   const float* inverse_norms; // [G,N]
-  const void* values; // [G,N,Dv]
-  Type memory_type; // of keys and values
+  RowsOf values;
+  Type memory_type; // of keys and values, where they are floats
   const void* local; // [T,H,Dv]
   const float* masses; // [T,H]
   Type type; // of local and out

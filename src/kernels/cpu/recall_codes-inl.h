@@ -5,6 +5,7 @@
 // lower end is kept. The best key of each of the top_k best groups, multiplied as it is, gives a floor under the top_k
 // greatest cosines; the keys whose upper end reaches it, a few more than top_k, are then multiplied too, so what is
 // chosen, and every number, is what it would be without codes.
+#include "kernels/cpu/attention.h"
 #include "kernels/cpu/products-inl.h"
 #include "kernels/cpu/recall.h"
 
@@ -31,6 +32,94 @@ constexpr size_t tile_keys = 64; // that are turned to floats together
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
 enum Scratch { scratch_rows, scratch_weights, scratch_products };
+
+/** Keys or values of one kv head that are floats. */
+template <class P>
+struct FloatRowsOf {
+  const P* rows;
+  size_t dim;
+
+  FloatRowsOf(const RowsOf& all, size_t g, size_t memories, size_t dim)
+      : rows(static_cast<const P*>(all.data) + g * memories * dim), dim(dim) {}
+
+  void read(size_t n, float* to) const {
+    widen(rows + n * dim, dim, to, round_up(dim, lanes));
+  }
+  void fetch(size_t n) const {
+    for (size_t i = 0; i < dim; i += 64 / sizeof(P)) {
+      hwy::Prefetch(rows + n * dim + i);
+    }
+  }
+  /** For `multiply`: those from n on. */
+  Dense<P> from(size_t n) const {
+    return {rows + n * dim, dim};
+  }
+  size_t group() const {
+    return dim;
+  }
+};
+
+/** That are codes. */
+struct CodeRowsOf {
+  static constexpr int most_rows = 4;
+  using D8 = hn::Rebind<uint8_t, F32>;
+
+  struct Column {
+    const uint8_t* codes;
+    const float *scales, *biases;
+    V scale, bias;
+
+    HWY_INLINE void begin_group(size_t g) {
+      scale = hn::Set(F32(), scales[g]);
+      bias = hn::Set(F32(), biases[g]);
+    }
+    HWY_INLINE V at(size_t k) const {
+      const V code = hn::ConvertTo(F32(), hn::PromoteTo(I32(), hn::LoadU(D8(), codes + k)));
+      return hn::MulAdd(code, scale, bias);
+    }
+  };
+
+  const uint8_t* codes;
+  const float *scales, *biases;
+  size_t dim, groups; // of a row
+
+  CodeRowsOf(const RowsOf& all, size_t g, size_t memories, size_t dim)
+      : codes(static_cast<const uint8_t*>(all.data) + g * memories * dim),
+        scales(all.scales + g * memories * (dim / kv_group(dim))),
+        biases(all.biases + g * memories * (dim / kv_group(dim))),
+        dim(dim),
+        groups(dim / kv_group(dim)) {}
+
+  HWY_INLINE Column column(size_t n) const {
+    return {codes + n * dim, scales + n * groups, biases + n * groups, hn::Zero(F32()), hn::Zero(F32())};
+  }
+  void read(size_t n, float* to) const {
+    Column own = column(n);
+    for (size_t k = 0; k < dim; k += lanes) {
+      if (k % group() == 0) {
+        own.begin_group(k / group());
+      }
+      store(own.at(k), to + k);
+    }
+  }
+  void fetch(size_t n) const {
+    for (size_t i = 0; i < dim; i += 64) {
+      hwy::Prefetch(codes + n * dim + i);
+    }
+    hwy::Prefetch(scales + n * groups);
+    hwy::Prefetch(biases + n * groups);
+  }
+  CodeRowsOf from(size_t n) const {
+    CodeRowsOf rest = *this;
+    rest.codes += n * dim;
+    rest.scales += n * groups;
+    rest.biases += n * groups;
+    return rest;
+  }
+  size_t group() const {
+    return dim / groups;
+  }
+};
 
 /** A key and how similar it is; of equal ones the first is the greater. */
 struct Candidate {
@@ -255,23 +344,23 @@ HWY_NOINLINE void scan_tiles(
   }
 }
 
-/** A row's query as it is, and exact products with keys of its kv head. */
-template <class P>
+/** A row's query as it is, and exact products with keys of its kv head; M: their kind. */
+template <class M>
 class Exact {
  public:
   Exact(const RecallJob& job, size_t row, size_t g, size_t most)
-      : job_(job), g_(g), dim_(round_up(job.dim, lanes)), most_(round_up(most, tile_keys)) {
+      : keys_(job.keys, g, job.memories, job.dim),
+        norms_(job.inverse_norms + g * job.memories),
+        dim_(round_up(job.dim, lanes)),
+        most_(round_up(most, tile_keys)) {
     q_ = thread_scratch(scratch_rows, dim_ + tile_keys * dim_ + 2 * most_);
     widen(job.q + row * job.dim, job.dim, q_, dim_);
   }
 
   /** Soon needed. */
   void fetch(size_t key) const {
-    const P* at = keys() + key * job_.dim;
-    for (size_t i = 0; i < job_.dim; i += 64 / sizeof(P)) {
-      hwy::Prefetch(at + i);
-    }
-    hwy::Prefetch(norms() + key);
+    keys_.fetch(key);
+    hwy::Prefetch(norms_ + key);
   }
 
   void multiply_keys(const std::vector<uint32_t>& chosen) {
@@ -281,8 +370,8 @@ class Exact {
       const size_t count = std::min(tile_keys, chosen.size() - first);
       for (size_t j = 0; j < count; j++) {
         const size_t key = chosen[first + j];
-        widen(keys() + key * job_.dim, job_.dim, floats + j * dim_, dim_);
-        own_norms()[first + j] = norms()[key];
+        keys_.read(key, floats + j * dim_);
+        own_norms()[first + j] = norms_[key];
       }
       multiply({q_, dim_}, 1, Dense<float>{floats, dim_}, count, dim_, dim_, products() + first, tile_keys);
     }
@@ -296,15 +385,9 @@ class Exact {
   }
 
  private:
-  const P* keys() const {
-    return static_cast<const P*>(job_.keys) + g_ * job_.memories * job_.dim;
-  }
-  const float* norms() const {
-    return job_.inverse_norms + g_ * job_.memories;
-  }
-
-  const RecallJob& job_;
-  size_t g_, dim_, most_;
+  M keys_;
+  const float* norms_;
+  size_t dim_, most_;
   float* q_;
 };
 
@@ -332,7 +415,7 @@ void multiply_groups(
 }
 
 /** What `choose` gives, by way of codes. */
-template <class P>
+template <class M>
 std::vector<Chosen>
 choose_coded(const RecallJob& job, size_t row, size_t g, const CodedQuery& query, const float* floors) {
   const Codes codes(job, g);
@@ -352,7 +435,7 @@ choose_coded(const RecallJob& job, size_t row, size_t g, const CodedQuery& query
     add_group(group.key);
   }
   multiply_groups(codes, query, groups, sums);
-  Exact<P> first(job, row, g, job.top_k);
+  Exact<M> first(job, row, g, job.top_k);
   for (size_t i = 0; i < groups.size(); i++) {
     const auto best = std::max_element(sums[i].begin(), sums[i].begin() + size_of(i)) - sums[i].begin();
     keys.push_back(static_cast<uint32_t>(groups[i] * code_group + best));
@@ -385,7 +468,7 @@ choose_coded(const RecallJob& job, size_t row, size_t g, const CodedQuery& query
     keys.resize(job.memories);
     std::iota(keys.begin(), keys.end(), 0);
   }
-  Exact<P> exact(job, row, g, keys.size());
+  Exact<M> exact(job, row, g, keys.size());
   exact.multiply_keys(keys);
   std::vector<Chosen> chosen;
   chosen.reserve(job.top_k);

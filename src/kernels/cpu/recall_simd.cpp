@@ -28,8 +28,8 @@ struct Item {
   size_t first, count, kv_head, begin;
 };
 
-/** products [.., N]: rows are heads of tokens, counted from the token `base`. */
-template <class P>
+/** products [.., N]: rows are heads of tokens, counted from the token `base`; M: the memories' kind. */
+template <class M>
 void multiply_stretch(const RecallJob& job, const Item& item, size_t base, float* products) {
   const size_t heads = job.heads / job.kv_heads;
   const size_t rows = item.count * heads;
@@ -42,16 +42,16 @@ void multiply_stretch(const RecallJob& job, const Item& item, size_t base, float
     const size_t t = item.first + row / heads, h = item.kv_head * heads + row % heads;
     widen(job.q + (t * job.heads + h) * job.dim, job.dim, q + row * dim, dim);
   }
-  const auto* keys = static_cast<const P*>(job.keys) + item.kv_head * job.memories * job.dim;
+  const M keys(job.keys, item.kv_head, job.memories, job.dim);
   const size_t end = std::min(job.memories, item.begin + stretch);
   for (size_t n = item.begin; n < end; n += tile_keys) {
     const size_t count = std::min(tile_keys, end - n);
     std::fill(sums, sums + rows * tile_keys, 0.0f);
     if (direct) {
-      multiply({q, dim}, rows, Dense<P>{keys + n * job.dim, job.dim}, count, dim, dim, sums, tile_keys);
+      multiply({q, dim}, rows, keys.from(n), count, dim, keys.group(), sums, tile_keys);
     } else {
       for (size_t j = 0; j < count; j++) {
-        widen(keys + (n + j) * job.dim, job.dim, floats + j * dim, dim);
+        keys.read(n + j, floats + j * dim);
       }
       multiply({q, dim}, rows, Dense<float>{floats, dim}, count, dim, dim, sums, tile_keys);
     }
@@ -87,7 +87,7 @@ struct Given {
 };
 
 /** Softmax and sum of a head of a token. `given`, where not null: [top_k], all written. */
-template <class T, class P>
+template <class T, class M>
 void finish(const RecallJob& job, size_t row, size_t g, const std::vector<Chosen>& chosen, Given* given) {
   const float* norms = job.inverse_norms + g * job.memories;
   const size_t v_dim = round_up(job.v_dim, lanes);
@@ -125,11 +125,9 @@ void finish(const RecallJob& job, size_t row, size_t g, const std::vector<Chosen
   for (size_t i = 0; i < v_dim; i += lanes) {
     store(hn::Mul(load(out + i), hn::Set(F32(), own)), out + i);
   }
-  const auto* values = static_cast<const P*>(job.values) + g * job.memories * job.v_dim;
+  const M values(job.values, g, job.memories, job.v_dim);
   for (size_t c = 0; c < std::min<size_t>(chosen.size(), 64); c++) {
-    for (size_t i = 0; i < job.v_dim; i += 64 / sizeof(P)) {
-      hwy::Prefetch(values + chosen[c].key * job.v_dim + i);
-    }
+    values.fetch(chosen[c].key);
   }
   for (size_t c = 0; c < chosen.size(); c++) {
     const auto [key, product] = chosen[c];
@@ -139,7 +137,7 @@ void finish(const RecallJob& job, size_t row, size_t g, const std::vector<Chosen
       const float cosine = product * norms[key] / std::max(length, 1e-12f);
       given[c] = {key, weights[c] == minus_infinity ? -1 : weight, cosine};
     }
-    widen(values + key * job.v_dim, job.v_dim, value, v_dim);
+    values.read(key, value);
     for (size_t i = 0; i < v_dim; i += lanes) {
       store(hn::MulAdd(hn::Set(F32(), weight), load(value + i), load(out + i)), out + i);
     }
@@ -167,13 +165,13 @@ void add_record(const RecallJob& job, const Given* given, float* record) {
 }
 
 /** Tokens [base, base + tokens): for each of their heads `chosen`(row, place among them, kv head) is finished. */
-template <class T, class P, class F>
+template <class T, class M, class F>
 void finish_all(const RecallJob& job, size_t base, size_t tokens, const F& chosen) {
   const size_t shared = job.heads / job.kv_heads, record_size = job.heads * job.top_k;
   std::vector<Given> given(job.record ? tokens * record_size : 0);
   parallel_for(tokens * job.heads, [&](size_t i) {
     const size_t row = base * job.heads + i, g = i % job.heads / shared;
-    finish<T, P>(job, row, g, chosen(row, i, g), job.record ? given.data() + i * job.top_k : nullptr);
+    finish<T, M>(job, row, g, chosen(row, i, g), job.record ? given.data() + i * job.top_k : nullptr);
   });
   if (job.record) {
     parallel_for(tokens, [&](size_t t) {
@@ -203,7 +201,7 @@ std::vector<Item> items_of(const RecallJob& job, size_t base, size_t tokens, siz
   return items;
 }
 
-template <class T, class P>
+template <class T, class M>
 void run(const RecallJob& job) {
   const size_t most = round_tokens(job, job.memories);
   // Kept by this thread: fresh memory of this size would be mapped anew for each layer.
@@ -211,14 +209,14 @@ void run(const RecallJob& job) {
   for (size_t base = 0; base < job.tokens; base += most) {
     const size_t tokens = std::min(most, job.tokens - base);
     const auto items = items_of(job, base, tokens, job.memories, stretch);
-    parallel_for(items.size(), [&](size_t i) { multiply_stretch<P>(job, items[i], base, products); });
-    finish_all<T, P>(job, base, tokens, [&](size_t, size_t i, size_t g) {
+    parallel_for(items.size(), [&](size_t i) { multiply_stretch<M>(job, items[i], base, products); });
+    finish_all<T, M>(job, base, tokens, [&](size_t, size_t i, size_t g) {
       return choose(job, products + i * job.memories, job.by_dot ? nullptr : job.inverse_norms + g * job.memories);
     });
   }
 }
 
-template <class T, class P>
+template <class T, class M>
 void run_coded(const RecallJob& job) {
   const size_t tiles = code_tiles(job.memories), shared = job.heads / job.kv_heads;
   const size_t groups = tiles * (code_tile / code_group), pairs = 8 * code_parts(job.dim);
@@ -268,19 +266,25 @@ void run_coded(const RecallJob& job) {
         scan(std::integral_constant<int, 1>(), row);
       }
     });
-    finish_all<T, P>(job, base, tokens, [&](size_t row, size_t i, size_t g) {
-      return choose_coded<P>(job, row, g, queries[i], floors + i * groups);
+    finish_all<T, M>(job, base, tokens, [&](size_t row, size_t i, size_t g) {
+      return choose_coded<M>(job, row, g, queries[i], floors + i * groups);
     });
   }
 }
 
+template <class T, class M>
+void run_either(const RecallJob& job) {
+  const size_t groups = (job.memories + code_group - 1) / code_group;
+  const bool coded = job.codes && !job.by_dot && job.top_k > 0 && codes_pay * job.top_k <= groups;
+  coded ? run_coded<T, M>(job) : run<T, M>(job);
+}
+
 void Run(const RecallJob& job) {
   with_type(job.type, job.local, [&]<class T>(const T*) {
-    with_type(job.memory_type, job.keys, [&]<class P>(const P*) {
-      const size_t groups = (job.memories + code_group - 1) / code_group;
-      const bool coded = job.codes && !job.by_dot && job.top_k > 0 && codes_pay * job.top_k <= groups;
-      coded ? run_coded<T, P>(job) : run<T, P>(job);
-    });
+    if (job.keys.scales) {
+      return run_either<T, CodeRowsOf>(job);
+    }
+    with_type(job.memory_type, job.keys.data, [&]<class P>(const P*) { run_either<T, FloatRowsOf<P>>(job); });
   });
 }
 
