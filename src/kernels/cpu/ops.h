@@ -10,6 +10,7 @@
 
 #include <mlx/mlx.h>
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -156,6 +157,8 @@ struct RecallShape {
   float softcap; // 0: none
   bool by_dot; // the most similar by q.k; else by cosine
   std::optional<float> threshold; // of the cosine: what isn't above is left out
+  int block = 1; // memories: each chosen one that the threshold keeps brings its whole block; 1: none but itself
+  std::shared_ptr<const std::vector<int32_t>> starts = nullptr; // for blocks: each text's first memory, rising from 0
 };
 
 /** Keys in codes, for the first look of `recall`: recall.h has the layout. */
@@ -171,7 +174,8 @@ RecallCodes recall_codes(const mx::array& keys, const mx::array& inverse_norms);
  *  reads kv head h / (H/G). -> [T,H,Dv] in local's dtype. `record`, where not null: float32 [T,3,N], becomes itself and
  *  what each token gives to each memory: softmax weights summed over heads, the greatest cosine, how often chosen.
  *  WRITTEN IN PLACE: what it was must not be read by others. `codes`, where not null, are the keys': faster where there
- *  are many, and the same numbers. */
+ *  are many, and the same numbers. With shape.block, blocks are counted from their text's first memory and end with it,
+ *  and a memory that several chosen ones bring takes part once. */
 mx::array recall(
     const mx::array& q,
     const mx::array& keys,
