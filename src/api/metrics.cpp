@@ -113,7 +113,7 @@ const Figure<EngineStats> figures[] = {
      counter,
      "Guesses that were right",
      [](S s) -> double { return s.right_guesses; }},
-    {"memory_unsure_steps_total",
+    {"uncertain_steps_total",
      nullptr,
      counter,
      "Positions computed again with more memories (on_uncertainty)",

@@ -206,10 +206,10 @@ def test_more_memories_where_it_is_unsure(minds, space):
     # As the larger k from the prompt's last position on, while the prompt itself was read with the smaller.
     first = numbers(2, 1e-6)
     assert first[2] == 24
-    before = minds.metric("mlx_parallm_memory_unsure_steps_total")
+    before = minds.metric("mlx_parallm_uncertain_steps_total")
     whole = complete(minds, in_space(space, top_k=2, on_uncertainty={"entropy": 1e-6, "extra_k": 14}), n=2, **ask)
     assert whole["memory"]["uncertain_steps"] == 24
-    assert minds.metric("mlx_parallm_memory_unsure_steps_total") >= before + 48
+    assert minds.metric("mlx_parallm_uncertain_steps_total") >= before + 48
     # Beside others, drawn with a seed: as alone.
     bodies = [
         body(in_space(space, top_k=2, on_uncertainty={"entropy": e, "extra_k": 14}), temperature=1, seed=s, max_tokens=16)

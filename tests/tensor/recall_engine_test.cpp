@@ -256,7 +256,7 @@ TEST_CASE("recall: where the next token is unsure its position is as with more m
   std::set<Ids> different;
   for (int way : {0, 1, 2}) { // at once; with guesses; with few blocks
     CAPTURE(way);
-    auto engine = recalling_engine(way == 1 ? 4 : 0, way == 2 ? 22 : 128, 128);
+    auto engine = recalling_engine(way == 1 ? 4 : 0, way == 2 ? 14 : 128, 128);
     const auto memory = read_memory(*engine, {text.begin(), text.end()});
     auto memories = std::make_shared<Memories>(std::vector<std::shared_ptr<const Memory>>{memory});
     std::vector<Stream> streams;
