@@ -253,15 +253,22 @@ TEST_CASE("recall: where the next token is unsure its position is as with more m
   by_definition(1e9, looked, entropies);
   std::sort(entropies.begin(), entropies.end());
   const double middle = (entropies[made / 2] + entropies[made / 2 - 1]) / 2;
+  const std::vector<double> limits{1e-6, middle, 1e9, middle};
   std::set<Ids> different;
+  std::vector<std::pair<Ids, std::vector<int>>> wanted;
+  for (double above : limits) {
+    looked.clear();
+    Ids ids = by_definition(above, looked, entropies);
+    different.insert(ids);
+    wanted.emplace_back(std::move(ids), looked);
+  }
   for (int way : {0, 1, 2}) { // at once; with guesses; with few blocks
     CAPTURE(way);
     auto engine = recalling_engine(way == 1 ? 4 : 0, way == 2 ? 14 : 128, 128);
     const auto memory = read_memory(*engine, {text.begin(), text.end()});
     auto memories = std::make_shared<Memories>(std::vector<std::shared_ptr<const Memory>>{memory});
     std::vector<Stream> streams;
-    std::vector<std::pair<Ids, std::vector<int>>> wanted;
-    for (double above : {1e-6, middle, 1e9, middle}) {
+    for (double above : limits) {
       Request request;
       request.prompt.assign(prompt.begin(), prompt.end());
       request.max_tokens = made;
@@ -271,10 +278,6 @@ TEST_CASE("recall: where the next token is unsure its position is as with more m
       request.recall.more = std::make_shared<Recalled>(memories, many);
       request.recall.unsure_above = above;
       streams.push_back(engine->generate(std::move(request)));
-      looked.clear();
-      Ids ids = by_definition(above, looked, entropies);
-      different.insert(ids);
-      wanted.emplace_back(std::move(ids), looked);
     }
     for (size_t i = 0; i < streams.size(); ++i) {
       CAPTURE(i);
