@@ -300,6 +300,28 @@ Request random_request(std::mt19937& random, bool& masked, int room) {
 
 } // namespace
 
+TEST_CASE("a preempted row takes no shared KV from where it recalled more") {
+  auto options = small_options();
+  options.block_size = 2;
+  options.blocks = 18;
+  for (int first = 0; first < 6; ++first) {
+    CAPTURE(first);
+    World world(options);
+    auto plain = request(count_up(6, first), 24);
+    plain.sampling.temperature = 0;
+    auto more = plain;
+    more.recall.more =
+        std::shared_ptr<const Recalled>(std::shared_ptr<void>(), reinterpret_cast<const Recalled*>(&more_place));
+    more.recall.unsure_above = 1;
+    world.scheduler.add(plain);
+    const uint64_t row = world.scheduler.add(more);
+    world.finish(); // the runner throws where a position's KV is another's
+    check_same(world.outputs[row], alone(more, nullptr));
+    CHECK(world.scheduler.stats().preemptions > 0);
+    CHECK(world.scheduler.stats().unsure_steps > 0);
+  }
+}
+
 TEST_CASE("whatever runs beside it, a row gives what it gives alone") {
   uint64_t preemptions = 0, hits = 0, cancelled = 0, failures = 0, unsure = 0;
   std::array<uint64_t, 2> guessed{}, right{};
