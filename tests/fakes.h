@@ -56,6 +56,12 @@ inline int32_t next_token(
   return can.at(mix(mix(hash_of(tokens), sampling.seed), draw_index) % can.size());
 }
 
+/** Whether a row that looks again is unsure after `tokens`. */
+inline bool is_unsure(std::span<const int32_t> tokens) {
+  return hash_of(tokens) % 3 == 0;
+}
+constexpr int32_t more_mark = 1000; // added, in the pool, to a token whose position recalls more
+
 inline float score_of(std::span<const int32_t> tokens) {
   return static_cast<float>(hash_of(tokens) % 4096);
 }
@@ -190,14 +196,18 @@ class FakeRunner : public Runner {
   void write(const RowStep& row) {
     require(row.ids.empty() ? row.count == 1 : row.ids.size() == size_t(row.count), "as many ids as tokens");
     for (int i = 0; i < row.count; ++i) {
-      place(row, row.start + i) = row.ids.empty() ? slots_.at(row.slot).history.back() : row.ids[i];
+      const bool more = std::find(row.more.begin(), row.more.end(), i) != row.more.end();
+      place(row, row.start + i) =
+          (row.ids.empty() ? slots_.at(row.slot).history.back() : row.ids[i]) + (more ? more_mark : 0);
     }
   }
 
   RowResult read(const RowStep& row, bool& poisoned) {
-    std::vector<int32_t> tokens;
+    std::vector<int32_t> tokens, kv;
+    const Recall& recall = slots_.at(row.slot).join.recall;
     for (int p = 0; p < row.start + row.count; ++p) {
-      tokens.push_back(place(row, p));
+      kv.push_back(place(row, p));
+      tokens.push_back(kv.back() % more_mark);
       poisoned = poisoned || tokens.back() == poison_id;
     }
     Slot& slot = slots_.at(row.slot);
@@ -210,6 +220,16 @@ class FakeRunner : public Runner {
     if (row.sample) {
       auto guesses = tokens.end() - row.guesses;
       require(std::equal(tokens.begin(), guesses, slot.history.begin(), slot.history.end()), "KV and history are one");
+      const int prompt = static_cast<int>(slot.join.prompt.size());
+      for (int p = 0; p < row.start + row.count; ++p) {
+        const bool last = p + 1 == row.start + row.count && row.unsure_above > 0;
+        const bool more = recall.more && p + 1 >= prompt && !last && is_unsure(std::span(slot.history).first(p + 1));
+        require((kv[p] >= more_mark) == more, "unsure positions alone recall more");
+      }
+      if (row.unsure_above > 0 && is_unsure(slot.history)) {
+        result.unsure = true;
+        return result;
+      }
       const int made = static_cast<int>(slot.history.size() - slot.join.prompt.size());
       require(row.draw_index == made, "draw_index counts the output");
       require(row.rope_length == static_cast<int>(slot.join.prompt.size()), "rope_length is the prompt's");

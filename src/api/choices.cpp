@@ -17,6 +17,7 @@ void Part::append(Part&& next) {
   if (next.finish != Finish::none) {
     finish = next.finish;
     use = std::move(next.use);
+    unsure = next.unsure;
   }
 }
 
@@ -222,6 +223,7 @@ void Choices::end(Row& row, Part& part, Finish finish) {
     finish = Finish::stop;
   }
   part.finish = finish;
+  part.unsure = row.unsure;
   if (ask_.memory && ask_.memory->wanted.cited) {
     part.use = std::move(row.use);
   }
@@ -249,6 +251,7 @@ void Choices::take_event(Row& row, Event event, Part& part) {
   bool end_token = event.finish == Finish::stop;
   if (event.token) {
     ++row.tokens;
+    row.unsure += event.looked_again;
     if (event.token_use) {
       row.use.tokens.push_back(std::move(*event.token_use));
     }

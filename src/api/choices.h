@@ -55,6 +55,7 @@ struct Part {
   bool first = false; // the choice's first part
   Finish finish = Finish::none;
   std::optional<AnswerUse> use; // of memories, with `finish`, where citations were asked for
+  int unsure = 0; // tokens that Recall::more gave, with `finish`
 
   void append(Part&& next);
 };
@@ -83,6 +84,7 @@ class Choices {
     bool ended = false;
     AnswerUse use; // of memories, where citations were asked for
     int tokens = 0;
+    int unsure = 0; // tokens that Recall::more gave
     int cached = 0;
     std::chrono::steady_clock::time_point last{}; // when its last token came
   };

@@ -53,7 +53,7 @@ Live::Progress LiveGeneration::advance() {
 
 void LiveGeneration::add_memory(json::object& choice, const Part& part) const {
   if (ask().memories && part.finish != Finish::none) {
-    choice["memory"] = memory_json(*ask().memories, *ask().memory, part.use.value_or(AnswerUse{}));
+    choice["memory"] = memory_json(*ask().memories, *ask().memory, part.use.value_or(AnswerUse{}), part.unsure);
   }
 }
 

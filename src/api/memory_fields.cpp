@@ -4,12 +4,14 @@
 #include "api/service.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace parallm {
 
 namespace {
 
-constexpr int most_k = 1 << 20, most_documents = 1 << 20;
+constexpr double most_entropy = 1000; // nats; no vocabulary has so much
+constexpr int most_documents = 1 << 20;
 
 json::value name_or_null(const std::string& space) {
   return space.empty() ? json::value() : json::value(space);
@@ -63,6 +65,25 @@ bool read_choice(Fields& fields, std::string_view name, std::string_view no, std
   return value == yes;
 }
 
+/** {"entropy": 1.0, "extra_k": 8}, both needed. */
+void read_uncertainty(Fields& fields, RecallHow& how) {
+  const json::object* object = fields.object("on_uncertainty");
+  if (!object) {
+    return;
+  }
+  Fields inner(*object, fields.name("on_uncertainty") + ".");
+  const auto needed = [&](const auto& value, const char* name) {
+    if (!value) {
+      fail_field(inner.name(name), "[{}] is needed; got none", inner.name(name));
+    }
+    return *value;
+  };
+  const double entropy = needed(inner.number("entropy", 0, most_entropy, true), "entropy");
+  how.unsure_above = std::max(static_cast<float>(entropy), std::numeric_limits<float>::min()); // 0 would be none
+  how.extra_k = static_cast<int>(needed(inner.integer("extra_k", 1, most_top_k), "extra_k"));
+  inner.refuse_unknown();
+}
+
 MemoryAsk read_object(const json::object& object, const ServedModel& served) {
   MemoryAsk ask;
   Fields fields(object, "memory.");
@@ -88,7 +109,10 @@ MemoryAsk read_object(const json::object& object, const ServedModel& served) {
     fail_field("memory.namespaces", "[memory.namespaces] is needed for ids and filter");
   }
   ask.wanted.most = static_cast<int>(fields.integer("max_documents", 1, most_documents).value_or(0));
-  ask.how.top_k = static_cast<int>(fields.integer("top_k", 0, most_k).value_or(ask.how.top_k));
+  ask.how.top_k = static_cast<int>(fields.integer("top_k", 0, most_top_k).value_or(ask.how.top_k));
+  ask.how.block_tokens =
+      static_cast<int>(fields.integer("block_tokens", 1, most_block_tokens).value_or(ask.how.block_tokens));
+  read_uncertainty(fields, ask.how);
   ask.how.layers = read_layers(fields, served.memories->layers());
   if (const auto threshold = fields.number("similarity_threshold", -1, 1)) {
     ask.how.threshold = static_cast<float>(*threshold);
@@ -111,7 +135,7 @@ std::optional<MemoryAsk> read_plain(Fields& fields) {
   const auto use = fields.boolean("use_memories");
   const json::array* ids = fields.array("memories");
   const auto space = fields.string("memory_namespace");
-  const auto top_k = fields.integer("memory_topk", 0, most_k);
+  const auto top_k = fields.integer("memory_topk", 0, most_top_k);
   const auto threshold = fields.number("memory_similarity_threshold", -1, 1);
   const bool cited = fields.boolean("output_retrieved_memory_idx").value_or(false);
   if (!use.value_or(ids != nullptr || space.has_value())) {
@@ -189,13 +213,16 @@ std::optional<MemoryAsk> read_memory(Fields& fields, const ServedModel& served) 
   return plain ? plain : read_object(*object, served);
 }
 
-json::object memory_json(const MemoryView& view, const MemoryAsk& ask, const AnswerUse& use) {
+json::object memory_json(const MemoryView& view, const MemoryAsk& ask, const AnswerUse& use, int unsure) {
   json::array documents;
   for (const RecalledDocument& document : view.documents) {
     documents.push_back(
         json::object{{"id", document.id}, {"namespace", name_or_null(document.space)}, {"n_tokens", document.tokens}});
   }
   json::object out{{"tokens_searched", view.tokens}, {"documents", std::move(documents)}};
+  if (ask.how.unsure_above > 0) {
+    out["uncertain_steps"] = unsure;
+  }
   if (!ask.wanted.cited) {
     return out;
   }

@@ -37,7 +37,7 @@ std::vector<std::string> read_spaces(Fields& fields);
 /** {"id"?, "text" | "token_ids", "metadata"?}. */
 NewDocument read_document(const json::value& value, const std::string& where, const ServedModel& served);
 
-/** What a choice says of its memories. */
-json::object memory_json(const MemoryView& view, const MemoryAsk& ask, const AnswerUse& use);
+/** What a choice says of its memories. `unsure`: how many of its tokens were chosen with extra_k. */
+json::object memory_json(const MemoryView& view, const MemoryAsk& ask, const AnswerUse& use, int unsure);
 
 } // namespace parallm

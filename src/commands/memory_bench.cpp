@@ -28,6 +28,9 @@ struct BenchFlags {
   std::vector<int> distractors = {0};
   std::vector<std::string> top_k;
   std::vector<std::string> positions = {"zero", "contiguous"};
+  int block_tokens = 1;
+  double entropy = 0;
+  int extra_k = 8;
   std::string keeping = "packed";
   int documents = 2;
   bool compare = false;
@@ -40,6 +43,17 @@ struct BenchFlags {
 
 int number_of(const std::string& top_k) {
   return top_k == "all" ? all : std::stoi(top_k);
+}
+
+/** How memories are used in a row of a table. */
+RecallHow how_of(const BenchFlags& flags, const std::string& position, const std::string& top_k) {
+  RecallHow how{.top_k = number_of(top_k), .contiguous = position == "contiguous"};
+  how.block_tokens = flags.block_tokens;
+  if (flags.entropy > 0) {
+    how.unsure_above = static_cast<float>(flags.entropy);
+    how.extra_k = flags.extra_k;
+  }
+  return how;
 }
 
 std::string check_top_k(const std::string& text) {
@@ -115,6 +129,12 @@ class FactsReport {
         flags_.documents > 0
             ? fmt::format("; of them the {} most similar to the question are searched", flags_.documents)
             : "; all are searched");
+    if (flags_.block_tokens > 1) {
+      report_.say("Memories come in blocks of {} tokens.", flags_.block_tokens);
+    }
+    if (flags_.entropy > 0) {
+      report_.say("Above {} nats a position has {} more memories.", flags_.entropy, flags_.extra_k);
+    }
   }
 
   void main_table(MemoryBench& bench) {
@@ -133,10 +153,7 @@ class FactsReport {
   }
 
   Asking asking(const std::string& position, const std::string& top_k) const {
-    return {
-        .how = {.top_k = number_of(top_k), .contiguous = position == "contiguous"},
-        .keeping = flags_.keeping,
-        .most = flags_.documents};
+    return {.how = how_of(flags_, position, top_k), .keeping = flags_.keeping, .most = flags_.documents};
   }
 
   void row(MemoryBench& bench, const std::string& name, const Asking& asking) {
@@ -288,9 +305,7 @@ void wikiqa(const BenchFlags& flags, LanguageModel& model, const std::vector<Wik
   std::vector<std::pair<std::string, RecallHow>> ways;
   for (const std::string& position : flags.positions) {
     for (const std::string& top_k : flags.top_k) {
-      ways.emplace_back(
-          fmt::format("memories, {}, k = {}", position, top_k),
-          RecallHow{.top_k = number_of(top_k), .contiguous = position == "contiguous"});
+      ways.emplace_back(fmt::format("memories, {}, k = {}", position, top_k), how_of(flags, position, top_k));
     }
   }
   Bar bar(stderr, !flags.quiet);
@@ -320,6 +335,16 @@ void add_flags(CLI::App& app, BenchFlags& flags) {
       ->delimiter(',')
       ->check(CLI::IsMember({"zero", "contiguous"}))
       ->capture_default_str();
+  app.add_option("--block-tokens", flags.block_tokens, "memories that each chosen one brings, itself among them")
+      ->check(CLI::Range(1, most_block_tokens))
+      ->capture_default_str();
+  app.add_option(
+         "--entropy",
+         flags.entropy,
+         "nats of the next token above which its position is computed again with --extra-k more memories; 0: none is")
+      ->check(CLI::Range(0.0, 1000.0))
+      ->capture_default_str();
+  app.add_option("--extra-k", flags.extra_k, "of --entropy")->check(CLI::Range(1, most_top_k))->capture_default_str();
   std::vector<std::string> names;
   for (const Keeping& keeping : keepings()) {
     names.push_back(keeping.name);

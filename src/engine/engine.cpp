@@ -72,6 +72,8 @@ void check_request(const Request& request, const EngineOptions& options) {
     fail_field("memory", "[generate] memories need a model loaded with extended_mind; got some");
   }
   check(!request.recall.memories || !request.recall.key.empty(), "memories have a key");
+  check(
+      !request.recall.more || (request.recall.memories && request.recall.unsure_above > 0), "more than some memories");
   Scheduler::check_fits(request, options);
 }
 

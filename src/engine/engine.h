@@ -37,6 +37,7 @@ struct Event {
   // With RecallHow::record. Of the query that gave `token`, the one at the position before: the memories alone that it
   // used most (memory_tally.h), falling.
   std::optional<MemoryUse> token_use;
+  bool looked_again = false; // `token` comes of a position that was computed twice (Recall::more)
   // In the last event, whatever ends the stream, cancelled ones too: of all tokens, all memories that were chosen.
   std::optional<MemoryUse> whole_use;
 };
@@ -89,6 +90,7 @@ struct EngineStats {
   uint64_t prefix_queries = 0, prefix_hits = 0; // in tokens
   uint64_t preemptions = 0, cancelled = 0, failed = 0, finished_stop = 0, finished_length = 0;
   uint64_t guess_steps = 0, guessed_tokens = 0, right_guesses = 0; // rows' steps with guesses
+  uint64_t unsure_steps = 0; // rows' steps after which a position was computed again with more memories
   uint64_t decode_rows = 0; // summed over steps: decode_rows / decode_steps = mean batch
   uint64_t decode_steps = 0, prefill_steps = 0;
   std::array<uint64_t, 10> batch_fill{}; // steps by tenths of max_rows that were filled

@@ -32,6 +32,8 @@ struct Recall {
   int before = 0; // tokens that they put before the row's own: part of its context
   std::shared_ptr<const std::vector<float>> background; // [N] (background.h): what is told of a token's use of them is
                                                         // what is most above it; null: 0
+  std::shared_ptr<const Recalled> more = nullptr; // for positions that `memories` leave unsure; null: none is
+  float unsure_above = 0; // RecallHow's
 };
 
 /** A row enters a slot (also after preemption): what the runner must know about it from then on. */
@@ -61,6 +63,9 @@ struct RowStep {
   int draft_start = 0;
   std::vector<int32_t> blocks; // block table: position p lives in blocks[p / block_size] at p % block_size
   std::vector<uint32_t> allowed; // grammar mask, empty: every token
+  float unsure_above = 0; // nats; not 0: where the next token's entropy (of the softmax of the model's logits) is
+                          // above, none is taken
+  std::vector<int32_t> more; // which of its `count` tokens, rising, recall Recall::more; such a row has no guesses
   int rope_length = 0; // the prompt's length, for RoPE kinds whose base grows with it ("dynamic")
 };
 
@@ -88,6 +93,7 @@ struct Scored {
 struct RowResult {
   int slot = 0;
   std::vector<Scored> sampled; // where the plan said `sample`: a token, and one more for each right guess
+  bool unsure = false; // RowStep::unsure_above was passed: nothing is sampled
   std::vector<Scored> prompt; // where the plan said `score`
   std::vector<MemoryUse> uses; // one for each of `sampled`, of the query that gave it; empty: not recorded
 };

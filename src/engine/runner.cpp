@@ -10,6 +10,27 @@ namespace parallm {
 
 namespace {
 
+/** How many tokens each of a row's spans has: one alone where there are guesses, so that it is computed as a decoding
+ * row's is; else as many as recall the same. */
+std::vector<int> span_counts(const RowStep& row) {
+  if (row.guesses > 0) {
+    return std::vector<int>(row.count, 1);
+  }
+  std::vector<int> counts;
+  int begin = 0;
+  for (const int32_t alone : row.more) {
+    if (alone > begin) {
+      counts.push_back(alone - begin);
+    }
+    counts.push_back(1);
+    begin = alone + 1;
+  }
+  if (row.count > begin) {
+    counts.push_back(row.count - begin);
+  }
+  return counts;
+}
+
 // Scored positions whose logits are alive at once: 64 x 262k float32 is 67 MB.
 constexpr int score_chunk = 64;
 
@@ -92,7 +113,7 @@ mx::array ModelRunner::ids(const Plan& plan, Step& step) {
 void ModelRunner::launch(const Plan& plan) {
   for (const Join& join : plan.joins) {
     sampler_.join(join);
-    recalled_[join.slot] = join.recall.memories;
+    recalled_[join.slot] = {join.recall.memories, join.recall.more};
   }
   Step step;
   step.rows = plan.rows;
@@ -100,13 +121,21 @@ void ModelRunner::launch(const Plan& plan) {
   int first = 0;
   for (size_t r = 0; r < plan.rows.size(); ++r) {
     const RowStep& row = plan.rows[r];
-    // A guess is a row of its own, so that it is computed as a decoding one is.
-    const int alone = row.guesses > 0 ? row.count : 1;
-    for (int i = 0; i < alone; ++i) {
+    const Recalling& recalled = recalled_[row.slot];
+    int done = 0;
+    for (const int count : span_counts(row)) {
+      const bool more = std::binary_search(row.more.begin(), row.more.end(), done);
       spans.push_back(
-          {first, row.count / alone, row.start + i, row.blocks, row.rope_length, row.slot, recalled_[row.slot].lock()});
-      first += row.count / alone;
-      if (row.sample && i >= alone - 1 - row.guesses) {
+          {first,
+           count,
+           row.start + done,
+           row.blocks,
+           row.rope_length,
+           row.slot,
+           more ? recalled.more.lock() : recalled.memories.lock()});
+      first += count;
+      done += count;
+      if (row.sample && done >= row.count - row.guesses) {
         auto& span = spans.back();
         span.record = span.recalled && span.recalled->how.record ? std::make_shared<MemoryRecord>() : nullptr;
         step.records.push_back(span.record);
@@ -204,6 +233,9 @@ void ModelRunner::sample(Step& step, const mx::array& ids, const mx::array& hidd
   last_tokens_ =
       mx::put_along_axis(last_tokens_, host_array(slots), guesses ? mx::take(tokens, host_array(last), 0) : tokens, 0);
   step.outputs.push_back(step.tokens->tokens);
+  if (step.tokens->unsure) {
+    step.outputs.push_back(*step.tokens->unsure);
+  }
   step.outputs.push_back(last_tokens_);
   if (step.tokens->scores) {
     step.outputs.push_back(step.tokens->scores->chosen);
@@ -233,6 +265,11 @@ std::vector<RowResult> ModelRunner::collect() {
     const int top = step.tops[r];
     const Scores* scores = top >= 0 ? &step.tokens->scores.value() : nullptr;
     const auto* ids = step.tokens->tokens.data<int32_t>() + draw;
+    if (step.tokens->unsure && step.tokens->unsure->data<bool>()[draw]) {
+      results[r].unsure = true;
+      draw += 1;
+      continue;
+    }
     for (int i = 0; i <= guesses; ++i) {
       results[r].sampled.push_back(scored(scores, draw + i, ids[i], top));
       if (const auto& record = step.records[draw + i]) {

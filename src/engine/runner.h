@@ -54,7 +54,10 @@ class ModelRunner : public Runner {
   std::unique_ptr<Drafter> drafter_;
   Sampler sampler_;
   mx::array last_tokens_; // [slots] int32
-  std::vector<std::weak_ptr<const Recalled>> recalled_; // by slot; the scheduler's row holds it
+  struct Recalling {
+    std::weak_ptr<const Recalled> memories, more;
+  };
+  std::vector<Recalling> recalled_; // by slot; the scheduler's row holds them
   std::deque<Step> under_way_;
 };
 

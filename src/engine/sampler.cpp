@@ -57,6 +57,24 @@ mx::array mask(const mx::array& logits, const std::vector<Draw>& draws) {
   return mx::where(mx::astype(allowed, mx::bool_), logits, mx::array(-std::numeric_limits<float>::infinity()));
 }
 
+/** Sampled::unsure. Logits of rows that have no limit are not read. */
+std::optional<mx::array> unsure(const mx::array& logits, const std::vector<Draw>& draws) {
+  std::vector<int32_t> rows;
+  std::vector<float> limits;
+  for (size_t r = 0; r < draws.size(); ++r) {
+    if (draws[r].row->unsure_above > 0) {
+      rows.push_back(static_cast<int32_t>(r));
+      limits.push_back(draws[r].row->unsure_above);
+    }
+  }
+  if (rows.empty()) {
+    return std::nullopt;
+  }
+  auto index = host_array(rows);
+  auto above = mx::greater(entropy(mx::take(logits, index, 0)), host_array(limits));
+  return mx::put_along_axis(mx::zeros({static_cast<int>(draws.size())}, mx::bool_), index, above, 0);
+}
+
 /** float32 [R]: 1 where all guesses ahead of a draw were what was drawn, else
  * 0. */
 mx::array come_true(const std::vector<Draw>& draws, const mx::array& tokens, const mx::array& read) {
@@ -96,6 +114,14 @@ Scores score(const mx::array& logits, const mx::array& tokens, int top) {
     scores.top = mx::take_along_axis(values, order, 1);
   }
   return scores;
+}
+
+mx::array entropy(const mx::array& logits) {
+  auto wide = mx::astype(logits, mx::float32);
+  auto logprobs = mx::subtract(wide, mx::logsumexp(wide, 1, true));
+  auto p = mx::exp(logprobs);
+  auto nothing = mx::array(0.0f); // of what can't come: 0 times -inf
+  return mx::negative(mx::sum(mx::where(mx::greater(p, nothing), mx::multiply(p, logprobs), nothing), 1));
 }
 
 Sampler::Sampler(int slots, int vocabulary) : vocabulary_(vocabulary), slots_(slots) {}
@@ -196,7 +222,8 @@ void Sampler::count(
     const std::vector<Draw>& draws,
     const std::vector<int>& penalized,
     const mx::array& tokens,
-    const std::optional<mx::array>& read) {
+    const std::optional<mx::array>& read,
+    const std::optional<mx::array>& unsure) {
   std::vector<int32_t> slots;
   for (int r : penalized) {
     slots.push_back(draws[r].row->slot);
@@ -204,6 +231,9 @@ void Sampler::count(
   auto index = host_array(penalized);
   auto taken = read ? mx::take(come_true(draws, tokens, *read), index, 0)
                     : mx::ones({static_cast<int>(slots.size())}, mx::float32);
+  if (unsure) { // what is drawn where it is unsure is not taken
+    taken = mx::where(mx::take(*unsure, index, 0), mx::array(0.0f), taken);
+  }
   made_ = mx::scatter_add(
       *made_, {host_array(slots), mx::take(tokens, index, 0)}, mx::reshape(taken, {taken.shape(0), 1, 1}), {0, 1});
 }
@@ -240,8 +270,9 @@ Sampled Sampler::sample(mx::array logits, const std::vector<Draw>& draws, const 
   auto l = penalized.empty() ? raw : penalize(raw, draws, penalized, read);
   l = mask(bias(l, bias_rows, bias_ids, bias_values), draws);
   Sampled sampled{pick(l, pick_values(draws))};
+  sampled.unsure = unsure(raw, draws);
   if (!penalized.empty()) {
-    count(draws, penalized, sampled.tokens, read);
+    count(draws, penalized, sampled.tokens, read, sampled.unsure);
   }
   if (top >= 0) {
     sampled.scores = score(raw, sampled.tokens, std::min(top, vocabulary_));

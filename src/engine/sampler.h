@@ -26,7 +26,11 @@ struct Scores {
 struct Sampled {
   mx::array tokens; // [R] int32
   std::optional<Scores> scores;
+  std::optional<mx::array> unsure; // bool [R]: RowStep::unsure_above is passed; none where no row has one
 };
+
+/** In nats, of softmax(logits [R,V]): float32 [R]. */
+mx::array entropy(const mx::array& logits);
 
 /** Log probabilities of `tokens` [R] under softmax(logits [R,V]), and of the
  * `top` most likely tokens. */
@@ -67,7 +71,8 @@ class Sampler {
       const std::vector<Draw>& draws,
       const std::vector<int>& penalized,
       const mx::array& tokens,
-      const std::optional<mx::array>& read);
+      const std::optional<mx::array>& read,
+      const std::optional<mx::array>& unsure);
 
   int vocabulary_;
   std::vector<Slot> slots_;

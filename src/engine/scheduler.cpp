@@ -121,7 +121,7 @@ void Scheduler::plan_decoding(Plan& plan, Flight& flight) {
   // plan.
   for (auto next = rows_.begin(); next != rows_.end();) {
     Row& row = (next++)->second;
-    if (!row.decodes() || (row.request.mask && row.unread()) || !reserve(row)) {
+    if (!row.decodes() || (row.waits() && row.unread()) || !reserve(row)) {
       continue;
     }
     std::vector<uint32_t> allowed;
@@ -236,6 +236,14 @@ RowStep Scheduler::make_step(Row& row, int count, Flight& flight, Plan& plan) {
   row.placed += count;
   const bool last = row.placed == row.length();
   step.sample = last && row.request.max_tokens > 0;
+  for (const int32_t position : row.unsure) {
+    if (position >= step.start && position < row.placed) {
+      step.more.push_back(position - step.start);
+    }
+  }
+  if (step.sample && row.request.recall.more && (row.unsure.empty() || row.unsure.back() != row.placed - 1)) {
+    step.unsure_above = row.request.recall.unsure_above;
+  }
   step.draw_index = row.sampled;
   add_scores(row, step);
   step.blocks = row.blocks;
@@ -244,7 +252,12 @@ RowStep Scheduler::make_step(Row& row, int count, Flight& flight, Plan& plan) {
   ++row.uncommitted;
   register_blocks(row);
   flight.parts.push_back(
-      {row.number, row.slot, step.sample, last && !step.sample, static_cast<int>(step.score_ids.size())});
+      {row.number,
+       row.slot,
+       step.sample,
+       last && !step.sample,
+       step.unsure_above > 0,
+       static_cast<int>(step.score_ids.size())});
   return step;
 }
 
@@ -314,7 +327,8 @@ void Scheduler::adopt(Row& row) {
   }
   // The last token is always computed: its logits give the next one.
   while (row.placed % size == 0 && row.keyed == row.placed / size &&
-         row.blocks.size() == static_cast<size_t>(row.keyed) && row.placed + size < row.length()) {
+         row.blocks.size() == static_cast<size_t>(row.keyed) && row.placed + size < row.length() &&
+         row.placed + size <= row.shareable()) {
     auto block = blocks_.adopt(row.key, std::span(row.tokens).subspan(row.placed, size), row.request.cache_salt);
     if (!block) {
       return;
@@ -331,7 +345,10 @@ void Scheduler::adopt(Row& row) {
 /** Caches the blocks that are full and whose tokens are known by now. */
 void Scheduler::register_blocks(Row& row) {
   const int size = options_.block_size;
-  const int known = std::min<int>(row.placed, row.tokens.size());
+  int known = std::min<int>(row.placed, row.tokens.size());
+  if (row.request.recall.more) { // the last token's position may be computed again
+    known = std::min({known, static_cast<int>(row.tokens.size()) - 1, row.shareable()});
+  }
   while (options_.prefix_cache && (row.keyed + 1) * size <= known) {
     blocks_.enter(
         row.blocks[row.keyed], row.key, std::span(row.tokens).subspan(row.keyed * size, size), row.request.cache_salt);
@@ -363,8 +380,9 @@ void Scheduler::commit(std::vector<RowResult> results, double seconds) {
     check(results[i].slot == part.slot, "results are in the plan's order");
     const size_t most = part.sample ? 1 + part.guesses : 0;
     check(
-        sampled.size() <= most && sampled.empty() == !part.sample,
+        sampled.size() <= most && sampled.empty() == (!part.sample || results[i].unsure),
         "each draw up to the first wrong guess gives a token");
+    check(!results[i].unsure || part.looks, "a position is computed again where the plan said so");
     check(
         std::all_of(
             sampled.begin(),
@@ -392,7 +410,9 @@ void Scheduler::take(Row& row, const Part& part, RowResult& result) {
   --row.uncommitted;
   row.scores_taken += part.scores;
   std::move(result.prompt.begin(), result.prompt.end(), std::back_inserter(row.scores));
-  if (part.sample) {
+  if (result.unsure) {
+    look_again(row);
+  } else if (part.sample) {
     judge(row, part, result.sampled);
     for (size_t i = 0; i < result.sampled.size(); ++i) {
       std::optional<MemoryUse> use;
@@ -411,6 +431,20 @@ void Scheduler::take(Row& row, const Part& part, RowResult& result) {
   }
 }
 
+/** Takes back the position whose next token is unsure: the next step computes it with more memories. */
+void Scheduler::look_again(Row& row) {
+  ++stats_.unsure_steps;
+  row.unsure.push_back(static_cast<int32_t>(row.tokens.size()) - 1);
+  --row.sampled;
+  if (row.slot >= 0) { // else it was preempted and has no position any more
+    --row.placed;
+  }
+  if (row.suspect) { // it passed: see take_token
+    row.suspect = false;
+    release(row);
+  }
+}
+
 bool Scheduler::take_token(Row& row, Scored sampled, std::optional<MemoryUse> use) {
   const int32_t id = sampled.token.id;
   row.tokens.push_back(id);
@@ -419,6 +453,7 @@ bool Scheduler::take_token(Row& row, Scored sampled, std::optional<MemoryUse> us
   const int output = static_cast<int>(row.tokens.size()) - row.prompt;
   Event event;
   event.token = std::move(sampled);
+  event.looked_again = !row.unsure.empty() && row.unsure.back() == static_cast<int32_t>(row.tokens.size()) - 2;
   if (use) {
     if (!row.uses) {
       row.uses.emplace();

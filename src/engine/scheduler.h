@@ -96,6 +96,8 @@ class Scheduler {
     Lookup lookup; // what may follow `tokens`
     double luck = 0.5; // how often lately the first guess was right, or would have been
     int drafted = 0; // positions whose KV the draft model has written
+    std::vector<int32_t>
+        unsure; // positions, rising, that recall Recall::more, the last one maybe yet to be computed so
     std::optional<MemoryTally> uses; // of committed tokens, where they are recorded
 
     int length() const {
@@ -106,6 +108,14 @@ class Scheduler {
     }
     bool decodes() const {
       return slot >= 0 && joined && sampled > 0 && !planned_out() && placed == length() - 1;
+    }
+    /** Whether what follows a step is known only when its results are. */
+    bool waits() const {
+      return request.mask || request.recall.more;
+    }
+    /** Leading positions whose KV is what other rows with the same key have of the same tokens. */
+    int shareable() const {
+      return unsure.empty() ? static_cast<int>(tokens.size()) : unsure.front();
     }
     bool unread() const {
       return static_cast<int>(tokens.size()) < length();
@@ -121,6 +131,7 @@ class Scheduler {
     int slot;
     bool sample;
     bool last; // of the prompt's tokens, where none is sampled
+    bool looks; // RowStep::unsure_above
     int scores;
     int guesses = 0;
     int reason = 0; // see Confidence
@@ -153,6 +164,7 @@ class Scheduler {
   void register_blocks(Row& row);
   void release(Row& row);
   void take(Row& row, const Part& part, RowResult& result);
+  void look_again(Row& row);
   void judge(Row& row, const Part& part, const std::vector<Scored>& sampled);
   /** False: it was the row's last. */
   bool take_token(Row& row, Scored sampled, std::optional<MemoryUse> use);

@@ -6,10 +6,10 @@
 
 namespace parallm {
 
-/** Of a row with nothing unread. A row with a grammar makes none: what it may
- * take is known one token at a time. */
+/** Of a row with nothing unread. A row with a grammar, or with positions that may
+ * be computed again, makes none: it goes on one token at a time. */
 int Scheduler::most_guesses(const Row& row) const {
-  return row.request.mask ? 0 : std::min(options_.guesses, row.request.max_tokens - row.sampled - 1);
+  return row.waits() ? 0 : std::min(options_.guesses, row.request.max_tokens - row.sampled - 1);
 }
 
 /** How many guesses are best in a next step: that is launched once all tokens are

@@ -67,6 +67,21 @@ mx::array products_of(const mx::array& queries, const cpu::RecallRows& keys) {
   return joined(parts, 2);
 }
 
+/** Each memory's block, int32 [N], counted through all texts, and how many there are. */
+std::pair<mx::array, int> blocks_of(const cpu::RecallShape& shape, int memories) {
+  std::vector<int32_t> blocks(memories);
+  int next = 0;
+  for (size_t text = 0; text < shape.starts->size(); ++text) {
+    const int begin = shape.starts->at(text);
+    const int end = text + 1 < shape.starts->size() ? shape.starts->at(text + 1) : memories;
+    for (int n = begin; n < end; ++n) {
+      blocks[n] = next + (n - begin) / shape.block;
+    }
+    next = blocks[end - 1] + 1;
+  }
+  return {mx::array(blocks.data(), {memories}, mx::int32), next};
+}
+
 /** cpu::recall in MLX's ops; arguments as there. */
 mx::array recall_by_ops(
     const mx::array& q,
@@ -78,7 +93,7 @@ mx::array recall_by_ops(
   const int tokens = q.shape(0), heads = q.shape(1), dim = q.shape(2);
   const int groups = memories.keys.shape(0), count = memories.keys.shape(1), shared = heads / groups;
   const int v_dim = memories.values.shape(2);
-  const int top = std::min(shape.top_k, count);
+  int top = std::min(shape.top_k, count);
   // [G, T*R, ..]
   auto rows = [&](const mx::array& x, int width) {
     auto parts = mx::reshape(x, {tokens, groups, shared, width});
@@ -97,10 +112,27 @@ mx::array recall_by_ops(
   if (shape.softcap > 0) {
     scores = mx::tanh(scores / shape.softcap) * shape.softcap;
   }
-  scores = mx::where(allowed, scores, mx::array(-std::numeric_limits<float>::infinity()));
   std::optional<mx::array> chosen; // [G, T*R, top]
   if (top < count) {
     chosen = mx::slice(mx::argpartition(-ranks, top - 1, -1), {0, 0, 0}, {groups, tokens * shared, top});
+  }
+  if (shape.block > 1) { // all scores, of which those of whole blocks are allowed
+    const auto [own_block, blocks] = blocks_of(shape, count);
+    allowed = mx::broadcast_to(allowed, products.shape());
+    auto hits = mx::broadcast_to(own_block, products.shape());
+    if (chosen) {
+      hits = mx::take(own_block, *chosen);
+      allowed = mx::take_along_axis(allowed, *chosen, -1);
+    }
+    hits = mx::where(allowed, hits, mx::array(blocks)); // one more: of what the threshold leaves out
+    auto taken = mx::zeros({groups, tokens * shared, blocks + 1}, mx::bool_);
+    taken = mx::put_along_axis(taken, hits, mx::ones(hits.shape(), mx::bool_), -1);
+    allowed = mx::take(taken, own_block, -1);
+    chosen.reset();
+    top = count;
+  }
+  scores = mx::where(allowed, scores, mx::array(-std::numeric_limits<float>::infinity()));
+  if (chosen) {
     scores = mx::take_along_axis(scores, *chosen, -1);
   }
   auto own = rows(masses, 1);
@@ -204,7 +236,14 @@ class RecallLayer : public Cache {
       const Group& group,
       const Attention& how) const {
     const RecallHow& rules = group.recalled->how;
-    const cpu::RecallShape shape{rules.top_k, how.scale, how.softcap, rules.by_dot, rules.threshold};
+    const cpu::RecallShape shape{
+        rules.top_k,
+        how.scale,
+        how.softcap,
+        rules.by_dot,
+        rules.threshold,
+        rules.block_tokens,
+        group.recalled->memories->starts()};
     const int tokens = q.shape(0);
     mx::array* record = nullptr;
     if (group.sums && index_ >= rules.record_from) {
@@ -324,10 +363,15 @@ cpu::RecallRows joined(const std::vector<cpu::RecallRows>& parts) {
 }
 
 Memories::Memories(std::vector<std::shared_ptr<const Memory>> parts) : parts_(std::move(parts)) {
+  std::vector<int32_t> starts;
   for (auto& part : parts_) {
     check(part->layers.size() == parts_[0]->layers.size(), "memories are of one model");
+    if (!part->tokens.empty()) {
+      starts.push_back(tokens_);
+    }
     tokens_ += static_cast<int>(part->tokens.size());
   }
+  starts_ = std::make_shared<const std::vector<int32_t>>(std::move(starts));
   std::erase_if(parts_, [](auto& part) { return part->tokens.empty(); });
   for (auto& ready : ready_) {
     ready.resize(parts_.empty() ? 0 : parts_[0]->layers.size());

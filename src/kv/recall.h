@@ -49,10 +49,15 @@ class Memories {
   int tokens() const {
     return tokens_;
   }
+  /** Each text's first memory. */
+  const std::shared_ptr<const std::vector<int32_t>>& starts() const {
+    return starts_;
+  }
 
  private:
   std::vector<std::shared_ptr<const Memory>> parts_;
   int tokens_ = 0;
+  std::shared_ptr<const std::vector<int32_t>> starts_;
   mutable std::vector<std::optional<Ready>> ready_[2]; // by `contiguous`
 };
 

@@ -8,14 +8,23 @@
 
 namespace parallm {
 
+constexpr int most_block_tokens = 64, most_top_k = 1 << 20;
+
 struct RecallHow {
   int top_k = 16; // memories of each query, in each layer and head; 0: none
   bool contiguous = false; // memories stand before the sequence, at 0, 1, ...; else all at position 0
   bool by_dot = false; // the most similar by q.k; else by cosine
   std::optional<float> threshold; // of the cosine, -1 to 1: what isn't above is left out
+  // Each chosen memory brings the others of its block: so many tokens of its text, counted from the text's first. What
+  // the threshold leaves out brings none. 1 to 64; 1: memories come alone.
+  int block_tokens = 1;
   std::vector<bool> layers; // which use memories; empty: all
   bool record = false; // tell what each query that gives a token attends to; changes no answer
   int record_from = 0; // first layer whose attention is told
+  // Where the entropy of the next token is above, in nats, of the softmax of the model's logits, its position is
+  // computed again with top_k + extra_k (Recall::more). 0: none is.
+  float unsure_above = 0;
+  int extra_k = 0;
 
   bool operator==(const RecallHow&) const = default;
 };

@@ -272,8 +272,16 @@ class ModelEncoder : public MemoryEncoder {
   }
 
   Recall recall(std::shared_ptr<const Memories> memories, RecallHow how, std::string key) override {
-    const int before = how.contiguous ? memories->tokens() : 0;
-    return {std::make_shared<Recalled>(std::move(memories), std::move(how)), std::move(key), before};
+    Recall out{nullptr, std::move(key), how.contiguous ? memories->tokens() : 0};
+    out.unsure_above = std::exchange(how.unsure_above, 0.0f);
+    const int extra = std::exchange(how.extra_k, 0);
+    if (out.unsure_above > 0) {
+      RecallHow more = how;
+      more.top_k += extra;
+      out.more = std::make_shared<Recalled>(memories, std::move(more));
+    }
+    out.memories = std::make_shared<Recalled>(std::move(memories), std::move(how));
+    return out;
   }
 
  private:

@@ -77,6 +77,21 @@ void MemoryManager::check_how(const RecallHow& how) const {
   if (how.threshold && !(std::abs(*how.threshold) <= 1)) {
     fail_field("similarity_threshold", "[memory] a threshold must be from -1 to 1; got {}", *how.threshold);
   }
+  if (how.block_tokens < 1 || how.block_tokens > most_block_tokens) {
+    fail_field(
+        "block_tokens", "[memory] block_tokens must be from 1 to {}; got {}", most_block_tokens, how.block_tokens);
+  }
+  if (!(how.unsure_above >= 0) || !std::isfinite(how.unsure_above)) {
+    fail_field(
+        "on_uncertainty.entropy", "[memory] an entropy must be above 0, or 0 for none; got {}", how.unsure_above);
+  }
+  if (how.unsure_above > 0 ? how.extra_k < 1 || how.extra_k > most_top_k || how.top_k > most_top_k : how.extra_k != 0) {
+    fail_field(
+        "on_uncertainty.extra_k",
+        "[memory] with an entropy extra_k must be from 1 to {}, else 0; got {}",
+        most_top_k,
+        how.extra_k);
+  }
   if (!how.layers.empty() && static_cast<int>(how.layers.size()) != layers()) {
     fail_field("layers", "[memory] there must be {} layers; got {}", layers(), how.layers.size());
   }
@@ -309,15 +324,17 @@ Recall MemoryManager::make_recall(
     }
   }
   std::string key = fmt::format(
-      "{}/{}/{}/{}/{}/",
+      "{}/{}/{}/{}/{}/{}/",
       names,
       how.top_k,
+      how.block_tokens,
       how.contiguous,
       how.by_dot,
       how.threshold ? fmt::format("{}", *how.threshold) : "");
   for (const bool used : how.layers) {
     key += used ? '1' : '0';
   }
+  // The key is without on_uncertainty: no KV is shared from the first position on that is computed again.
   how.record = how.record || cited;
   auto background = cited ? background_of(key, joined, how) : nullptr;
   Recall out = encoder_->recall(std::move(joined), std::move(how), std::move(key));

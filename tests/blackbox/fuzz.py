@@ -13,8 +13,8 @@ FIELDS = (
 ).split()
 MEMORY_FIELDS = (
     "namespaces namespace ids filter inline max_documents top_k position rank similarity_threshold layers citations"
-    " max_citations documents if_exists background pack header add_bos stride max_length input id text token_ids metadata"
-    " model"
+    " block_tokens on_uncertainty entropy extra_k max_citations documents if_exists"
+    " background pack header add_bos stride max_length input id text token_ids metadata model"
 ).split()
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/perplexity")
 MEMORY_PATHS = ("/v1/memories", "/v1/memories/query", f"/v1/models/{NAME}/memories", "/v1/completions", "/v1/chat/completions")

@@ -2,6 +2,7 @@
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
@@ -181,9 +182,43 @@ def test_how_memories_are_used(minds, space):
     assert says(minds, in_space(space, similarity_threshold=1)) == plain
     for how in (
         {"top_k": 8}, {"top_k": 1 << 20}, {"layers": "all"}, {"layers": {"from": 2}}, {"rank": "dot"},
-        {"position": "contiguous"}, {"similarity_threshold": -1},
+        {"position": "contiguous"}, {"similarity_threshold": -1}, {"top_k": 2, "block_tokens": 64},
     ):  # fmt: skip
         assert says(minds, in_space(space, **how)) == " 7392", how
+
+
+def test_more_memories_where_it_is_unsure(minds, space):
+    """A threshold that all steps pass is the larger top_k; one that none passes the smaller; between them each step is one."""
+    add(minds, space, door(7392))
+    add(minds, space, document("rain", "It often rains in the hills of the north."))
+    ask = {"max_tokens": 24, "logprobs": 0, "ignore_eos": True}
+
+    def numbers(top_k, entropy=None, **more):
+        on = {"on_uncertainty": {"entropy": entropy, "extra_k": 14}} if entropy else {}
+        choice = complete(minds, in_space(space, top_k=top_k, **on), **ask, **more)
+        return choice["text"], choice["logprobs"]["token_logprobs"], choice["memory"].get("uncertain_steps")
+
+    few, many = numbers(2), numbers(16)
+    assert few[2] is None and few[1] != many[1]
+    none, between = numbers(2, 100), numbers(2, 1.0)
+    assert none[2] == 0 and none[0] == few[0] and all(abs(a - b) < 1e-3 for a, b in zip(none[1], few[1]))
+    assert 0 < between[2] < 24
+    # As the larger k from the prompt's last position on, while the prompt itself was read with the smaller.
+    first = numbers(2, 1e-6)
+    assert first[2] == 24
+    before = minds.metric("mlx_parallm_uncertain_steps_total")
+    whole = complete(minds, in_space(space, top_k=2, on_uncertainty={"entropy": 1e-6, "extra_k": 14}), n=2, **ask)
+    assert whole["memory"]["uncertain_steps"] == 24
+    assert minds.metric("mlx_parallm_uncertain_steps_total") >= before + 48
+    # Beside others, drawn with a seed: as alone.
+    bodies = [
+        body(in_space(space, top_k=2, on_uncertainty={"entropy": e, "extra_k": 14}), temperature=1, seed=s, max_tokens=16)
+        for e, s in [(0.5, 1), (1.0, 2), (1e-6, 3), (100, 4)]
+    ]
+    alone = [good(minds.post("/v1/completions", one))["choices"][0]["text"] for one in bodies]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        together = [good(answer) for answer in pool.map(lambda one: minds.post("/v1/completions", one), bodies)]
+    assert [answer["choices"][0]["text"] for answer in together] == alone
 
 
 def test_contiguous_is_the_text_in_the_prompt(minds, space):
@@ -311,6 +346,15 @@ def test_limits(minds, space, tmp_path):
     ({"inline": [{"text": "x"}], "layers": [30]}, 400, "memory.layers"),
     ({"inline": [{"text": "x"}], "position": "one"}, 400, "memory.position"),
     ({"inline": [{"text": "x"}], "rank": 1}, 400, "memory.rank"),
+    ({"inline": [{"text": "x"}], "block_tokens": 0}, 400, "memory.block_tokens"),
+    ({"inline": [{"text": "x"}], "block_tokens": 65}, 400, "memory.block_tokens"),
+    ({"inline": [{"text": "x"}], "block_tokens": "8"}, 400, "memory.block_tokens"),
+    ({"inline": [{"text": "x"}], "on_uncertainty": True}, 400, "memory.on_uncertainty"),
+    ({"inline": [{"text": "x"}], "on_uncertainty": {}}, 400, "memory.on_uncertainty.entropy"),
+    ({"inline": [{"text": "x"}], "on_uncertainty": {"entropy": 1}}, 400, "memory.on_uncertainty.extra_k"),
+    ({"inline": [{"text": "x"}], "on_uncertainty": {"entropy": 0, "extra_k": 1}}, 400, "memory.on_uncertainty.entropy"),
+    ({"inline": [{"text": "x"}], "on_uncertainty": {"entropy": 1, "extra_k": 0}}, 400, "memory.on_uncertainty.extra_k"),
+    ({"inline": [{"text": "x"}], "on_uncertainty": {"entropy": 1, "extra_k": 1, "k": 1}}, 400, "memory.on_uncertainty.k"),
 ])  # fmt: skip
 def test_wrong_requests(minds, memory, status, param):
     for extra in ({}, {"stream": True}):

@@ -1,6 +1,6 @@
 // Memories through the engine: rows with different ones, and none, in one batch and with a shared prefix cache, each
 // make the tokens of the Extended Mind reference.
-#include "golden.h"
+#include "recalling.h"
 
 #include "engine/engine.h"
 #include "engine/reader.h"
@@ -10,6 +10,8 @@
 
 #include <cmath>
 #include <fstream>
+#include <map>
+#include <set>
 
 namespace parallm::test {
 
@@ -203,6 +205,100 @@ TEST_CASE("recall: each token tells what it used, whatever runs beside its row, 
       CHECK(engine->stats().preemptions > 0);
     }
   }
+}
+
+TEST_CASE("recall: where the next token is unsure its position is as with more memories, whatever runs beside it") {
+  std::ifstream file("tests/golden/extended_mind/cases.json");
+  const auto all = boost::json::parse(file).as_object();
+  const auto text = numbers(all.at("memory")), prompt = numbers(all.at("prompt"));
+  Recalling model("tests/golden/extended_mind/gqa");
+  const auto own = model.read(text);
+  const RecallHow few{.top_k = 1}, many{.top_k = 9};
+  constexpr int made = 20;
+  constexpr float penalty = 0.05f;
+  const auto entropy_of = [](const std::vector<float>& logits) {
+    const double top = *std::max_element(logits.begin(), logits.end());
+    double total = 0, sum = 0;
+    for (float x : logits) {
+      total += std::exp(x - top);
+      sum += std::exp(x - top) * (x - top);
+    }
+    return std::log(total) - sum / total;
+  };
+  // Token by token; each position's KV is that of its last pass.
+  const auto by_definition = [&](double above, std::vector<int>& looked, std::vector<double>& entropies) {
+    std::vector<int> ids = prompt;
+    std::map<int, int> counts;
+    auto logits = run(model, {{prompt, 0, recalled({own}, few)}}).back();
+    for (int t = 0; t < made; ++t) {
+      const int at = ids.size() - 1;
+      if (t > 0) {
+        logits = run(model, {{{ids.back()}, at, recalled({own}, few)}}).back();
+      }
+      entropies.push_back(entropy_of(logits));
+      looked.push_back(entropies.back() > above);
+      if (looked.back()) {
+        logits = run(model, {{{ids.back()}, at, recalled({own}, many)}}).back();
+      }
+      for (auto [id, count] : counts) {
+        logits[id] -= penalty * count;
+      }
+      ids.push_back(std::max_element(logits.begin(), logits.end()) - logits.begin());
+      ++counts[ids.back()];
+    }
+    return Ids(ids.begin() + prompt.size(), ids.end());
+  };
+  std::vector<int> looked;
+  std::vector<double> entropies;
+  by_definition(1e9, looked, entropies);
+  std::sort(entropies.begin(), entropies.end());
+  const double middle = (entropies[made / 2] + entropies[made / 2 - 1]) / 2;
+  const std::vector<double> limits{1e-6, middle, 1e9, middle};
+  std::set<Ids> different;
+  std::vector<std::pair<Ids, std::vector<int>>> wanted;
+  for (double above : limits) {
+    looked.clear();
+    Ids ids = by_definition(above, looked, entropies);
+    different.insert(ids);
+    wanted.emplace_back(std::move(ids), looked);
+  }
+  for (int way : {0, 1, 2}) { // at once; with guesses; with few blocks
+    CAPTURE(way);
+    auto engine = recalling_engine(way == 1 ? 4 : 0, way == 2 ? 14 : 128, 128);
+    const auto memory = read_memory(*engine, {text.begin(), text.end()});
+    auto memories = std::make_shared<Memories>(std::vector<std::shared_ptr<const Memory>>{memory});
+    std::vector<Stream> streams;
+    for (double above : limits) {
+      Request request;
+      request.prompt.assign(prompt.begin(), prompt.end());
+      request.max_tokens = made;
+      request.sampling.temperature = 0;
+      request.sampling.frequency_penalty = penalty;
+      request.recall = {std::make_shared<Recalled>(memories, few), "same", 0};
+      request.recall.more = std::make_shared<Recalled>(memories, many);
+      request.recall.unsure_above = above;
+      streams.push_back(engine->generate(std::move(request)));
+    }
+    for (size_t i = 0; i < streams.size(); ++i) {
+      CAPTURE(i);
+      Ids ids;
+      std::vector<int> again;
+      for (Finish finish = Finish::none; finish == Finish::none;) {
+        Event event = streams[i].next();
+        REQUIRE(!event.error);
+        finish = event.finish;
+        if (event.token) {
+          ids.push_back(event.token->token.id);
+          again.push_back(event.looked_again);
+        }
+      }
+      CHECK(ids == wanted[i].first);
+      CHECK(again == wanted[i].second);
+    }
+    CHECK(engine->stats().unsure_steps >= made + 2);
+    CHECK((way != 2 || engine->stats().preemptions > 0));
+  }
+  CHECK(different.size() == 3); // else nothing was seen of it
 }
 
 TEST_CASE("recall: a stream that is cancelled ends with what was used so far") {

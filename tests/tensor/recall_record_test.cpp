@@ -5,6 +5,7 @@
 #include "engine/background.h"
 
 #include <map>
+#include <set>
 
 namespace parallm::test {
 
@@ -95,6 +96,19 @@ Wanted by_definition(const std::map<int, Watching::Seen>& seen, const Recalled& 
       std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return ranks[a] > ranks[b]; });
       order.resize(std::min(N, how.top_k));
       std::erase_if(order, [&](int n) { return how.threshold && cosines[n] <= *how.threshold; });
+      if (how.block_tokens > 1) {
+        std::set<int> whole;
+        const auto& starts = *recalled.memories->starts();
+        for (int n : order) {
+          const int first = *(std::upper_bound(starts.begin(), starts.end(), n) - 1);
+          const auto next = std::upper_bound(starts.begin(), starts.end(), n);
+          const int begin = first + (n - first) / how.block_tokens * how.block_tokens;
+          for (int m = begin; m < std::min(begin + how.block_tokens, next == starts.end() ? N : *next); ++m) {
+            whole.insert(m);
+          }
+        }
+        order.assign(whole.begin(), whole.end());
+      }
       const double local = std::exp(double(own[(T - 1) * H + h]));
       double total = local;
       for (int n : order) {
@@ -131,6 +145,12 @@ const std::vector<RecallHow> ways{
     {.top_k = 4, .threshold = 0.25f},
     {.top_k = 4, .layers = {true, false, true}},
     {.top_k = 4, .record_from = 2},
+    {.top_k = 1, .block_tokens = 5},
+    {.top_k = 3, .block_tokens = 7, .record_from = 1},
+    {.top_k = 2, .contiguous = true, .block_tokens = 4},
+    {.top_k = 2, .by_dot = true, .block_tokens = 64},
+    {.top_k = 6, .threshold = 0.25f, .block_tokens = 3},
+    {.top_k = 1000, .threshold = 0.3f, .block_tokens = 6},
 };
 
 } // namespace
@@ -146,12 +166,14 @@ TEST_CASE("recall: what a query gives to memories is what attention says in floa
         return std::make_unique<Watching>(std::move(caches), seen);
       });
       auto memory = model.read(text);
-      const int N = memory->tokens.size();
+      auto other = model.read({text.rbegin(), text.rbegin() + 23}); // its last blocks end early
       for (size_t way = 0; way < ways.size(); ++way) {
         CAPTURE(mlx_ops);
         CAPTURE(name);
         CAPTURE(way);
-        auto memories = recalled({memory}, ways[way]);
+        auto memories =
+            ways[way].block_tokens > 1 ? recalled({other, memory, other}, ways[way]) : recalled({memory}, ways[way]);
+        const int N = memories->memories->tokens();
         auto record = std::make_shared<MemoryRecord>();
         seen.clear();
         run(model, {{prompt, 0, memories, 0, record}});

@@ -262,6 +262,101 @@ TEST_CASE("recall: the kernel takes the same memories as a sort, of many") {
   }
 }
 
+TEST_CASE("recall: whole blocks, beside a plain sum, by codes and without, with each instruction set") {
+  if (!on_cpu()) {
+    return;
+  }
+  for_each_target([&] {
+    const int tokens = 3, heads = 6, groups = 2, count = 2500, dim = 10, v_dim = 5;
+    auto keys = mx::random::normal({groups, count, dim}), values = mx::random::normal({groups, count, v_dim});
+    auto norms = mx::array(1.0f) / mx::sqrt(mx::sum(mx::square(keys), -1));
+    auto q = mx::random::normal({tokens, heads, dim}), local = mx::random::normal({tokens, heads, v_dim});
+    auto masses = mx::random::normal({tokens, heads});
+    const auto codes = cpu::recall_codes(keys, norms);
+    const auto k = floats(keys), v = floats(values), n = floats(norms), qs = floats(q), own = floats(local);
+    const auto mass = floats(masses);
+    const auto starts = std::make_shared<const std::vector<int32_t>>(std::vector<int32_t>{0, 1, 38, 1000, 2499});
+    for (int block : {2, 7, 64}) {
+      for (int top_k : {1, 5, 3000}) {
+        for (std::optional<float> threshold : {std::optional<float>(), std::optional<float>(0.7f)}) {
+          const cpu::RecallShape shape{top_k, 0.2f, 0, false, threshold, block, starts};
+          const auto got = floats(cpu::recall(q, keys, norms, values, local, masses, shape));
+          CHECK(floats(cpu::recall(q, keys, norms, values, local, masses, shape, nullptr, &codes)) == got);
+          double worst = 0;
+          for (int row = 0; row < tokens * heads; ++row) {
+            const int g = row % heads / (heads / groups);
+            std::vector<double> products(count), cosines(count);
+            double squares = 0;
+            for (int d = 0; d < dim; ++d) {
+              squares += std::pow(qs[row * dim + d], 2);
+            }
+            std::vector<int> order(count);
+            for (int i = 0; i < count; ++i) {
+              order[i] = i;
+              for (int d = 0; d < dim; ++d) {
+                products[i] += double(qs[row * dim + d]) * k[(size_t(g) * count + i) * dim + d];
+              }
+              cosines[i] = products[i] * n[g * count + i] / std::sqrt(squares);
+            }
+            std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return cosines[a] > cosines[b]; });
+            order.resize(std::min(top_k, count));
+            std::vector<bool> taken(count);
+            for (int hit : order) {
+              const auto next = std::upper_bound(starts->begin(), starts->end(), hit);
+              const int first = *(next - 1), end = next == starts->end() ? count : *next;
+              const int begin = first + (hit - first) / block * block;
+              for (int i = begin; i < std::min(begin + block, end) && !(threshold && cosines[hit] <= *threshold); ++i) {
+                taken[i] = true;
+              }
+            }
+            double total = std::exp(double(mass[row]));
+            std::vector<double> sums(v_dim);
+            for (int d = 0; d < v_dim; ++d) {
+              sums[d] = total * own[row * v_dim + d];
+            }
+            for (int i = 0; i < count; ++i) {
+              const double weight = taken[i] ? std::exp(0.2 * products[i]) : 0;
+              total += weight;
+              for (int d = 0; d < v_dim; ++d) {
+                sums[d] += weight * v[(size_t(g) * count + i) * v_dim + d];
+              }
+            }
+            for (int d = 0; d < v_dim; ++d) {
+              worst = std::max(worst, std::abs(sums[d] / total - got[row * v_dim + d]));
+            }
+          }
+          CHECK(worst < 1e-4);
+        }
+      }
+    }
+  });
+}
+
+TEST_CASE("recall: rows with blocks of several sizes and none are as alone") {
+  const auto file = cases();
+  const auto prompt = numbers(file.at("prompt")), text = numbers(file.at("memory"));
+  for (bool mlx_ops : {true, false}) {
+    MlxOps ops(mlx_ops);
+    Recalling model((fixtures / "gqa").string());
+    auto memory = model.read(text);
+    std::vector<Row> rows;
+    std::vector<Logits> alone;
+    for (int block : {1, 3, 64}) {
+      rows.push_back(
+          {prompt, 0, recalled({memory, memory}, {.top_k = 2, .block_tokens = block}), 24 * int(rows.size())});
+      alone.push_back(run(model, {{prompt, 0, rows.back().memories}}));
+    }
+    CHECK(relative(alone[0], alone[1]) > 1e-4);
+    CHECK(relative(alone[1], alone[2]) > 1e-4);
+    const auto mixed = run(model, rows);
+    for (size_t r = 0; r < rows.size(); ++r) {
+      const Logits part(mixed.begin() + r * prompt.size(), mixed.begin() + (r + 1) * prompt.size());
+      CHECK(relative(part, alone[r]) < 1e-4);
+      CHECK((mlx_ops || !on_cpu() || part == alone[r]));
+    }
+  }
+}
+
 TEST_CASE("recall: by codes the kernel gives the same numbers, bit for bit, with each instruction set") {
   if (!on_cpu()) {
     return;
@@ -330,7 +425,8 @@ TEST_CASE("recall: memories in codes give what the floats that they stand for gi
         for (int top_k : {1, 16, 24, 5000}) {
           for (bool by_dot : {false, true}) {
             CAPTURE(top_k);
-            const cpu::RecallShape shape{top_k, 0.2f, 0, by_dot, {}};
+            const auto starts = std::make_shared<const std::vector<int32_t>>(std::vector<int32_t>{0, 17});
+            const cpu::RecallShape shape{top_k, 0.2f, 0, by_dot, {}, top_k == 16 ? 7 : 1, starts};
             const auto none = [&] { return mx::zeros({tokens, 3, count}); };
             auto own = none(), first = none(), wanted_record = none();
             auto got = cpu::recall(q, keys, norms, values, local, masses, shape, &own);
@@ -380,8 +476,8 @@ TEST_CASE("recall: memories in codes of 8 bits, on every architecture whose head
       // Where a small change lets a router choose another expert, drift has no bound.
       const auto& config = model.loaded.checkpoint.config;
       const bool experts = config.has("num_experts_per_tok") || config.has("moe_num_experts");
-      for (int top_k : {3, 1000}) {
-        const RecallHow how{.top_k = top_k};
+      for (int top_k : {2, 3, 1000}) {
+        const RecallHow how{.top_k = top_k, .block_tokens = top_k == 2 ? 4 : 1};
         const auto got = run(model, {{prompt, 0, recalled({coded}, how)}});
         // YaRN's factor on half a group: its keys are coded anew.
         CHECK(relative(got, run(model, {{prompt, 0, recalled({plain}, how)}})) < (name == "laguna" ? 0.1 : 2e-4));

@@ -190,7 +190,10 @@ class FakeEncoder : public MemoryEncoder {
     }
     auto out = std::make_shared<Recalled>();
     out->memories = std::move(memories);
-    return {out, std::move(key), how.contiguous ? tokens : 0};
+    Recall recall{out, std::move(key), how.contiguous ? tokens : 0};
+    recall.more = how.unsure_above > 0 ? out : nullptr;
+    recall.unsure_above = how.unsure_above;
+    return recall;
   }
 
  private:

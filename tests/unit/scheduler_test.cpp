@@ -262,6 +262,8 @@ struct Asked {
   bool cancelled = false;
 };
 
+const int more_place = 0; // of a Recalled, which no fake reads
+
 Request random_request(std::mt19937& random, bool& masked, int room) {
   auto below = [&](int n) { return static_cast<int>(random() % n); };
   const int most = std::min(room, 40);
@@ -277,6 +279,11 @@ Request random_request(std::mt19937& random, bool& masked, int room) {
   r.sampling.ignore_eos = below(2);
   r.sampling.min_tokens = below(4);
   r.sampling.prompt_logprobs = below(4) == 0;
+  if (below(4) == 0) { // it shares KV with rows that don't look again
+    r.recall.more =
+        std::shared_ptr<const Recalled>(std::shared_ptr<void>(), reinterpret_cast<const Recalled*>(&more_place));
+    r.recall.unsure_above = 1;
+  }
   if (below(3) == 0) {
     r.sampling.stop_token_ids = {first_plain_id + below(20)};
   }
@@ -293,8 +300,30 @@ Request random_request(std::mt19937& random, bool& masked, int room) {
 
 } // namespace
 
+TEST_CASE("a preempted row takes no shared KV from where it recalled more") {
+  auto options = small_options();
+  options.block_size = 2;
+  options.blocks = 18;
+  for (int first = 0; first < 6; ++first) {
+    CAPTURE(first);
+    World world(options);
+    auto plain = request(count_up(6, first), 24);
+    plain.sampling.temperature = 0;
+    auto more = plain;
+    more.recall.more =
+        std::shared_ptr<const Recalled>(std::shared_ptr<void>(), reinterpret_cast<const Recalled*>(&more_place));
+    more.recall.unsure_above = 1;
+    world.scheduler.add(plain);
+    const uint64_t row = world.scheduler.add(more);
+    world.finish(); // the runner throws where a position's KV is another's
+    check_same(world.outputs[row], alone(more, nullptr));
+    CHECK(world.scheduler.stats().preemptions > 0);
+    CHECK(world.scheduler.stats().unsure_steps > 0);
+  }
+}
+
 TEST_CASE("whatever runs beside it, a row gives what it gives alone") {
-  uint64_t preemptions = 0, hits = 0, cancelled = 0, failures = 0;
+  uint64_t preemptions = 0, hits = 0, cancelled = 0, failures = 0, unsure = 0;
   std::array<uint64_t, 2> guessed{}, right{};
   for (uint32_t seed = 0; seed < 400; ++seed) {
     CAPTURE(seed);
@@ -352,6 +381,7 @@ TEST_CASE("whatever runs beside it, a row gives what it gives alone") {
     preemptions += stats.preemptions;
     hits += stats.prefix_hits;
     cancelled += stats.cancelled;
+    unsure += stats.unsure_steps;
     guessed[options.draft_model] += stats.guessed_tokens;
     right[options.draft_model] += stats.right_guesses;
     CHECK(stats.cancelled + stats.failed + stats.finished_stop + stats.finished_length == asked.size());
@@ -361,6 +391,7 @@ TEST_CASE("whatever runs beside it, a row gives what it gives alone") {
   CHECK(hits > 1000);
   CHECK(cancelled > 100);
   CHECK(failures > 100);
+  CHECK(unsure > 1000);
   for (bool draft_model : {false, true}) {
     CHECK(right[draft_model] > 500);
     CHECK(guessed[draft_model] > right[draft_model] + 100);

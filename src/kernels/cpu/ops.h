@@ -11,6 +11,7 @@
 #include <mlx/mlx.h>
 
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -157,6 +158,8 @@ struct RecallShape {
   float softcap; // 0: none
   bool by_dot; // the most similar by q.k; else by cosine
   std::optional<float> threshold; // of the cosine: what isn't above is left out
+  int block = 1; // memories: each chosen one that the threshold keeps brings its whole block; 1: none but itself
+  std::shared_ptr<const std::vector<int32_t>> starts = nullptr; // for blocks: each text's first memory, rising from 0
 };
 
 /** Memories' keys or values: floats [G,N,D], or codes of 8 bits as MLX's `quantize` makes them, in groups of
@@ -192,10 +195,11 @@ RecallCodes recall_codes(const mx::array& keys, const mx::array& inverse_norms);
 /** Adds memories to attention that is done: each query takes the `top_k` most similar keys (of equal ones the first)
  *  into its softmax. q float32 [T,H,D], rotated; keys [G,N,D] and values [G,N,Dv] of one float type, or both in codes,
  *  which are read as they are; inverse_norms float32 [G,N] of the keys; local [T,H,Dv] and masses float32 [T,H], as
- * paged_attention gives them. Query head h reads kv head h / (H/G). -> [T,H,Dv] in local's dtype. `record`, where not
- * null: float32 [T,3,N], becomes itself and what each token gives to each memory: softmax weights summed over heads,
- * the greatest cosine, how often chosen. WRITTEN IN PLACE: what it was must not be read by others. `codes`, where not
- * null, are the keys': faster where there are many, and the same numbers. */
+ *  paged_attention gives them. Query head h reads kv head h / (H/G). -> [T,H,Dv] in local's dtype. `record`, where not
+ *  null: float32 [T,3,N], becomes itself and what each token gives to each memory: softmax weights summed over heads,
+ *  the greatest cosine, how often chosen. WRITTEN IN PLACE: what it was must not be read by others. `codes`, where not
+ *  null, are the keys': faster where there are many, and the same numbers. With shape.block, blocks are counted from
+ *  their text's first memory and end with it, and a memory that several chosen ones bring takes part once. */
 mx::array recall(
     const mx::array& q,
     const RecallRows& keys,

@@ -72,6 +72,11 @@ class Recall : public CpuPrimitive {
     job.softcap = shape_.softcap;
     job.by_dot = shape_.by_dot;
     job.threshold = shape_.threshold;
+    job.block = shape_.block;
+    if (shape_.block > 1) {
+      job.starts = shape_.starts->data();
+      job.texts = shape_.starts->size();
+    }
     job.out = allocate(outputs[0]);
     if (record_) {
       outputs[1].copy_shared_buffer(in[next++]);
@@ -82,7 +87,7 @@ class Recall : public CpuPrimitive {
       job.scales = in[next + 1].data<float>();
       job.centres = in[next + 2].data<float>();
     }
-    dispatch(encoder, [job] { run_recall(job); });
+    dispatch(encoder, [job, starts = shape_.starts] { run_recall(job); });
   }
 
  private:
@@ -182,6 +187,9 @@ mx::array recall(
   check(masses.shape() == mx::Shape{T, H} && masses.dtype() == mx::float32, "masses must be float32 [T,H]", masses);
   if (shape.top_k < 0) {
     fail_op("recall", "top_k must not be negative; got ", shape.top_k);
+  }
+  if (shape.block < 1 || (shape.block > 1 && (!shape.starts || shape.starts->empty() || shape.starts->front() != 0))) {
+    fail_op("recall", "blocks must be of 1 or more, of texts from 0 on; got ", shape.block);
   }
   std::vector<mx::array> inputs{q, keys.data, inverse_norms, values.data, local, masses};
   if (coded) {

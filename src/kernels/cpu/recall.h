@@ -58,6 +58,9 @@ struct RecallJob {
   float softcap; // 0: none
   bool by_dot;
   std::optional<float> threshold;
+  size_t block; // of memories that come together, 1: each alone
+  const int32_t* starts; // [texts] each one's first memory, where there are blocks
+  size_t texts;
   void* out; // [T,H,Dv]
   float* record; // [T,3,N], added to; null: none
   const uint8_t* codes; // of the keys, with scales and centres; null: none

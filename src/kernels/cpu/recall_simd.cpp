@@ -79,6 +79,52 @@ std::vector<Chosen> choose(const RecallJob& job, const float* products, const fl
   return chosen;
 }
 
+/** A query's length. */
+float length_of(const RecallJob& job, size_t row) {
+  const float* q = job.q + row * job.dim;
+  double squares = 0;
+  for (size_t i = 0; i < job.dim; i++) {
+    squares += double{q[i]} * q[i];
+  }
+  return static_cast<float>(std::sqrt(squares));
+}
+
+/** The most memories that a query attends to. */
+size_t most_chosen(const RecallJob& job) {
+  return std::min(job.memories, job.top_k * job.block);
+}
+
+/** The blocks of those of `chosen` that the threshold keeps, each once, in rising order. */
+template <class M>
+std::vector<Chosen> whole_blocks(const RecallJob& job, size_t row, size_t g, const std::vector<Chosen>& chosen) {
+  const float* norms = job.inverse_norms + g * job.memories;
+  const float least_product = job.threshold ? *job.threshold * length_of(job, row) : 0;
+  std::vector<uint32_t> keys;
+  size_t text = 0, end = 0; // `end`: of the last block
+  for (const auto& [key, product] : chosen) {
+    if (key < end || (job.threshold && !(product * norms[key] > least_product))) {
+      continue;
+    }
+    while (text + 1 < job.texts && static_cast<size_t>(job.starts[text + 1]) <= key) {
+      text++;
+    }
+    const size_t first = job.starts[text], last = text + 1 < job.texts ? job.starts[text + 1] : job.memories;
+    const size_t begin = first + (key - first) / job.block * job.block;
+    end = std::min(begin + job.block, last);
+    for (size_t n = begin; n < end; n++) {
+      keys.push_back(static_cast<uint32_t>(n));
+    }
+  }
+  Exact<M> exact(job, row, g, keys.size());
+  exact.multiply_keys(keys);
+  std::vector<Chosen> all;
+  all.reserve(keys.size());
+  for (size_t i = 0; i < keys.size(); i++) {
+    all.push_back({keys[i], exact.products()[i]});
+  }
+  return all;
+}
+
 /** What a head of a token gives to one memory. */
 struct Given {
   uint32_t memory;
@@ -86,7 +132,7 @@ struct Given {
   float cosine;
 };
 
-/** Softmax and sum of a head of a token. `given`, where not null: [top_k], all written. */
+/** Softmax and sum of a head of a token. `given`, where not null: [most_chosen], all written. */
 template <class T, class M>
 void finish(const RecallJob& job, size_t row, size_t g, const std::vector<Chosen>& chosen, Given* given) {
   const float* norms = job.inverse_norms + g * job.memories;
@@ -94,16 +140,12 @@ void finish(const RecallJob& job, size_t row, size_t g, const std::vector<Chosen
   float* weights = thread_scratch(scratch_weights, round_up(chosen.size(), 16) + 2 * v_dim);
   float* out = weights + round_up(chosen.size(), 16);
   float* value = out + v_dim;
-  const float* q = job.q + row * job.dim;
   float length = 0, least_product = minus_infinity; // of cosine 1
-  if (job.threshold || given) {
-    double squares = 0;
-    for (size_t i = 0; i < job.dim; i++) {
-      squares += double{q[i]} * q[i];
-    }
-    length = static_cast<float>(std::sqrt(squares));
+  const bool sieved = job.threshold && job.block == 1; // else blocks are whole
+  if (sieved || given) {
+    length = length_of(job, row);
   }
-  if (job.threshold) {
+  if (sieved) {
     least_product = *job.threshold * length;
   }
   float top = job.masses[row];
@@ -113,7 +155,7 @@ void finish(const RecallJob& job, size_t row, size_t g, const std::vector<Chosen
     if (job.softcap > 0) {
       score = job.softcap * std::tanh(score / job.softcap);
     }
-    if (job.threshold && !(product * norms[key] > least_product)) {
+    if (sieved && !(product * norms[key] > least_product)) {
       score = minus_infinity;
     }
     weights[i] = score;
@@ -149,12 +191,15 @@ void finish(const RecallJob& job, size_t row, size_t g, const std::vector<Chosen
   for (size_t c = 0; given && c < chosen.size(); c++) {
     given[c].weight /= total;
   }
+  for (size_t c = chosen.size(); given && c < most_chosen(job); c++) {
+    given[c] = {0, -1, 0};
+  }
 }
 
 /** Adds what a token's heads give, head after head. */
 void add_record(const RecallJob& job, const Given* given, float* record) {
   float *masses = record, *cosines = masses + job.memories, *counts = cosines + job.memories;
-  for (size_t i = 0; i < job.heads * job.top_k; i++) {
+  for (size_t i = 0; i < job.heads * most_chosen(job); i++) {
     const auto& [n, weight, cosine] = given[i];
     if (weight >= 0) {
       masses[n] += weight;
@@ -167,11 +212,15 @@ void add_record(const RecallJob& job, const Given* given, float* record) {
 /** Tokens [base, base + tokens): for each of their heads `chosen`(row, place among them, kv head) is finished. */
 template <class T, class M, class F>
 void finish_all(const RecallJob& job, size_t base, size_t tokens, const F& chosen) {
-  const size_t shared = job.heads / job.kv_heads, record_size = job.heads * job.top_k;
+  const size_t shared = job.heads / job.kv_heads, most = most_chosen(job), record_size = job.heads * most;
   std::vector<Given> given(job.record ? tokens * record_size : 0);
   parallel_for(tokens * job.heads, [&](size_t i) {
     const size_t row = base * job.heads + i, g = i % job.heads / shared;
-    finish<T, M>(job, row, g, chosen(row, i, g), job.record ? given.data() + i * job.top_k : nullptr);
+    auto own = chosen(row, i, g);
+    if (job.block > 1) {
+      own = whole_blocks<M>(job, row, g, own);
+    }
+    finish<T, M>(job, row, g, own, job.record ? given.data() + i * most : nullptr);
   });
   if (job.record) {
     parallel_for(tokens, [&](size_t t) {
