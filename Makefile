@@ -1,6 +1,6 @@
 # Every command a developer needs; CMakePresets.json holds the builds. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup build model serve test test-stores asan tsan lint fmt golden record models bench examples clean
+.PHONY: help setup build model serve test test-stores asan tsan lint fmt golden record models bench memory-bench examples clean
 MAKEFLAGS += --no-print-directory
 SHELL := bash
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
@@ -18,7 +18,7 @@ store_servers = @servers=$$(tools/stores.sh) || exit 1; eval "$$servers"
 cpp_files = $$(git ls-files '*.h' '*.cpp')
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo '  Variables of serve: HOST=127.0.0.1 PORT=8000 MODEL=<file or folder> ARGS="<more flags>"'
 
 setup: ## Install what is missing: system packages, Rust, MLX in .venv
@@ -79,6 +79,12 @@ models: golden ## Measure every architecture against mlx-lm and renew the README
 bench: build ## Measure this server beside mlx_lm.server and llama-server on the same weights
 	@tools/venv.sh .venv-bench -r bench/requirements.txt
 	.venv-bench/bin/python bench/serve.py --model "$$(tools/model.sh)" $(ARGS)
+
+memory-bench: build ## Measure what memories are worth with the default model, beside the same text in the prompt
+	@tools/venv.sh .venv-bench -r bench/requirements.txt
+	build/bin/mlx_parallm memory-bench --model-path "$$(tools/model.sh)" --dtype float32 --speculative none --compare-keeping \
+	  --distractors 0,100,400 --quiet --result bench/results/memory.md $(ARGS)
+	.venv-bench/bin/python bench/plot_memory.py bench/results/memory.md docs/memory.svg
 
 examples: setup ## Build the example programs of the library
 	$(call cmake,release,--target examples)
