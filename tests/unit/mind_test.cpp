@@ -237,13 +237,13 @@ TEST_CASE("mind: a long reading holds up no request for other documents") {
   mind.add("short", "xy", "short");
   mind.reopen("two");
   mind.model->hold();
-  std::thread slow([&] { CHECK(ids_of(mind.manager->recall("long")) == bytes_of("abcdefgh")); });
-  mind.model->wait_reading(1);
   mind.model->on_read = [&](const Reading& reading) {
     if (reading.ids.back() == 'y') {
       mind.model->let_go();
     }
   };
+  std::thread slow([&] { CHECK(ids_of(mind.manager->recall("long")) == bytes_of("abcdefgh")); });
+  mind.model->wait_reading(1);
   CHECK(ids_of(mind.manager->recall("short")) == bytes_of("xy"));
   slow.join();
 }
