@@ -423,23 +423,28 @@ bool FileRecords::find_nearest(Space& space, const Selector& selector, std::vect
 }
 
 Selection FileRecords::select(const Selector& selector) {
-  for (int tries = 0; tries < most_tries; ++tries) {
+  for (bool alone : {false, false, false, true}) {
     Selection selection;
-    {
-      Lock lock(mutex_);
-      catch_up();
-      std::vector<Found> found;
-      for (const std::string& name : selector.spaces) {
-        const auto space = spaces_.find(name);
-        selection.versions.push_back(space == spaces_.end() ? 0 : space->second.version);
-        if (space != spaces_.end() && !find_nearest(space->second, selector, found)) {
-          find_all(space->second, selector, found);
-        }
+    std::unique_lock lock(mutex_);
+    std::optional<Writing> writing; // others change faster than their contents are read: once they wait
+    if (alone) {
+      writing.emplace(folder_);
+    }
+    catch_up();
+    std::vector<Found> found;
+    for (const std::string& name : selector.spaces) {
+      const auto space = spaces_.find(name);
+      selection.versions.push_back(space == spaces_.end() ? 0 : space->second.version);
+      if (space != spaces_.end() && !find_nearest(space->second, selector, found)) {
+        find_all(space->second, selector, found);
       }
-      order_hits(found, selector.top, [](const Found& of) -> const Document& { return *of.document; });
-      for (const Found& one : found) {
-        selection.hits.push_back({light(*one.document, selector.contents), one.similarity});
-      }
+    }
+    order_hits(found, selector.top, [](const Found& of) -> const Document& { return *of.document; });
+    for (const Found& one : found) {
+      selection.hits.push_back({light(*one.document, selector.contents), one.similarity});
+    }
+    if (!alone) {
+      lock.unlock();
     }
     bool gone = false;
     std::erase_if(selection.hits, [&](Hit& hit) {
