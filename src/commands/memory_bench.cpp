@@ -272,16 +272,16 @@ class FactsReport {
         const Score score = scored(bench, fmt::format("{} other texts", distractors), asking);
         cells.push_back(fmt::format("{:.2f}, {:.2f}", score.exact, score.logprob));
       };
-      if (bench.fits_prompt({})) {
-        cell({.with = With::prompt});
-      } else {
-        cells.emplace_back("longer than the context");
-      }
+      const bool fits = bench.fits_prompt({}); // memories at contiguous positions are part of the context too
+      const auto cell_if = [&](bool possible, const Asking& asking) {
+        possible ? cell(asking) : void(cells.emplace_back("longer than the context"));
+      };
+      cell_if(fits, {.with = With::prompt});
       for (const int most : {0, 4}) {
         for (const char* position : {"zero", "contiguous"}) {
           Asking one = asking(position, "16");
           one.most = most;
-          cell(one);
+          cell_if(fits || most > 0 || !one.how.contiguous, one);
         }
       }
       report_.say("| {} | {} | {} |", distractors, bench.text_tokens(), fmt::join(cells, " | "));
