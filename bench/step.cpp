@@ -55,7 +55,7 @@ std::shared_ptr<const Recalled> random_memories(const Model& model, mx::Dtype dt
   for (const auto& spec : model.cache_specs()) {
     const auto random = [&](int width) { return mx::random::normal({spec.kv_heads, count, width}, dtype); };
     memory->layers.emplace_back(MemoryLayer{random(spec.head_dim), random(spec.v_head_dim)});
-    mx::eval(memory->layers.back()->keys, memory->layers.back()->values);
+    mx::eval(memory->layers.back()->keys.data, memory->layers.back()->values.data);
   }
   auto memories = std::make_shared<Memories>(std::vector<std::shared_ptr<const Memory>>{std::move(memory)});
   return std::make_shared<Recalled>(std::move(memories), RecallHow{.top_k = top_k});
