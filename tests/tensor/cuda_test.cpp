@@ -199,7 +199,12 @@ TEST_CASE("cuda: quantized matmul equals a float32 sum of MLX's dequantized weig
       {bf16, 4, 64, 31, 96, 2048},
       {bf16, 4, 64, 33, 300, 128}, // some blocks have no groups
       {f16, 8, 128, cuda::most_rows, 48, 1024},
-      {bf16, 4, 64, 17, 12288 + 5, 256}}; // K isn't split
+      {bf16, 4, 64, 17, 12288 + 5, 256}, // K isn't split
+      {bf16, 4, 64, 64, 4096 + 40, 2048}, // blocks share tiles
+      {bf16, 4, 32, 50, 1030, 1024},
+      {f16, 4, 128, 20, 6000, 512},
+      {f16, 8, 32, 40, 1031, 1024},
+      {bf16, 8, 64, 24, 520, 4096}};
   for (auto& [type, bits, group, m, n, k] : cases) {
     CAPTURE(bits);
     CAPTURE(group);
@@ -255,7 +260,10 @@ TEST_CASE("cuda: dense matmul equals a float32 sum") {
       {bf16, 17, 200, 1088},
       {f16, 40, 129, 64}, // some blocks have no columns
       {bf16, 64, 300, 2048 + 64},
-      {bf16, 33, 12288 + 5, 192}}; // K isn't split
+      {bf16, 33, 12288 + 5, 192}, // K isn't split
+      {bf16, 64, 4096 + 40, 2048}, // blocks share tiles
+      {f16, 48, 1031, 4096},
+      {bf16, 30, 520, 14336}};
   for (auto& [type, m, n, k] : cases) {
     CAPTURE(m);
     CAPTURE(n);
@@ -280,7 +288,7 @@ cuda::Factor make_factor(int outputs, int inputs, int bits, int group, int seed)
 
 constexpr std::pair<int, int> bits_and_groups[] = {{16, 0}, {4, 64}, {8, 128}};
 
-TEST_CASE("cuda: matmuls at once give each one's own bits") {
+TEST_CASE("cuda: matmuls at once give what each gives alone") {
   if (skipped()) {
     return;
   }
@@ -294,7 +302,7 @@ TEST_CASE("cuda: matmuls at once give each one's own bits") {
         auto all = cuda::matmuls(x, matrices);
         REQUIRE(all.size() == matrices.size());
         for (size_t i = 0; i < all.size(); ++i) {
-          CHECK(mx::array_equal(all[i], cuda::matmul(x, matrices[i])).item<bool>());
+          CHECK(error(all[i], cuda::matmul(x, matrices[i])) < rounding(mx::bfloat16)); // K may be split otherwise
         }
       }
     }
@@ -318,7 +326,7 @@ TEST_CASE("cuda: a gate and a residual in a matmul's launch give the bits of ops
         auto gated = cuda::gated_matmul(cuda::matmul(x, first), cuda::matmul(x, second));
         CHECK(!cuda::gated_matmul(a, b));
         REQUIRE(gated);
-        CHECK(error(*gated, cuda::swiglu(a, b)) < 1e-6);
+        CHECK(error(*gated, cuda::swiglu(a, b)) < (m == 2 ? 1e-6 : 2 * rounding(mx::bfloat16))); // as above
         CHECK(mx::array_equal(cuda::add(residual, cuda::matmul(x, first)), residual + a).item<bool>());
         CHECK(mx::array_equal(cuda::add(residual, a), residual + a).item<bool>());
       }

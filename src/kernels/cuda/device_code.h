@@ -8,7 +8,7 @@ namespace parallm::cuda {
 // rows, of column g; of d rows g (d0, d1) and g + 8 (d2, d3), columns 2c, 2c+1 (PTX ISA, mma.m16n8k16).
 constexpr const char* device_code = R"cu(
 template <typename T> constexpr bool is_bf16 = false;
-template <> constexpr bool is_bf16<__nv_bfloat16> = true;
+template <> constexpr bool is_bf16<bfloat16> = true;
 template <typename T>
 __device__ inline void mma(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
   if constexpr (is_bf16<T>) {

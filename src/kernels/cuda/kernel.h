@@ -13,19 +13,21 @@
 namespace parallm::cuda {
 namespace mx = mlx::core;
 
-/** mx::fast::cuda_kernel for row-contiguous arrays, at less cost for the host, which else takes longer than a small
- * kernel runs: MLX puts a kernel's text together for each call and hashes it for each launch. So the text that it sees
- * is an #include of a file, which lives as long as the process, and a call like an earlier one takes over its
- * primitive. Engine thread only. */
+/** As mx::fast::cuda_kernel, of the body's text, for row-contiguous arrays; compiled by compile.h, and at less cost for
+ * the host, which else takes longer than a small kernel runs: a call like an earlier one takes over its primitive. The
+ * text finds inputs and outputs under their names (const T* and T*), an input's sizes, where it names them, as
+ * `name_shape[i]`, and `how`'s entries: numbers, and types. 16-bit floats are bfloat16 and float16, which turn into float
+ * and are made of it (rounded to the nearest even). Engine thread only. */
 class Kernel {
  public:
   Kernel(
-      const std::string& name,
-      const std::vector<std::string>& inputs,
-      const std::vector<std::string>& outputs,
+      std::string name,
+      std::vector<std::string> inputs,
+      std::vector<std::string> outputs,
       const std::string& source,
       const std::string& header = "",
-      int shared_memory = 0);
+      int shared_memory = 0, // bytes that a block has beside what the text declares
+      int blocks = 1); // that a multiprocessor is to hold at once: bounds the registers
 
   std::vector<mx::array> operator()(
       const std::vector<mx::array>& inputs,
@@ -36,8 +38,25 @@ class Kernel {
       const std::vector<std::pair<std::string, mx::fast::TemplateArg>>& how) const;
 
  private:
-  mx::fast::CustomKernelFunction function_;
+  std::string text(
+      const std::string& name,
+      const std::vector<mx::array>& inputs,
+      const std::vector<mx::Dtype>& types,
+      int threads,
+      const std::vector<std::pair<std::string, mx::fast::TemplateArg>>& how) const;
+
+  std::string name_;
+  std::vector<std::string> inputs_, outputs_;
+  std::vector<bool> shaped_; // inputs whose sizes the text names
+  std::string source_, header_;
+  int shared_memory_, blocks_;
+  mutable std::map<std::vector<int>, std::pair<std::string, std::string>> compiled_; // names and code
   mutable std::map<std::vector<int>, std::shared_ptr<mx::Primitive>> known_;
 };
+
+/** Of the GPU, times ten: 90 is 9.0. 0 where there is none. */
+int compute_capability();
+/** Its streaming multiprocessors. */
+int multiprocessors();
 
 } // namespace parallm::cuda

@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <map>
 #include <string>
 #include <tuple>
@@ -198,18 +199,10 @@ for (int e = 0; e < EACH; ++e) {
 }
 )cu";
 
-// MLX writes the kernel's head; this lets it have no more registers than so many blocks find.
-std::string bounds_code(int blocks) {
-  return fmt::format(
-      "#undef __global__\n#define __global__ __attribute__((global)) __launch_bounds__(256, {})\n", blocks);
-}
-
 constexpr int few_rows = 16; // of x: up to them, all eight warps share out K
 
 constexpr int warps = 8; // of a block
 constexpr int warp_rows = 32; // of w
-
-enum class End { plain, gated, added };
 
 struct Kind {
   bool codes;
@@ -269,19 +262,13 @@ Kernel kernel_of(const Kind& kind) {
   }
   find += fmt::format("constexpr bool GATED = {}, ADDED = {};\n", kind.end == End::gated, kind.end == End::added);
   return Kernel(
-      fmt::format(
-          "matmul_{}{}{}{}_{}_{}",
-          kind.codes ? 'c' : 'd',
-          int(kind.end),
-          kind.count,
-          kind.split ? "s" : "",
-          kind.blocks,
-          kind.shared),
+      "matmul",
       inputs,
       names,
       find + (kind.codes ? quantized_code : dense_code) + end_code,
-      bounds_code(kind.blocks) + device_code + copy_code,
-      kind.shared);
+      std::string(device_code) + copy_code,
+      kind.shared,
+      kind.blocks);
 }
 
 bool has_codes(const Factor& factor) {
@@ -352,6 +339,10 @@ launch(const mx::array& x, const std::vector<Factor>& factors, End end, const st
   const int rows = x.shape(0);
   const int count = factors.size(), parts = splits(rows, first);
   const bool codes = has_codes(first);
+  static const int least = std::getenv("PARALLM_HOPPER") ? std::atoi(std::getenv("PARALLM_HOPPER")) : 17;
+  if (rows >= least && hopper_multiplies(x, first)) {
+    return hopper_matmul(x, factors, end, added);
+  }
   const int blocks = rows <= (codes ? 8 : few_rows) ? 2 : 1;
   const Kind kind{codes, end, count, parts > 1, blocks, shared_memory(rows, first)};
   auto found = kernels.find(kind);

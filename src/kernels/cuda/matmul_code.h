@@ -2,8 +2,12 @@
 #pragma once
 
 #include "kernels/cuda/device_code.h"
+#include "kernels/cuda/ops.h"
 
 #include <mlx/mlx.h>
+
+#include <optional>
+#include <vector>
 
 namespace parallm::cuda {
 namespace mx = mlx::core;
@@ -14,6 +18,18 @@ namespace mx = mlx::core;
 // t*16 + g (i < 2) or + 8, and x's row m*8 + 2*c + i%2.
 extern const char* const quantized_code;
 extern const char* const dense_code;
+
+/** What a matmul's launch does with its results. */
+enum class End { plain, gated, added };
+
+/** matmul.cpp's launches on a Hopper GPU: each weight is read once, codes are rounded to x's dtype once they stand for
+ * weights. K is a multiple of 64, or of 128 for codes. -> the results. */
+bool hopper_multiplies(const mx::array& x, const Factor& factor);
+std::vector<mx::array> hopper_matmul(
+    const mx::array& x,
+    const std::vector<Factor>& factors,
+    End end,
+    const std::optional<mx::array>& added);
 
 /** x is of 16 bits, and the GPU gives a block so many bytes of shared memory. */
 bool has_shared_memory(mx::Dtype x, int bytes);

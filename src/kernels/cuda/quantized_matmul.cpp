@@ -2,6 +2,7 @@
 // lane holds a quarter of a group of each of its rows, and x is read in the same order. A group's codes times x are
 // summed exactly as small integers, then scaled in float32: y = scale * (sum of code * x) + bias * (sum of x), group by
 // group.
+#include "kernels/cuda/compile.h"
 #include "kernels/cuda/kernel.h"
 #include "kernels/cuda/matmul_code.h"
 #include "kernels/cuda/ops.h"
@@ -212,34 +213,19 @@ if constexpr (BITS == 4) {
 }
 )cu";
 
-/** Of the GPU, times ten: 90 is 9.0. 0 where there is none. */
-size_t compute_capability() {
-  static const size_t found = [] {
-    if (!mx::cu::is_available()) {
-      return size_t(0);
-    }
-    auto& info = mx::device_info(mx::Device::gpu);
-    auto major = info.find("compute_capability_major"), minor = info.find("compute_capability_minor");
-    return major == info.end() || minor == info.end()
-        ? 0
-        : 10 * std::get<size_t>(major->second) + std::get<size_t>(minor->second);
-  }();
-  return found;
-}
-
 } // namespace
 
 bool available() {
   static const bool found = [] {
     const char* wanted = std::getenv("PARALLM_CUDA_KERNELS");
-    return compute_capability() >= 80 && !(wanted && std::string_view(wanted) == "0");
+    return compute_capability() >= 80 && can_compile() && !(wanted && std::string_view(wanted) == "0");
   }();
   return found;
 }
 
 /** CUDA C++ Programming Guide, "Compute Capabilities"; consumer GPUs give a block 99 KiB. */
 bool has_shared_memory(mx::Dtype x, int bytes) {
-  const size_t at = compute_capability();
+  const int at = compute_capability();
   const int most = at >= 90 && at < 120 ? 227 : at == 80 || at == 87 ? 163 : 0;
   return bytes <= most * 1024 && (x == mx::float16 || x == mx::bfloat16);
 }
