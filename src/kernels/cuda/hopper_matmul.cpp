@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -19,18 +20,18 @@ namespace parallm::cuda {
 
 namespace {
 
-// What a piece of K is made of: 64 columns, or 128 of codes. A tile's rows are TR of w's; where GATED, eights of both
-// matrices in turn, so that a thread has a gate and what it gates.
+// A tile's rows are 64 of w's for each of the block's WG warp groups; where GATED, eights of both matrices in turn, so that
+// a thread has a gate and what it gates. A unit is COLUMNS of a tile's K.
 constexpr const char* sizes_code = R"cu(
-constexpr int THREADS = 256, TR = 128 * MT, OUTPUTS = GATED ? TR / 2 : TR;
-constexpr int CHUNK = BITS == 16 ? 64 : 128, BYTES = CHUNK * BITS / 8; // of a row's piece
+constexpr int THREADS = 128 * WG, ROWS = 64 * WG, OUTPUTS = GATED ? ROWS / 2 : ROWS;
 )cu";
 
 // Then stands `find`, which says where a tile lies.
 constexpr const char* begin_code = R"cu(
-constexpr int PARTS = BYTES / 16, STEP = THREADS / PARTS, COPIES = TR / STEP;
-constexpr int W_STAGE = TR * BYTES, X_STAGE = MR * CHUNK * 2;
-const int M = x_shape[0], K = x_shape[1], chunks = K / CHUNK, t = threadIdx.x;
+constexpr int BYTES = COLUMNS * BITS / 8, PARTS = BYTES / 16, STEP = THREADS / PARTS, COPIES = ROWS / STEP;
+constexpr int X_PARTS = COLUMNS / 8, X_STEP = THREADS / X_PARTS;
+constexpr int W_STAGE = ROWS * BYTES, X_STAGE = MR * COLUMNS * 2;
+const int M = x_shape[0], K = x_shape[1], chunks = K / COLUMNS, t = threadIdx.x;
 const int lane = t % 32, c = lane % 4, g = lane / 4, group = t / 128, warp = t % 128 / 32;
 const int total = tiles * chunks;
 auto start_of = [&](int block) { return int((long)total * block / gridDim.x); };
@@ -39,32 +40,29 @@ const int begin = start_of(blockIdx.x), end = start_of(blockIdx.x + 1);
 extern __shared__ char shared[];
 const unsigned at0 = (unsigned)__cvta_generic_to_shared(shared), base = (at0 + 1023) / 1024 * 1024;
 char* const w_ring = shared + (base - at0);
-char* const x_ring = w_ring + STAGES * W_STAGE;
 
-// w's pieces, fetched ahead: unit `fetched` of the ring is the next.
+// Units are fetched ahead. They lie in columns of 128 bytes, whose parts of 16 are swapped by the row's place among
+// eight, so that reads meet different banks.
 int fetched = begin, fetch_chunk = begin % chunks;
 Place fetch_place = find(begin / chunks);
+const int w_part = t % PARTS, w_row = t / PARTS, x_part0 = t % X_PARTS, x_row0 = t / X_PARTS;
+auto place_of = [](int part, int row, int rows) { return (part / 8 * rows + row) * 128 + (part ^ row) % 8 * 16; };
+const unsigned w_to = base + place_of(w_part, w_row, ROWS);
+const unsigned x_to = base + STAGES * W_STAGE + place_of(x_part0, x_row0, MR);
 auto fetch = [&](int stage) {
   if (fetched < end) {
-    const int r0 = t / PARTS, j = t % PARTS;
+    const long skip = (long)fetch_chunk * BYTES + w_part * 16;
 #pragma unroll
     for (int i = 0; i < COPIES; ++i) {
-      const int r = r0 + i * STEP; // of the tile
-      const int n = fetch_place.tile * OUTPUTS + (GATED ? r / 16 * 8 + r % 8 : r);
-      const char* from = (const char*)(GATED && r % 16 >= 8 ? fetch_place.w2 : fetch_place.w);
-      const int to = BITS == 4 ? j : BITS == 8 ? j ^ r % 2 : j ^ r % 8;
-      copy_later<16>(w_ring + stage * W_STAGE + r * BYTES + to * 16,
-                     from + ((long)min(n, fetch_place.N - 1) * chunks + fetch_chunk) * BYTES + j * 16);
+      const int r = w_row + i * STEP; // of the tile
+      const int n = min(fetch_place.tile * OUTPUTS + (GATED ? r / 16 * 8 + r % 8 : r), fetch_place.N - 1);
+      copy_16(w_to + stage * W_STAGE + i * STEP * 128,
+              (const char*)(GATED && r % 16 >= 8 ? fetch_place.w2 : fetch_place.w) + (long)n * chunks * BYTES + skip);
     }
-    if constexpr (BITS == 16) {
 #pragma unroll
-      for (int i = 0; i < (MR * 8 + THREADS - 1) / THREADS; ++i) {
-        const int row = t / 8 + i * (THREADS / 8), j = t % 8;
-        if (row < M) // what stands in others' places reaches no result
-          copy_later<16>(x_ring + stage * X_STAGE + row * 128 + (j ^ row % 8) * 16,
-                         x + (long)row * K + fetch_chunk * 64 + j * 8);
-      }
-    }
+    for (int i = 0; i < (MR + X_STEP - 1) / X_STEP; ++i)
+      if (const int row = x_row0 + i * X_STEP; row < M) // what stands in others' places reaches no result
+        copy_16(x_to + stage * X_STAGE + i * X_STEP * 128, x + (long)row * K + fetch_chunk * COLUMNS + x_part0 * 8);
     ++fetched;
     if (++fetch_chunk == chunks) {
       fetch_chunk = 0;
@@ -76,151 +74,112 @@ auto fetch = [&](int stage) {
 #pragma unroll
 for (int i = 0; i < STAGES - 1; ++i) fetch(i);
 
-float acc[MT][MR / 2];
+float acc[MR / 2];
 int chunk = begin % chunks, from_chunk = chunk, tile_index = begin / chunks;
 Place place = find(tile_index);
 )cu";
 
-constexpr const char* dense_loop = R"cu(
-for (int unit = begin, stage = 0; unit < end; ++unit, stage = (stage + 1) % STAGES) {
+constexpr const char* loop_code = R"cu(
+for (int unit = begin, stage = 0, next = STAGES - 1; unit < end;
+     ++unit, stage = stage + 1 == STAGES ? 0 : stage + 1, next = next + 1 == STAGES ? 0 : next + 1) {
   asm volatile("cp.async.wait_group %0;\nfence.proxy.async;" ::"n"(STAGES - 2) : "memory");
   __syncthreads();
-  fetch((stage + STAGES - 1) % STAGES);
-  const unsigned ws = base + stage * W_STAGE + group * MT * 64 * 128;
-  const unsigned xs = base + STAGES * W_STAGE + stage * X_STAGE;
+  fetch(next);
+  const unsigned long long xs = swizzled(base + STAGES * W_STAGE + stage * X_STAGE);
+)cu";
+
+constexpr const char* dense_multiply_code = R"cu(
+  const unsigned long long ws = swizzled(base + stage * W_STAGE + group * 64 * 128);
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-  for (int k = 0; k < 4; ++k)
-#pragma unroll
-    for (int m = 0; m < MT; ++m)
-      multiply<T>(acc[m], swizzled(ws + m * 64 * 128 + k * 32), swizzled(xs + k * 32), chunk != from_chunk || k > 0);
+  for (int k = 0; k < COLUMNS / 16; ++k)
+    multiply<T>(acc, ws + k / 4 * (ROWS * 8) + k % 4 * 2, xs + k / 4 * (MR * 8) + k % 4 * 2, chunk != from_chunk || k > 0);
   asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
   hold(acc);
 )cu";
 
-// A lane has 32 columns of a row's piece, which lie together, for all eight steps of 16: in step s its four are
-//   4 bits: of word s / 2, codes 0, 4 and 1, 5 (s even) or 2, 6 and 3, 7
-//   8 bits: the four codes of word s
-// so x is laid out in that order: of each step, [half][eight of rows][row][16 bytes], lane c's pair at 4c.
-constexpr const char* codes_loop = R"cu(
+// Before the loop: the scales and biases of the lane's two rows, eight groups at once, and the next eight, on their way.
+constexpr const char* scales_code = R"cu(
 constexpr unsigned MAGIC = is_bf16<T> ? 0x43004300 : 0x64006400; // 128 or 1024, to whose last bits a code is added
-const int x_row = t % MR, x_part = t / MR;
-uint4 later[4]; // x's next piece, on its way
-auto load_x = [&](int piece) {
+constexpr int EIGHT = 8 * GROUP / COLUMNS; // units
+uint4 scales[2], biases[2], next_scales[2], next_biases[2];
+auto load_scales = [&](const Place& from, int eight) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
-    later[i] = x_row < M ? *(const uint4*)(x + (long)x_row * K + piece * CHUNK + i * 32 + x_part * 8) : make_uint4(0, 0, 0, 0);
-};
-auto store_x = [&](int stage) {
-  auto to = [&](int step, int half) {
-    return (uint4*)(x_ring + stage * X_STAGE + ((step * 2 + half) * (MR / 8) + x_row / 8) * 128 + x_row % 8 * 16);
-  };
-  const uint4 *v = later;
-  if constexpr (BITS == 4) {
-    auto pairs = [](unsigned a0, unsigned b0, unsigned a1, unsigned b1, unsigned a2, unsigned b2, unsigned a3, unsigned b3, unsigned how) {
-      return make_uint4(__byte_perm(a0, b0, how), __byte_perm(a1, b1, how), __byte_perm(a2, b2, how), __byte_perm(a3, b3, how));
-    };
-    *to(2 * x_part, 0) = pairs(v[0].x, v[0].z, v[1].x, v[1].z, v[2].x, v[2].z, v[3].x, v[3].z, 0x5410);
-    *to(2 * x_part, 1) = pairs(v[0].x, v[0].z, v[1].x, v[1].z, v[2].x, v[2].z, v[3].x, v[3].z, 0x7632);
-    *to(2 * x_part + 1, 0) = pairs(v[0].y, v[0].w, v[1].y, v[1].w, v[2].y, v[2].w, v[3].y, v[3].w, 0x5410);
-    *to(2 * x_part + 1, 1) = pairs(v[0].y, v[0].w, v[1].y, v[1].w, v[2].y, v[2].w, v[3].y, v[3].w, 0x7632);
-  } else {
-    *to(2 * x_part, 0) = make_uint4(v[0].x, v[1].x, v[2].x, v[3].x);
-    *to(2 * x_part, 1) = make_uint4(v[0].y, v[1].y, v[2].y, v[3].y);
-    *to(2 * x_part + 1, 0) = make_uint4(v[0].z, v[1].z, v[2].z, v[3].z);
-    *to(2 * x_part + 1, 1) = make_uint4(v[0].w, v[1].w, v[2].w, v[3].w);
+  for (int i = 0; i < 2; ++i) {
+    const int r = group * 64 + warp * 16;
+    const int n = from.tile * OUTPUTS + (GATED ? r / 2 : r + i * 8) + g;
+    const long at = (long)min(n, from.N - 1) * (K / GROUP / 8) + eight;
+    next_scales[i] = ((const uint4*)(GATED && i ? from.s2 : from.s))[at];
+    next_biases[i] = ((const uint4*)(GATED && i ? from.b2 : from.b))[at];
   }
-  asm volatile("fence.proxy.async;" ::: "memory");
 };
-const bool has_x = t < MR * 4;
-// The scales and biases of the lane's rows, of one group each, a unit ahead.
-unsigned short scale_bits[MT][2], bias_bits[MT][2];
-Place scale_place = place;
-auto load_scales = [&](int piece) {
+auto take_scales = [&] {
 #pragma unroll
-  for (int m = 0; m < MT; ++m)
+  for (int i = 0; i < 2; ++i) {
+    scales[i] = next_scales[i];
+    biases[i] = next_biases[i];
+  }
+};
+auto twice = [&](const uint4& eight, int i) { // the i-th number, twice
+  const unsigned two = i & 4 ? (i & 2 ? eight.w : eight.z) : (i & 2 ? eight.y : eight.x);
+  return __byte_perm(two, two, i & 1 ? 0x3232 : 0x1010);
+};
+load_scales(place, chunk / EIGHT);
+)cu";
+
+// A lane turns its codes of each step's 16 columns into what the instruction takes of it: columns 2c, 2c + 1 and 2c + 8,
+// 2c + 9 of rows g and g + 8. 64 columns are turned while the last ones are multiplied.
+constexpr const char* codes_multiply_code = R"cu(
+  if (chunk % EIGHT == 0 || unit == begin) {
+    take_scales();
+    if (chunk / EIGHT + 1 < chunks / EIGHT) {
+      load_scales(place, chunk / EIGHT + 1);
+    } else if (unit + chunks - chunk < end) {
+      load_scales(find(tile_index + 1), 0);
+    }
+  }
+  unsigned a[2][4][4];
+#pragma unroll
+  for (int part = 0; part < COLUMNS / 64; ++part) {
+    unsigned(&now)[4][4] = a[part % 2];
+    if (part > 1) asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); // has read these registers
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int r = (group * MT + m) * 64 + warp * 16;
-      const int n = scale_place.tile * OUTPUTS + (GATED ? r / 2 : r + i * 8) + g;
-      const long at = (long)min(n, scale_place.N - 1) * (K / GROUP) + (piece * CHUNK + c * 32) / GROUP;
-      scale_bits[m][i] = ((const unsigned short*)(GATED && i ? scale_place.s2 : scale_place.s))[at];
-      bias_bits[m][i] = ((const unsigned short*)(GATED && i ? scale_place.b2 : scale_place.b))[at];
-    }
-};
-if (has_x) {
-  load_x(chunk);
-  store_x(0);
-  load_x((chunk + 1) % chunks);
-}
-load_scales(chunk);
-for (int unit = begin, stage = 0; unit < end; ++unit, stage = (stage + 1) % STAGES) {
-  asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
-  __syncthreads();
-  fetch((stage + STAGES - 1) % STAGES);
-  const int x_stage = (unit - begin) % 2;
-  const unsigned xs = base + STAGES * W_STAGE + x_stage * X_STAGE;
-  unsigned scale[MT][2], bias[MT][2];
+      const int r = group * 64 + warp * 16 + i * 8 + g;
+      unsigned scale = 0, bias = 0;
+      auto number = [&](unsigned codes) { return fused<T>(codes, scale, bias); };
+      auto value = [&](unsigned codes) { return number(fused<T>(codes, ONE, MINUS)); };
 #pragma unroll
-  for (int m = 0; m < MT; ++m)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      scale[m][i] = scale_bits[m][i] * 0x10001u;
-      bias[m][i] = bias_bits[m][i] * 0x10001u;
-    }
-  if (unit + 1 < end) {
-    if (chunk + 1 == chunks) scale_place = find(tile_index + 1);
-    load_scales((chunk + 1) % chunks);
-  }
-  uint4 words[MT][2]; // 4 bits
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    unsigned a[MT][4][4];
-#pragma unroll
-    for (int m = 0; m < MT; ++m)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int r = (group * MT + m) * 64 + warp * 16 + i * 8 + g;
-        const char* row = w_ring + stage * W_STAGE + r * BYTES;
-        auto value = [&](unsigned pair) { return fused<T>(fused<T>(pair, ONE, MINUS), scale[m][i], bias[m][i]); };
-        if constexpr (BITS == 4) {
-          if (half == 0) words[m][i] = *(const uint4*)(row + c * 16);
-#pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            const uint4 q = words[m][i];
-            const unsigned w = half ? (j ? q.w : q.z) : (j ? q.y : q.x);
-            a[m][2 * j][i] = value(codes(w, 0x000F000F, MAGIC));
-            a[m][2 * j][i + 2] = value(codes(w >> 4, 0x000F000F, MAGIC));
-            a[m][2 * j + 1][i] = value(codes(w >> 8, 0x000F000F, MAGIC));
-            a[m][2 * j + 1][i + 2] = value(codes(w >> 12, 0x000F000F, MAGIC));
-          }
+      for (int k = 0; k < 4; ++k) {
+        if (k % (GROUP / 16) == 0) {
+          const int at = chunk % EIGHT * (COLUMNS / GROUP) + (part * 64 + k * 16) / GROUP;
+          scale = twice(scales[i], at);
+          bias = twice(biases[i], at);
+        }
+        const int of_16 = BITS == 4 ? part * 2 + k / 2 : part * 4 + k; // bytes
+        const uint4 q = *(const uint4*)(w_ring + stage * W_STAGE + (of_16 / 8 * ROWS + r) * 128 + (of_16 % 8 ^ g) * 16);
+        if constexpr (BITS == 4) { // byte c of a word has columns 2c and 2c + 1
+          const unsigned how = c * 0x1111 + 0x4400, first = k % 2 ? q.z : q.x, second = k % 2 ? q.w : q.y;
+          now[k][i] = value(codes(__byte_perm(first, first >> 4, how), 0x000F000F, MAGIC));
+          now[k][i + 2] = value(codes(__byte_perm(second, second >> 4, how), 0x000F000F, MAGIC));
         } else {
-          const uint4 q = *(const uint4*)(row + ((2 * c + half) ^ r % 2) * 16);
-          const unsigned ws[4] = {q.x, q.y, q.z, q.w};
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            if constexpr (is_bf16<T>) { // a code is exact by itself
-              auto code = [&](int k) { return __uint_as_float(__byte_perm(ws[j], 0x4B000000, 0x7540 | k)) - 8388608.f; };
-              a[m][j][i] = fused<T>(pair<T>(code(0), code(1)), scale[m][i], bias[m][i]);
-              a[m][j][i + 2] = fused<T>(pair<T>(code(2), code(3)), scale[m][i], bias[m][i]);
-            } else {
-              a[m][j][i] = value(__byte_perm(ws[j], 0x64646464, 0x4140));
-              a[m][j][i + 2] = value(__byte_perm(ws[j], 0x64646464, 0x4342));
-            }
+          const unsigned first = c / 2 ? q.y : q.x, second = c / 2 ? q.w : q.z, from = c % 2 * 2;
+          if constexpr (is_bf16<T>) { // a code is exact by itself
+            auto code = [&](unsigned w, unsigned b) { return __uint_as_float(__byte_perm(w, 0x4B000000, 0x7540 | from + b)) - 8388608.f; };
+            now[k][i] = number(pair<T>(code(first, 0), code(first, 1)));
+            now[k][i + 2] = number(pair<T>(code(second, 0), code(second, 1)));
+          } else {
+            const unsigned how = 0x4140 + from * 0x0101;
+            now[k][i] = value(__byte_perm(first, 0x64646464, how));
+            now[k][i + 2] = value(__byte_perm(second, 0x64646464, how));
           }
         }
       }
+    }
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-    for (int k = 0; k < 4; ++k)
-#pragma unroll
-      for (int m = 0; m < MT; ++m)
-        multiply<T>(acc[m], a[m][k], cores(xs + (half * 4 + k) * MR * 32, MR * 16), chunk != from_chunk || half + k > 0);
+    for (int k = 0; k < 4; ++k) multiply<T>(acc, now[k], xs + part * (MR * 8) + k * 2, chunk != from_chunk || part + k > 0);
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-    if (half == 0 && unit + 1 < end && has_x) {
-      store_x(1 - x_stage);
-      load_x((chunk + 2) % chunks);
-    }
   }
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
   hold(acc);
@@ -232,8 +191,24 @@ constexpr const char* end_code = R"cu(
   if (++chunk < chunks && unit + 1 < end) continue;
   const bool whole = from_chunk == 0 && chunk == chunks;
   bool mine = whole;
+  // Two outputs of each of a thread's rows of x are added to: asked for early.
+  const int N = place.N, n0 = place.tile * OUTPUTS + (group * 64 + warp * 16) / (GATED ? 2 : 1) + 2 * c;
+  unsigned more[ADDED ? MR / 8 : 1][2] = {};
+  auto ask_more = [&] {
+    if constexpr (ADDED) {
+#pragma unroll
+      for (int e = 0; e < MR / 8; ++e)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int row = e * 8 + g, n = n0 + i * 8;
+          const unsigned short* from = (const unsigned short*)added + (long)row * N + n;
+          if (row < M && n < N) more[e][i] = N % 2 == 0 ? *(const unsigned*)from : n + 1 < N ? from[0] | from[1] << 16 : from[0];
+        }
+    }
+  };
+  if (whole) ask_more();
   if (!whole) {
-    constexpr int FOURS = MT * MR / 8;
+    constexpr int FOURS = MR / 8;
     const int first = block_of(tile_index * chunks), last = block_of(tile_index * chunks + chunks - 1);
     auto slot = [&](int block) { // a block has at most two parts of tiles: its first, and its last
       const int which = start_of(block) / chunks == tile_index ? 0 : 1;
@@ -241,10 +216,8 @@ constexpr const char* end_code = R"cu(
     };
     float4* to = slot(blockIdx.x);
 #pragma unroll
-    for (int i = 0; i < FOURS; ++i) {
-      const float* from = &acc[i / (MR / 8)][i % (MR / 8) * 4];
-      __stcg(to + i * THREADS, make_float4(from[0], from[1], from[2], from[3]));
-    }
+    for (int i = 0; i < FOURS; ++i)
+      __stcg(to + i * THREADS, make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]));
     __shared__ unsigned before;
     __threadfence();
     __syncthreads();
@@ -253,62 +226,68 @@ constexpr const char* end_code = R"cu(
     mine = before == last - first;
     if (mine) {
       __threadfence();
+      ask_more();
+      constexpr int AT_ONCE = WG == 2 ? 4 : 2; // blocks whose parts are asked for together
 #pragma unroll
-      for (int i = 0; i < MT * MR / 2; ++i) acc[i / (MR / 2)][i % (MR / 2)] = 0;
-      for (int block = first; block <= last; ++block) {
-        const float4* from = slot(block);
+      for (int i = 0; i < MR / 2; ++i) acc[i] = 0;
+      for (int block = first; block <= last; block += AT_ONCE) {
+        float4 parts[AT_ONCE][FOURS];
 #pragma unroll
-        for (int i = 0; i < FOURS; ++i) {
-          const float4 part = __ldcg(from + i * THREADS);
-          float* sum = &acc[i / (MR / 8)][i % (MR / 8) * 4];
-          sum[0] += part.x, sum[1] += part.y, sum[2] += part.z, sum[3] += part.w;
-        }
+        for (int k = 0; k < AT_ONCE; ++k)
+#pragma unroll
+          for (int i = 0; i < FOURS; ++i)
+            if (block + k <= last) parts[k][i] = __ldcg(slot(block + k) + i * THREADS);
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; ++k)
+#pragma unroll
+          for (int i = 0; i < FOURS; ++i) {
+            if (block + k > last) continue;
+            acc[4 * i] += parts[k][i].x, acc[4 * i + 1] += parts[k][i].y;
+            acc[4 * i + 2] += parts[k][i].z, acc[4 * i + 3] += parts[k][i].w;
+          }
       }
     }
   }
   if (mine) {
-    const int N = place.N;
+    unsigned twos[MR / 8][GATED ? 1 : 2]; // of a row of x, once the lanes have exchanged them
 #pragma unroll
-    for (int m = 0; m < MT; ++m) {
-      unsigned twos[MR / 8][GATED ? 1 : 2]; // of a row, once the lanes have exchanged them
+    for (int e = 0; e < MR / 8; ++e)
 #pragma unroll
-      for (int e = 0; e < MR / 8; ++e)
+      for (int i = 0; i < (GATED ? 1 : 2); ++i) {
+        const float* y = &acc[e * 4];
+        float two[2] = {y[2 * i], y[2 * i + 1]};
+        if constexpr (GATED) {
 #pragma unroll
-        for (int i = 0; i < (GATED ? 1 : 2); ++i) {
-          const float* y = &acc[m][e * 4];
-          float two[2] = {y[2 * i], y[2 * i + 1]};
-          if constexpr (GATED) {
-#pragma unroll
-            for (int q = 0; q < 2; ++q) {
-              const float gate = float(T(y[q]));
-              two[q] = gate / (1 + expf(-gate)) * float(T(y[2 + q]));
-            }
-          }
-          asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(twos[e][i]) : "r"(pair<T>(two[0], two[1])));
-        }
-      const int n0 = place.tile * OUTPUTS + ((group * MT + m) * 64 + warp * 16) / (GATED ? 2 : 1) + 2 * c;
-#pragma unroll
-      for (int e = 0; e < MR / 8; ++e)
-#pragma unroll
-        for (int i = 0; i < (GATED ? 1 : 2); ++i) {
-          const int row = e * 8 + g, n = n0 + i * 8;
-          if (row >= M || n >= N) continue;
-          const long at = (long)row * N + n;
-          T two[2];
-          memcpy(two, &twos[e][i], 4);
-          if constexpr (ADDED) {
-            two[0] = T(float(added[at]) + float(two[0]));
-            if (n + 1 < N) two[1] = T(float(added[at + 1]) + float(two[1]));
-          }
-          if (N % 2 == 0) {
-            memcpy(&twos[e][i], two, 4);
-            *(unsigned*)(place.out + at) = twos[e][i];
-          } else {
-            place.out[at] = two[0];
-            if (n + 1 < N) place.out[at + 1] = two[1];
+          for (int q = 0; q < 2; ++q) {
+            const float gate = float(T(y[q]));
+            two[q] = gate / (1 + expf(-gate)) * float(T(y[2 + q]));
           }
         }
-    }
+        asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(twos[e][i]) : "r"(pair<T>(two[0], two[1])));
+      }
+#pragma unroll
+    for (int e = 0; e < MR / 8; ++e)
+#pragma unroll
+      for (int i = 0; i < (GATED ? 1 : 2); ++i) {
+        const int row = e * 8 + g, n = n0 + i * 8;
+        if (row >= M || n >= N) continue;
+        const long at = (long)row * N + n;
+        T two[2];
+        memcpy(two, &twos[e][i], 4);
+        if constexpr (ADDED) {
+          T from[2];
+          memcpy(from, &more[e][i], 4);
+#pragma unroll
+          for (int q = 0; q < 2; ++q) two[q] = T(float(from[q]) + float(two[q]));
+        }
+        if (N % 2 == 0) {
+          memcpy(&twos[e][i], two, 4);
+          *(unsigned*)(place.out + at) = twos[e][i];
+        } else {
+          place.out[at] = two[0];
+          if (n + 1 < N) place.out[at + 1] = two[1];
+        }
+      }
   }
   chunk = from_chunk = 0;
   place = find(++tile_index);
@@ -359,16 +338,13 @@ constexpr const char* descriptor_code = R"cu(
 __device__ inline unsigned long long swizzled(unsigned at) {
   return (at & 0x3FFFF) >> 4 | 1ull << 16 | (1024ull >> 4) << 32 | 1ull << 62;
 }
-// Eights of rows by 16 bytes, 128 bytes each, those of the next rows behind; `next` bytes on, those of the next columns.
-__device__ inline unsigned long long cores(unsigned at, unsigned next) {
-  return (at & 0x3FFFF) >> 4 | (unsigned long long)(next >> 4) << 16 | (128ull >> 4) << 32;
+template <int N>
+__device__ inline void hold(float (&x)[N]) { // the compiler reads none of them before
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+f"(x[i])::"memory");
 }
-template <int A, int B>
-__device__ inline void hold(float (&x)[A][B]) { // the compiler reads none of them before
-#pragma unroll
-  for (int i = 0; i < A; ++i)
-#pragma unroll
-    for (int j = 0; j < B; ++j) asm volatile("" : "+f"(x[i][j])::"memory");
+__device__ inline void copy_16(unsigned to, const void* from) { // later, to shared memory
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 template <typename T>
 __device__ inline unsigned fused(unsigned a, unsigned b, unsigned c) { // a * b + c, twice, each rounded once
@@ -441,7 +417,8 @@ Kernel kernel_of(const Kind& kind) {
       "hopper_matmul",
       inputs,
       names,
-      ends + sizes_code + tiles + ";\n" + find + begin_code + (kind.codes ? codes_loop : dense_loop) + end_code,
+      ends + sizes_code + tiles + ";\n" + find + begin_code + (kind.codes ? scales_code : "") + loop_code +
+          (kind.codes ? codes_multiply_code : dense_multiply_code) + end_code,
       std::string(device_code) + copy_code + descriptor_code + multiply_code(kind.rows),
       kind.shared,
       kind.blocks);
@@ -474,14 +451,23 @@ const Scratch& scratch_of(int tiles, int floats) {
   return scratch;
 }
 
-int chunk_of(const Factor& factor) {
-  return factor.bits == 16 ? 64 : 128;
+/** A unit's columns, 0: there are none. */
+int columns_of(const mx::array& x, const Factor& factor) {
+  static const int forced = std::getenv("PARALLM_COLUMNS") ? std::atoi(std::getenv("PARALLM_COLUMNS")) : 0;
+  const int inputs = x.shape(1);
+  if (factor.bits == 16) {
+    const int most = forced ? forced : 256;
+    return inputs % most == 0 ? most : inputs % 64 == 0 ? 64 : 0;
+  }
+  // Scales are read by eights, 16 bytes; a unit has no more, and rows of 128 bytes or more.
+  const int most = forced && factor.group_size > 32 && factor.bits == 4 ? forced : factor.bits == 4 ? 256 : 128;
+  return inputs % (8 * factor.group_size) == 0 && inputs % most == 0 ? most : 0;
 }
 
 } // namespace
 
 bool hopper_multiplies(const mx::array& x, const Factor& factor) {
-  return compute_capability() == 90 && x.shape(1) % chunk_of(factor) == 0 && x.shape(1) > 0;
+  return compute_capability() == 90 && x.shape(1) > 0 && columns_of(x, factor) > 0;
 }
 
 std::vector<mx::array> hopper_matmul(
@@ -493,12 +479,19 @@ std::vector<mx::array> hopper_matmul(
   const auto& first = factors[0];
   const int rows = x.shape(0), eights = rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
   const bool codes = first.bits < 16;
-  constexpr int halves = 1; // MT: a warp group's 64s of a tile
-  const int tile = 128 * halves, outputs = end == End::gated ? tile / 2 : tile;
-  const int chunk = chunk_of(first), stages = 4;
-  const int w_stage = tile * chunk * first.bits / 8, x_stage = eights * chunk * 2;
-  const int shared = 1024 + stages * w_stage + (codes ? 2 : stages) * x_stage;
-  const Kind kind{codes, end, int(factors.size()), shared, eights, 2};
+  int all = 0; // outputs
+  for (const auto& factor : factors) {
+    all += factor.w.shape(0);
+  }
+  // With more warp groups a block reads x less often; with fewer, fewer blocks share a tile.
+  static const int forced = std::getenv("PARALLM_WG") ? std::atoi(std::getenv("PARALLM_WG")) : 0;
+  const int groups = forced ? forced : codes && all / 192 >= multiprocessors() ? 3 : 2;
+  const int tile = 64 * groups, outputs = end == End::gated ? tile / 2 : tile;
+  const int columns = columns_of(x, first), w_stage = tile * columns * first.bits / 8;
+  const int x_stage = eights * columns * 2;
+  constexpr int memory = 216 << 10;
+  const int stages = std::min(8, memory / (w_stage + x_stage)), shared = 1024 + stages * (w_stage + x_stage);
+  const Kind kind{codes, end, int(factors.size()), shared, eights, 1};
   auto found = kernels.find(kind);
   if (found == kernels.end()) {
     found = kernels.emplace(kind, kernel_of(kind)).first;
@@ -519,7 +512,7 @@ std::vector<mx::array> hopper_matmul(
   if (added) {
     inputs.push_back(*added);
   }
-  const int blocks = std::min(tiles * (x.shape(1) / chunk), multiprocessors() * kind.blocks);
+  const int blocks = std::min(tiles * (x.shape(1) / columns), multiprocessors() * kind.blocks);
   const auto& scratch = scratch_of(tiles, blocks * 2 * tile * eights);
   inputs.insert(inputs.end(), {scratch.counters, scratch.sums});
   const std::vector<mx::Dtype> types(shapes.size(), x.dtype());
@@ -527,13 +520,14 @@ std::vector<mx::array> hopper_matmul(
       inputs,
       shapes,
       types,
-      {blocks * 256, 1, 1},
-      {256, 1, 1},
+      {blocks * 128 * groups, 1, 1},
+      {128 * groups, 1, 1},
       {{"T", x.dtype()},
        {"BITS", first.bits},
        {"GROUP", codes ? first.group_size : 1},
        {"MR", eights},
-       {"MT", halves},
+       {"WG", groups},
+       {"COLUMNS", columns},
        {"STAGES", stages}});
 }
 
