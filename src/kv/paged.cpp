@@ -249,15 +249,19 @@ class OpsLayer : public States {
   }
 
   Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
-    if (takes(q, k, v, how) && step_->only_decodes()) {
-      cuda::OpenAttention open{mx::array(0.0f), mx::array(0.0f)};
-      auto out = attend_in_place(q, k, v, how, &open);
+    cuda::OpenAttention open{mx::array(0.0f), mx::array(0.0f)};
+    const bool kernels = takes(q, k, v, how);
+    auto out = kernels ? attend_in_place(q, k, v, how, &open) : attend(q, k, v, how);
+    if (kernels && step_->only_decodes()) {
       return {out, in_order({open.masses}), in_order({open.rotated})};
     }
-    auto out = attend(q, k, v, how);
     auto rotated = step_->rotated(q, how);
     std::vector<mx::array> parts;
-    for (auto& reading : step_->readings({how.window, how.chunk})) {
+    const bool decoded = kernels && step_->decoding_rows();
+    if (decoded) {
+      parts.push_back(open.masses);
+    }
+    for (auto& reading : step_->readings({how.window, how.chunk}, !decoded)) {
       auto keys =
           kernels_ ? heads_first(cuda::read_pool(k_pool_[0], reading.slots, out), reading) : read(k_pool_, reading);
       parts.push_back(masses(rotated, keys, reading, how));
@@ -363,7 +367,8 @@ class OpsLayer : public States {
         v.dtype() == options_.dtype;
   }
 
-  /** By kernels/cuda, but for a prefill's sums. `open`, of decoding rows alone and in their order: see paged_decode. */
+  /** By kernels/cuda, but for a prefill's sums. `open`, where there are decoding rows, takes theirs: see paged_decode.
+   */
   mx::array attend_in_place(
       const mx::array& q,
       const mx::array& k,

@@ -267,10 +267,10 @@ class RecallLayer : public Cache {
     const auto& keys = memories.keys.data;
     const auto& values = memories.values.data;
     const cuda::RecallShape own{shape.top_k, shape.scale, shape.softcap, shape.by_dot, shape.threshold};
-    const bool by_kernels =
-        by_ == By::cuda && !memories.keys.is_coded() && shape.block == 1 && cuda::recalls(q, keys, values, own);
-    const int most = by_kernels ? cuda::recall_tokens(q, keys)
-                                : std::max<int>(1, most_scores / (size_t(q.shape(1)) * memories.keys.shape(1)));
+    if (by_ == By::cuda && !memories.keys.is_coded() && shape.block == 1 && cuda::recalls(q, keys, values, own)) {
+      return cuda::recall(q, keys, memories.inverse_norms, values, local, masses, own, record);
+    }
+    const int most = std::max<int>(1, most_scores / (size_t(q.shape(1)) * memories.keys.shape(1)));
     std::vector<mx::array> parts, records;
     for (int t = 0; t < tokens; t += most) {
       const auto part = [&](const mx::array& x) {
@@ -282,12 +282,8 @@ class RecallLayer : public Cache {
       if (record) {
         records.push_back(part(*record));
       }
-      auto* own_record = record ? &records.back() : nullptr;
       parts.push_back(
-          by_kernels
-              ? cuda::recall(
-                    part(q), keys, memories.inverse_norms, values, part(local), part(masses), own, own_record)
-              : recall_by_ops(part(q), memories, part(local), part(masses), shape, own_record));
+          recall_by_ops(part(q), memories, part(local), part(masses), shape, record ? &records.back() : nullptr));
     }
     if (record) {
       *record = joined(records, 0);

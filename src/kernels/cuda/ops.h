@@ -107,7 +107,7 @@ struct Fresh {
 /** What it takes to add keys to attention that is done. */
 struct OpenAttention {
   mx::array masses; // float32 [B,H]: the log of the sum of exp(score), sinks included
-  mx::array rotated; // float32 [B,H,D]: the queries
+  mx::array rotated; // float32 [B,H,D]: the queries, where paged_decode rotates them
 };
 
 /** One query token a sequence against its keys in the pools: q [T,H,D] rotated; sequence b's query is token tokens[b],
@@ -137,16 +137,14 @@ struct RecallShape {
   std::optional<float> threshold; // of the cosine: what isn't above is left out
 };
 
-/** recall has kernels for this: memories of 16-bit floats as `attends` says, up to 2^20 of them; 1 to 256 of each query,
- * or fewer memories. */
+/** recall has kernels for this: memories of 16-bit floats as `attends` says, up to 2^20 of them; 1 to 256 of each
+ * query, or fewer memories. */
 bool recalls(const mx::array& q, const mx::array& keys, const mx::array& values, const RecallShape& shape);
-
-/** So many tokens at once keep what recall needs beside its inputs within 256 MB. */
-int recall_tokens(const mx::array& q, const mx::array& keys);
 
 /** cpu::recall for floats: adds memories to attention that is done. q float32 [T,H,D]; keys [G,N,D], values [G,N,Dv];
  *  inverse_norms float32 [G,N]; local [T,H,Dv] of any float type; masses float32 [T,H]. -> [T,H,Dv] in local's dtype.
- *  `record` float32 [T,3,N], where not null: WRITTEN IN PLACE, its sums over heads in no fixed order. */
+ *  `record` float32 [T,3,N], where not null: WRITTEN IN PLACE; the host may read what it becomes, and recall may go on
+ *  with it, but no other op of the same step. */
 mx::array recall(
     const mx::array& q,
     const mx::array& keys,

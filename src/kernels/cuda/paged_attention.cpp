@@ -446,7 +446,7 @@ mx::array paged_decode(
   const std::tuple<int, int, int> grid{pieces * 256, groups * parts, rows}, threads{256, 1, 1};
   std::vector<mx::Shape> results{{rows, heads, v_dims}};
   std::vector<mx::Dtype> types{q.dtype()};
-  const mx::Shape rotated{rows, heads, dims};
+  const auto rotated = fresh ? mx::Shape{rows, heads, dims} : mx::Shape{1};
   if (open) {
     results.push_back({rows, heads});
     types.push_back(mx::float32);

@@ -11,6 +11,7 @@
 #include <array>
 #include <bit>
 #include <map>
+#include <optional>
 #include <string>
 
 namespace parallm::cuda {
@@ -19,7 +20,7 @@ namespace {
 
 constexpr int tile = 16, chunk = 256;
 constexpr int most_items = 4096; // of a selection: `greatest` holds them in shared memory
-constexpr int most_products = 64 << 20; // alive at once
+constexpr int most_products = 64 << 20; // alive at once: 256 MB
 
 // Eight warps of two tiles each. Keys are a's rows against 8 queries as b's columns, as in paged attention. A query, of
 // float32, is scaled by a power of two and cut into numbers of 16 bits that add up to it (exactly for bfloat16, to 22
@@ -279,16 +280,34 @@ if (threadIdx.x < DV) {
   for (int i = 0; i < SLICES; ++i) sum += sums[i * DV + threadIdx.x];
   out[head * DV + threadIdx.x] = L(sum / total);
 }
-if (RECORD && taken) { // heads of a token add to the same
-  float* given = (float*)record + (long)t * 3 * count + memory;
-  atomicAdd(given, weight / total);
-  const float x = cosine / fmaxf(length, 1e-12f) + 0.f;
-  if (x >= 0) { // floats of one sign are in the order of their bits
-    atomicMax((int*)(given + count), __float_as_int(x));
-  } else {
-    atomicMin((unsigned*)(given + count), __float_as_uint(x));
+)cu";
+
+// Where a record is kept, the last of a token's blocks adds what its heads give, in their order.
+constexpr const char* record_code = R"cu(
+if (threadIdx.x < wanted) {
+  places[head * wanted + threadIdx.x] = memory;
+  weights[head * wanted + threadIdx.x] = taken ? weight / total : -1.f;
+  cosines[head * wanted + threadIdx.x] = cosine / fmaxf(length, 1e-12f);
+}
+__threadfence();
+__syncthreads();
+__shared__ bool last;
+if (threadIdx.x == 0) last = atomicAdd((int*)finished + t, 1) == H - 1;
+__syncthreads();
+if (!last) return;
+__threadfence();
+volatile float* given = (float*)record + (long)t * 3 * count;
+for (int i = 0; i < H; ++i) {
+  const long at = ((long)t * H + i) * wanted + threadIdx.x; // others wrote it: volatile
+  const float more = threadIdx.x < wanted ? ((volatile float*)weights)[at] : -1.f;
+  if (more >= 0) {
+    const int n = ((volatile int*)places)[at];
+    const float x = ((volatile float*)cosines)[at];
+    given[n] = given[n] + more;
+    given[count + n] = fmaxf(given[count + n], x);
+    given[2 * (long)count + n] = given[2 * (long)count + n] + 1.f;
   }
-  atomicAdd(given + 2 * (long)count, 1.f);
+  __syncthreads();
 }
 )cu";
 
@@ -320,11 +339,10 @@ bool recalls(const mx::array& q, const mx::array& keys, const mx::array& values,
       q.shape(0) > 0;
 }
 
-int recall_tokens(const mx::array& q, const mx::array& keys) {
-  return std::max<int>(1, most_products / (size_t(q.shape(1)) * keys.shape(1)));
-}
+namespace {
 
-mx::array recall(
+/** recall, of what memory suffices for. What it makes of `record` comes with it. */
+mx::array recall_some(
     const mx::array& q,
     const mx::array& keys,
     const mx::array& inverse_norms,
@@ -332,20 +350,24 @@ mx::array recall(
     const mx::array& local,
     const mx::array& masses,
     const RecallShape& shape,
-    mx::array* record) {
+    const std::optional<mx::array>& record) {
   static const Kernel multiply(
       "recall_products",
       {"q", "keys", "norms", "how"},
       {"products", "tile_tops", "chunk_tops"},
       products_code,
       device_code);
-  static const Kernel attend(
-      "recall_attend",
-      {"q", "products", "tile_tops", "chunk_tops", "norms", "values", "local", "masses", "how", "record"},
-      {"out"},
-      attend_code,
+  static const std::vector<std::string> inputs = {
+      "q", "products", "tile_tops", "chunk_tops", "norms", "values", "local", "masses", "how", "record", "finished"};
+  static const Kernel attend("recall_attend", inputs, {"out"}, attend_code, greatest_code);
+  static const Kernel attend_and_record(
+      "recall_record",
+      inputs,
+      {"out", "places", "weights", "cosines"},
+      std::string(attend_code) + record_code,
       greatest_code);
-  const int tokens = q.shape(0), heads = q.shape(1), dims = q.shape(2), groups = keys.shape(0), v_dims = values.shape(2);
+  const int tokens = q.shape(0), heads = q.shape(1), dims = q.shape(2), groups = keys.shape(0),
+            v_dims = values.shape(2);
   const int rows = tokens * (heads / groups), chunks = (keys.shape(1) + chunk - 1) / chunk;
   const int most = dims <= 128 ? 4 : 2; // eights of queries that a block's shared memory holds
   const int eights = rows <= 8 ? 1 : rows <= 16 ? 2 : most;
@@ -357,23 +379,60 @@ mx::array recall(
       {(rows + 8 * eights - 1) / (8 * eights) * 256, chunks, groups},
       {256, 1, 1},
       {{"T", keys.dtype()}, {"H", heads}, {"G", groups}, {"D", dims}, {"NB", eights}});
-  auto out = attend(
-      {q, found[0], found[1], found[2], inverse_norms, values, local, masses, how, record ? *record : masses},
-      {local.shape()},
-      {local.dtype()},
-      {heads * 256, tokens, 1},
-      {256, 1, 1},
-      {{"T", values.dtype()},
-       {"L", local.dtype()},
-       {"H", heads},
-       {"G", groups},
-       {"D", dims},
-       {"DV", v_dims},
-       {"RECORD", record != nullptr}})[0];
-  if (record) { // written in place, so what reads it must come later
-    *record = mx::depends({*record}, {out})[0];
+  const std::vector<std::pair<std::string, mx::fast::TemplateArg>> kinds = {
+      {"T", values.dtype()},
+      {"L", local.dtype()},
+      {"H", heads},
+      {"G", groups},
+      {"D", dims},
+      {"DV", v_dims},
+      {"RECORD", record.has_value()}};
+  const std::tuple<int, int, int> grid{heads * 256, tokens, 1}, threads{256, 1, 1};
+  std::vector<mx::array> arrays{q, found[0], found[1], found[2], inverse_norms, values, local, masses, how};
+  if (!record) {
+    arrays.insert(arrays.end(), 2, how); // unread
+    return attend(arrays, {local.shape()}, {local.dtype()}, grid, threads, kinds)[0];
   }
-  return out;
+  arrays.insert(arrays.end(), {*record, mx::zeros({tokens}, mx::int32)});
+  const mx::Shape given{tokens, heads, std::min(shape.top_k, keys.shape(1))};
+  return attend_and_record(
+      arrays,
+      {local.shape(), given, given, given},
+      {local.dtype(), mx::int32, mx::float32, mx::float32},
+      grid,
+      threads,
+      kinds)[0];
+}
+
+} // namespace
+
+mx::array recall(
+    const mx::array& q,
+    const mx::array& keys,
+    const mx::array& inverse_norms,
+    const mx::array& values,
+    const mx::array& local,
+    const mx::array& masses,
+    const RecallShape& shape,
+    mx::array* record) {
+  const int tokens = q.shape(0);
+  const size_t memories = (keys.shape(1) + chunk - 1) / chunk * chunk;
+  const int most = std::max<int>(1, most_products / (q.shape(1) * memories));
+  std::vector<mx::array> parts;
+  for (int t = 0; t < tokens; t += most) {
+    const auto part = [&](const mx::array& x) {
+      mx::Shape begin(x.ndim(), 0), end = x.shape();
+      begin[0] = t;
+      end[0] = std::min(tokens, t + most);
+      return mx::slice(x, begin, end);
+    };
+    const auto own_record = record ? std::optional(part(*record)) : std::nullopt;
+    parts.push_back(recall_some(part(q), keys, inverse_norms, values, part(local), part(masses), shape, own_record));
+  }
+  if (record) { // written in place, so what reads it must come later
+    *record = mx::depends({*record}, parts)[0];
+  }
+  return parts.size() == 1 ? parts[0] : mx::concatenate(parts, 0);
 }
 
 } // namespace parallm::cuda
