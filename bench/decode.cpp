@@ -1,6 +1,8 @@
 // Speed of a model of Llama-3-8B's shapes with random weights, decoding by batch size and reading prompts: a step of
 // the flat model, greedy, one step ahead, without server, scheduler or sampler. `decode [bits: 16, 8 or 4] [context]
-// [rounds] [batch sizes...]`. With PARALLM_MLX_OPS set, MLX's own ops do all the work.
+// [rounds] [batch sizes...]`. With `memories=10000,100000` too: steps of rows that all recall so many random memories,
+// 16 of each query, beside steps without, in turns. With PARALLM_MLX_OPS set, MLX's own ops do all the work.
+#include "kv/recall.h"
 #include "models/config.h"
 #include "models/model.h"
 #include "nn/device.h"
@@ -13,6 +15,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <numeric>
+#include <sstream>
 
 using namespace parallm;
 
@@ -77,6 +80,24 @@ std::unique_ptr<Model> make(int bits) {
   return model;
 }
 
+/** Opens a step of one token for each row, at a position. */
+void begin(Caches& caches, int batch, int width, int position, const std::shared_ptr<const Recalled>& recalled = {}) {
+  std::vector<Span> spans;
+  for (int row = 0; row < batch; ++row) {
+    std::vector<int32_t> blocks(width);
+    for (int i = 0; i < width; ++i) {
+      blocks[i] = i * batch + row; // rows' blocks lie among one another
+    }
+    spans.push_back({row, 1, position, blocks});
+    spans.back().recalled = recalled;
+  }
+  caches.begin(spans);
+}
+
+mx::array next_ids(Model& model, Caches& caches, const mx::array& ids) {
+  return mx::astype(mx::argmax(model.logits(model.hidden(ids, caches)), 1), mx::int32);
+}
+
 void measure(Model& model, int batch, int context) {
   int width = (context + steps + 8) / block_size + 1;
   auto caches = make_paged_caches(
@@ -92,17 +113,8 @@ void measure(Model& model, int batch, int context) {
       building = launching = 0;
     }
     auto began = Clock::now();
-    std::vector<Span> spans;
-    for (int row = 0; row < batch; ++row) {
-      std::vector<int32_t> blocks(width);
-      for (int i = 0; i < width; ++i) {
-        blocks[i] = i * batch + row; // rows' blocks lie among one another
-      }
-      spans.push_back({row, 1, context + step + 8, blocks});
-    }
-    caches->begin(spans);
-    auto next = mx::argmax(model.logits(model.hidden(ids, *caches)), 1);
-    next = mx::astype(next, mx::int32);
+    begin(*caches, batch, width, context + step + 8);
+    auto next = next_ids(model, *caches, ids);
     std::chrono::duration<double> built = Clock::now() - began;
     building += built.count();
     mx::async_eval(next);
@@ -144,11 +156,82 @@ void measure_prompt(Model& model, int length) {
   std::fflush(stdout);
 }
 
+std::shared_ptr<const Recalled> random_memories(const Model& model, int count) {
+  auto memory = std::make_shared<Memory>();
+  memory->tokens.resize(count);
+  for (const auto& spec : model.cache_specs()) {
+    const auto random = [&](int width) {
+      return mx::astype(mx::random::normal({spec.kv_heads, count, width}, mx::bfloat16), mx::bfloat16);
+    };
+    memory->layers.emplace_back(MemoryLayer{random(spec.head_dim), random(spec.v_head_dim)});
+    mx::eval(memory->layers.back()->keys.data, memory->layers.back()->values.data);
+  }
+  auto memories = std::make_shared<Memories>(std::vector<std::shared_ptr<const Memory>>{std::move(memory)});
+  for (int i = 0; i < layers; ++i) {
+    mx::eval(memories->layer(i, nullptr, false)->inverse_norms); // layer by layer: all at once would take much memory
+  }
+  return std::make_shared<Recalled>(std::move(memories), RecallHow{.top_k = 16});
+}
+
+/** Milliseconds of a step: medians of rounds in turns, the first of `recalled` without memories. */
+void measure_memories(
+    Model& model,
+    int batch,
+    int context,
+    const std::vector<std::shared_ptr<const Recalled>>& recalled) {
+  constexpr int rounds = 7, steps_of_round = 16;
+  const int width = (context + steps_of_round) / block_size + 1;
+  auto caches = make_recall_caches(
+      make_paged_caches(
+          model.cache_specs(), {.block_size = block_size, .blocks = batch * width, .dtype = mx::bfloat16}),
+      layers);
+  std::vector<std::vector<double>> times(recalled.size());
+  for (int round = -1; round < rounds; ++round) { // the first one compiles
+    for (size_t i = 0; i < recalled.size(); ++i) {
+      auto ids = mx::zeros({batch}, mx::int32);
+      mx::eval(ids);
+      const auto start = std::chrono::steady_clock::now();
+      for (int step = 0; step < steps_of_round; ++step) {
+        begin(*caches, batch, width, context + step, recalled[i]);
+        auto next = next_ids(model, *caches, ids);
+        mx::async_eval(next);
+        mx::eval(ids);
+        ids = next;
+      }
+      mx::eval(ids);
+      const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+      if (round >= 0) {
+        times[i].push_back(time.count() / steps_of_round * 1e3);
+      }
+    }
+  }
+  for (size_t i = 0; i < recalled.size(); ++i) {
+    std::sort(times[i].begin(), times[i].end());
+    fmt::print(
+        "memories {:6} batch {:3}: {:6.2f} ms a step ({:.2f} to {:.2f}), {:.2f} times one without\n",
+        recalled[i] ? recalled[i]->memories->tokens() : 0,
+        batch,
+        times[i][rounds / 2],
+        times[i].front(),
+        times[i].back(),
+        times[i][rounds / 2] / times[0][rounds / 2]);
+  }
+  std::fflush(stdout);
+}
+
 } // namespace
 
 int main(int count, char** arguments) {
   prepare_device();
   force_mlx_ops(std::getenv("PARALLM_MLX_OPS") != nullptr);
+  std::vector<int> memories;
+  if (const std::string last = arguments[count - 1], name = "memories="; count > 1 && last.starts_with(name)) {
+    std::istringstream numbers(last.substr(name.size()));
+    for (std::string number; std::getline(numbers, number, ',');) {
+      memories.push_back(std::atoi(number.c_str()));
+    }
+    --count;
+  }
   int bits = count > 1 ? std::atoi(arguments[1]) : 16;
   int context = count > 2 ? std::atoi(arguments[2]) : 256;
   std::vector<int> batches = {1, 4, 8, 16, 32, 64};
@@ -165,6 +248,15 @@ int main(int count, char** arguments) {
     }
     for (int length : {128, 512, 2048}) {
       measure_prompt(*model, length);
+    }
+  }
+  if (!memories.empty()) {
+    std::vector<std::shared_ptr<const Recalled>> recalled{nullptr};
+    std::transform(memories.begin(), memories.end(), std::back_inserter(recalled), [&](int number) {
+      return random_memories(*model, number);
+    });
+    for (int batch : {1, 8}) {
+      measure_memories(*model, batch, context, recalled);
     }
   }
 }

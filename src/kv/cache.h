@@ -99,7 +99,8 @@ class Cache {
    * at its start has states of zeros. -> f's outputs as [T,...]. */
   virtual mx::array recur(const std::vector<mx::array>& inputs, const Recurrence& f) = 0;
 
-  /** As attend, and what it takes to go on with it. Slower, on GPUs by much. Not every cache can. */
+  /** As attend, and what it takes to go on with it. Slower; on GPUs, where tokens are not all decoded by kernels/cuda,
+   * by much. Not every cache can. */
   virtual Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how);
 
   /** As attend, of the positions that `selector` chooses, in a layer whose spec has an index_dim. Among equal scores

@@ -235,9 +235,7 @@ class OpsLayer : public States {
             cuda::attends(options.dtype, spec.head_dim, spec.v_head_dim)) {}
 
   mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
-    const bool sparse = how.sparse.block > 0; // kernels/cuda's sees all
-    if (kernels_ && !sparse && q.dtype() == options_.dtype && k.dtype() == options_.dtype &&
-        v.dtype() == options_.dtype) {
+    if (takes(q, k, v, how)) {
       return attend_in_place(q, k, v, how);
     }
     write(k_pool_, step_->rotate(k, how.rope));
@@ -251,10 +249,19 @@ class OpsLayer : public States {
   }
 
   Attended attend_openly(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
-    auto out = attend(q, k, v, how);
+    cuda::OpenAttention open{mx::array(0.0f), mx::array(0.0f)};
+    const bool kernels = takes(q, k, v, how);
+    auto out = kernels ? attend_in_place(q, k, v, how, &open) : attend(q, k, v, how);
+    if (kernels && step_->only_decodes()) {
+      return {out, in_order({open.masses}), in_order({open.rotated})};
+    }
     auto rotated = step_->rotated(q, how);
     std::vector<mx::array> parts;
-    for (auto& reading : step_->readings({how.window, how.chunk})) {
+    const bool decoded = kernels && step_->decoding_rows();
+    if (decoded) {
+      parts.push_back(open.masses);
+    }
+    for (auto& reading : step_->readings({how.window, how.chunk}, !decoded)) {
       auto keys =
           kernels_ ? heads_first(cuda::read_pool(k_pool_[0], reading.slots, out), reading) : read(k_pool_, reading);
       parts.push_back(masses(rotated, keys, reading, how));
@@ -354,8 +361,20 @@ class OpsLayer : public States {
     return mx::reshape(mx::swapaxes(sums, 1, 2), {tokens, heads});
   }
 
-  /** By kernels/cuda, but for a prefill's sums. */
-  mx::array attend_in_place(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) {
+  /** kernels/cuda's attention does: it sees all, and the pools hold what it takes. */
+  bool takes(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) const {
+    return kernels_ && how.sparse.block == 0 && q.dtype() == options_.dtype && k.dtype() == options_.dtype &&
+        v.dtype() == options_.dtype;
+  }
+
+  /** By kernels/cuda, but for a prefill's sums. `open`, where there are decoding rows, takes theirs: see paged_decode.
+   */
+  mx::array attend_in_place(
+      const mx::array& q,
+      const mx::array& k,
+      const mx::array& v,
+      const Attention& how,
+      cuda::OpenAttention* open = nullptr) {
     step_->grow(k_pool_[0]);
     step_->grow(v_pool_[0]);
     auto* rope = how.rope;
@@ -376,7 +395,8 @@ class OpsLayer : public States {
           how.sinks ? std::optional(mx::astype(*how.sinks, mx::float32)) : std::nullopt,
           step_->most_seen(view),
           {options_.block_size, how.scale, how.window, how.chunk, how.softcap},
-          fresh);
+          fresh,
+          open);
     };
     auto& slots = step_->write_slots();
     if (step_->only_decodes()) {

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cuda/ops.h"
 #include "nn/device.h"
 
 #include <algorithm>
@@ -182,10 +183,13 @@ struct Group {
 // MLX's ops hold all scores of a chunk's queries: [H, tokens, N] floats of at most 64 MB.
 constexpr size_t most_scores = 16 << 20;
 
+/** What computes: kernels/cpu, kernels/cuda where it has a kernel, or MLX's ops. */
+enum class By { cpu, cuda, ops };
+
 class RecallLayer : public Cache {
  public:
-  RecallLayer(int index, Caches& caches, const std::vector<Group>& groups, const int& tokens, bool by_ops)
-      : index_(index), caches_(caches), groups_(groups), tokens_(tokens), by_ops_(by_ops) {}
+  RecallLayer(int index, Caches& caches, const std::vector<Group>& groups, const int& tokens, By by)
+      : index_(index), caches_(caches), groups_(groups), tokens_(tokens), by_(by) {}
 
   mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, const Attention& how) override {
     auto& cache = caches_.layer(index_);
@@ -255,10 +259,16 @@ class RecallLayer : public Cache {
       group.sums->heads += q.shape(1);
       record = &*all;
     }
-    if (!by_ops_) {
+    if (by_ == By::cpu) {
       const auto* codes = memories.codes ? &*memories.codes : nullptr;
       return cpu::recall(
           q, memories.keys, memories.inverse_norms, memories.values, local, masses, shape, record, codes);
+    }
+    const auto& keys = memories.keys.data;
+    const auto& values = memories.values.data;
+    const cuda::RecallShape own{shape.top_k, shape.scale, shape.softcap, shape.by_dot, shape.threshold};
+    if (by_ == By::cuda && !memories.keys.is_coded() && shape.block == 1 && cuda::recalls(q, keys, values, own)) {
+      return cuda::recall(q, keys, memories.inverse_norms, values, local, masses, own, record);
     }
     const int most = std::max<int>(1, most_scores / (size_t(q.shape(1)) * memories.keys.shape(1)));
     std::vector<mx::array> parts, records;
@@ -285,14 +295,14 @@ class RecallLayer : public Cache {
   Caches& caches_;
   const std::vector<Group>& groups_;
   const int& tokens_; // of the step
-  bool by_ops_;
+  By by_;
 };
 
 class RecallCaches : public Caches {
  public:
-  RecallCaches(std::unique_ptr<Caches> caches, int layers, bool by_ops) : caches_(std::move(caches)) {
+  RecallCaches(std::unique_ptr<Caches> caches, int layers, By by) : caches_(std::move(caches)) {
     for (int i = 0; i < layers; ++i) {
-      layers_.emplace_back(i, *caches_, groups_, tokens_, by_ops);
+      layers_.emplace_back(i, *caches_, groups_, tokens_, by);
     }
   }
 
@@ -444,7 +454,8 @@ std::string why_no_memories(const std::vector<CacheSpec>& layers) {
 }
 
 std::unique_ptr<Caches> make_recall_caches(std::unique_ptr<Caches> caches, int layers, bool mlx_ops) {
-  return std::make_unique<RecallCaches>(std::move(caches), layers, mlx_ops || !on_cpu());
+  const By by = mlx_ops ? By::ops : on_cpu() ? By::cpu : cuda_kernels() ? By::cuda : By::ops;
+  return std::make_unique<RecallCaches>(std::move(caches), layers, by);
 }
 
 class RecordingCaches::Layer : public Cache {

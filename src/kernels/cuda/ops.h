@@ -104,11 +104,17 @@ struct Fresh {
   bool rope_traditional;
 };
 
+/** What it takes to add keys to attention that is done. */
+struct OpenAttention {
+  mx::array masses; // float32 [B,H]: the log of the sum of exp(score), sinks included
+  mx::array rotated; // float32 [B,H,D]: the queries, where paged_decode rotates them
+};
+
 /** One query token a sequence against its keys in the pools: q [T,H,D] rotated; sequence b's query is token tokens[b],
  *  at position positions[b]; its position p lies in block table[b, p / block_size], place p % block_size. tokens,
  *  positions int32 [B], table int32 [B,width], sinks float32 [H]. `spread`: at least the most positions that a row
  *  sees. With `fresh`, of which tokens has every token, q is not rotated, and rotate_and_write's work is done in the
- *  same launch. -> [B,H,Dv]. */
+ *  same launch; `open`, where not null, then takes what it is to go on with. -> [B,H,Dv]. */
 mx::array paged_decode(
     const mx::array& q,
     const mx::array& k_pool,
@@ -119,6 +125,34 @@ mx::array paged_decode(
     const std::optional<mx::array>& sinks,
     int spread,
     const AttentionShape& shape,
-    const std::optional<Fresh>& fresh = {});
+    const std::optional<Fresh>& fresh = {},
+    OpenAttention* open = nullptr);
+
+/** As cpu::RecallShape, without blocks. */
+struct RecallShape {
+  int top_k;
+  float scale;
+  float softcap; // 0: none
+  bool by_dot; // the most similar by q.k; else by cosine
+  std::optional<float> threshold; // of the cosine: what isn't above is left out
+};
+
+/** recall has kernels for this: memories of 16-bit floats as `attends` says, up to 2^20 of them; 1 to 256 of each
+ * query, or fewer memories. */
+bool recalls(const mx::array& q, const mx::array& keys, const mx::array& values, const RecallShape& shape);
+
+/** cpu::recall for floats: adds memories to attention that is done. q float32 [T,H,D]; keys [G,N,D], values [G,N,Dv];
+ *  inverse_norms float32 [G,N]; local [T,H,Dv] of any float type; masses float32 [T,H]. -> [T,H,Dv] in local's dtype.
+ *  `record` float32 [T,3,N], where not null: WRITTEN IN PLACE; the host may read what it becomes, and recall may go on
+ *  with it, but no other op of the same step. */
+mx::array recall(
+    const mx::array& q,
+    const mx::array& keys,
+    const mx::array& inverse_norms,
+    const mx::array& values,
+    const mx::array& local,
+    const mx::array& masses,
+    const RecallShape& shape,
+    mx::array* record = nullptr);
 
 } // namespace parallm::cuda

@@ -28,20 +28,30 @@ __device__ inline float share(float m, float l, bool has_sink, float sink) {
   float top = fmaxf(m, sink);
   return exp2f(m - top) / (l * exp2f(m - top) + exp2f(sink - top));
 }
+// Its log, to base e.
+__device__ inline float mass_of(float m, float l, bool has_sink, float sink) {
+  float top = m;
+  if (has_sink) {
+    sink *= 1.44269504f;
+    top = fmaxf(m, sink);
+    l = l * exp2f(m - top) + exp2f(sink - top);
+  }
+  return (top + log2f(l)) * 0.693147181f;
+}
 )cu";
 
 // A thread turns or copies two elements of a head. Each product is rounded, as in Rope::rotate.
 constexpr const char* turn_code = R"cu(
-template <typename T, int D, int TURNED, bool TRADITIONAL>
-__device__ inline void turn(const T* x, T* y, int pair, const float* cos, const float* sin) {
+template <typename T, typename Y, int D, int TURNED, bool TRADITIONAL>
+__device__ inline void turn(const T* x, Y* y, int pair, const float* cos, const float* sin) {
   if (pair < TURNED / 2) {
     const int a = TRADITIONAL ? 2 * pair : pair, b = TRADITIONAL ? a + 1 : a + TURNED / 2;
     const float cs = cos[pair], sn = sin[pair], xa = float(x[a]), xb = float(x[b]);
-    y[a] = T(__fsub_rn(__fmul_rn(xa, cs), __fmul_rn(xb, sn)));
-    y[b] = T(__fadd_rn(__fmul_rn(xb, cs), __fmul_rn(xa, sn)));
+    y[a] = Y(__fsub_rn(__fmul_rn(xa, cs), __fmul_rn(xb, sn)));
+    y[b] = Y(__fadd_rn(__fmul_rn(xb, cs), __fmul_rn(xa, sn)));
   } else {
-    y[2 * pair] = x[2 * pair];
-    y[2 * pair + 1] = x[2 * pair + 1];
+    y[2 * pair] = Y(float(x[2 * pair]));
+    y[2 * pair + 1] = Y(float(x[2 * pair + 1]));
   }
 }
 )cu";
@@ -76,11 +86,21 @@ if constexpr (FRESH) {
   const bool owns = last < to;
   for (int i = threadIdx.x; i < (heads + owns) * (D / 2); i += WARPS * 32) {
     const int h = i / (D / 2);
-    turn<T, D, TURNED, TRADITIONAL>(
+    turn<T, T, D, TURNED, TRADITIONAL>(
         h < heads ? all_q + h * D : (const T*)k + ((long)t * G + kv) * D,
         h < heads ? turned + h * (D + 8) : (T*)k_pool + ((long)slots[t] * G + kv) * D, i % (D / 2),
         (const float*)cos + (long)t * (TURNED / 2), (const float*)sin + (long)t * (TURNED / 2));
   }
+)cu";
+// Where attention is to go on, the row's first block gives the queries as float32 too.
+constexpr const char* open_queries = R"cu(
+  if (blockIdx.x == 0)
+    for (int i = threadIdx.x; i < heads * (D / 2); i += WARPS * 32)
+      turn<T, float, D, TURNED, TRADITIONAL>(
+          all_q + i / (D / 2) * D, rotated + ((long)row * H + h0 + i / (D / 2)) * D, i % (D / 2),
+          (const float*)cos + (long)t * (TURNED / 2), (const float*)sin + (long)t * (TURNED / 2));
+)cu";
+constexpr const char* decode_rest = R"cu(
   if (owns && threadIdx.x < DV / 2)
     ((unsigned*)v_pool)[((long)slots[t] * G + kv) * (DV / 2) + threadIdx.x] =
         ((const unsigned*)v)[((long)t * G + kv) * (DV / 2) + threadIdx.x];
@@ -246,7 +266,10 @@ for (int i = threadIdx.x; i < heads * DV; i += WARPS * 32) {
 
 constexpr const char* decode_whole = R"cu(
   out[at * DV + dim] = T(total * share(top, sum, SINKS, sinks[h0 + h]));
-}
+)cu";
+
+constexpr const char* open_mass = R"cu(
+  if (dim == 0) masses[at] = mass_of(top, sum, SINKS, sinks[h0 + h]);
 )cu";
 
 constexpr const char* decode_piece = R"cu(
@@ -256,7 +279,6 @@ constexpr const char* decode_piece = R"cu(
     stats[part * 2] = top;
     stats[part * 2 + 1] = sum;
   }
-}
 )cu";
 
 constexpr const char* add_pieces = R"cu(
@@ -274,7 +296,10 @@ for (int dim = threadIdx.x; dim < DV; dim += blockDim.x) {
   float total = 0;
   for (int i = 0; i < count; ++i) total += parts[(at * most + i) * DV + dim] * exp2f(stat[2 * i] - top);
   out[at * DV + dim] = T(total * scale);
-}
+)cu";
+
+constexpr const char* open_added_mass = R"cu(
+  if (dim == 0) masses[at] = mass_of(top, sum, SINKS, sinks[h]);
 )cu";
 
 constexpr const char* rotate = R"cu(
@@ -290,7 +315,7 @@ const int head = i / (D / 2), pair = i % (D / 2);
 const bool is_q = head < H;
 const T* x = is_q ? q + ((long)t * H + head) * D : k + ((long)t * G + head - H) * D;
 T* y = is_q ? out + ((long)t * H + head) * D : (T*)k_pool + ((long)slots[t] * G + head - H) * D;
-turn<T, D, TURNED, TRADITIONAL>(x, y, pair, cos + (long)t * (TURNED / 2), sin + (long)t * (TURNED / 2));
+turn<T, T, D, TURNED, TRADITIONAL>(x, y, pair, cos + (long)t * (TURNED / 2), sin + (long)t * (TURNED / 2));
 )cu";
 
 constexpr const char* read = R"cu(
@@ -363,13 +388,28 @@ mx::array paged_decode(
     const std::optional<mx::array>& sinks,
     int spread,
     const AttentionShape& shape,
-    const std::optional<Fresh>& fresh) {
+    const std::optional<Fresh>& fresh,
+    OpenAttention* open) {
   static const std::string header = std::string(device_code) + attention_code + turn_code;
   static const std::vector<std::string> inputs = {
       "q", "k_pool", "v_pool", "tokens", "positions", "table", "sinks", "k", "v", "cos", "sin", "slots"};
-  static const Kernel whole("decode_whole", inputs, {"out"}, std::string(decode) + decode_whole, header);
-  static const Kernel in_pieces("decode_piece", inputs, {"parts", "stats"}, std::string(decode) + decode_piece, header);
-  static const Kernel add("add_pieces", {"parts", "stats", "positions", "sinks"}, {"out"}, add_pieces, header);
+  static const std::vector<std::string> add_inputs = {"parts", "stats", "positions", "sinks"};
+  static const auto text = [](bool opens, const std::string& end) {
+    return std::string(decode) + (opens ? open_queries : "") + decode_rest + end + "}\n";
+  };
+  static const auto added = [](bool opens) { return std::string(add_pieces) + (opens ? open_added_mass : "") + "}\n"; };
+  static const Kernel whole("decode_whole", inputs, {"out"}, text(false, decode_whole), header);
+  static const Kernel in_pieces("decode_piece", inputs, {"parts", "stats"}, text(false, decode_piece), header);
+  static const Kernel add("add_pieces", add_inputs, {"out"}, added(false), header);
+  static const Kernel open_whole(
+      "decode_open_whole",
+      inputs,
+      {"out", "masses", "rotated"},
+      text(true, std::string(decode_whole) + open_mass),
+      header);
+  static const Kernel open_in_pieces(
+      "decode_open_piece", inputs, {"parts", "stats", "rotated"}, text(true, decode_piece), header);
+  static const Kernel open_add("add_open_pieces", add_inputs, {"out", "masses"}, added(true), header);
 
   const int rows = tokens.shape(0), heads = q.shape(1), groups = k_pool.shape(1);
   const int dims = q.shape(2), v_dims = v_pool.shape(2), queries = heads / groups;
@@ -404,18 +444,35 @@ mx::array paged_decode(
     arrays.insert(arrays.end(), 5, unread);
   }
   const std::tuple<int, int, int> grid{pieces * 256, groups * parts, rows}, threads{256, 1, 1};
-  const mx::Shape result{rows, heads, v_dims};
-  if (pieces == 1) {
-    return whole(arrays, {result}, {q.dtype()}, grid, threads, how)[0];
+  std::vector<mx::Shape> results{{rows, heads, v_dims}};
+  std::vector<mx::Dtype> types{q.dtype()};
+  const auto rotated = fresh ? mx::Shape{rows, heads, dims} : mx::Shape{1};
+  if (open) {
+    results.push_back({rows, heads});
+    types.push_back(mx::float32);
   }
-  const auto sums = in_pieces(
-      arrays,
-      {{rows, heads, pieces, v_dims}, {rows, heads, pieces, 2}},
-      {mx::float32, mx::float32},
-      grid,
-      threads,
-      how);
-  return add({sums[0], sums[1], positions, sink}, {result}, {q.dtype()}, {heads * 128, rows, 1}, {128, 1, 1}, how)[0];
+  if (pieces == 1) {
+    if (!open) {
+      return whole(arrays, results, types, grid, threads, how)[0];
+    }
+    results.push_back(rotated);
+    types.push_back(mx::float32);
+    const auto all = open_whole(arrays, results, types, grid, threads, how);
+    *open = {all[1], all[2]};
+    return all[0];
+  }
+  std::vector<mx::Shape> shapes{{rows, heads, pieces, v_dims}, {rows, heads, pieces, 2}};
+  if (open) {
+    shapes.push_back(rotated);
+  }
+  const auto sums = (open ? open_in_pieces : in_pieces)(
+      arrays, shapes, std::vector<mx::Dtype>(shapes.size(), mx::float32), grid, threads, how);
+  const auto all = (open ? open_add : add)(
+      {sums[0], sums[1], positions, sink}, results, types, {heads * 128, rows, 1}, {128, 1, 1}, how);
+  if (open) {
+    *open = {all[1], sums[2]};
+  }
+  return all[0];
 }
 
 } // namespace parallm::cuda
