@@ -204,6 +204,9 @@ TEST_CASE("cuda: quantized matmul equals a float32 sum of MLX's dequantized weig
       {bf16, 4, 32, 50, 1030, 1024},
       {f16, 4, 128, 20, 6000, 512},
       {f16, 8, 32, 40, 1031, 1024},
+      {bf16, 4, 64, 29, 28672, 1024}, // many tiles
+      {f16, 4, 128, 64, 26001, 1024},
+      {bf16, 8, 32, 64, 28680, 512},
       {bf16, 8, 64, 24, 520, 4096}};
   for (auto& [type, bits, group, m, n, k] : cases) {
     CAPTURE(bits);
@@ -263,6 +266,8 @@ TEST_CASE("cuda: dense matmul equals a float32 sum") {
       {bf16, 33, 12288 + 5, 192}, // K isn't split
       {bf16, 64, 4096 + 40, 2048}, // blocks share tiles
       {f16, 48, 1031, 4096},
+      {bf16, 20, 28672, 512}, // many tiles
+      {f16, 61, 26001, 256},
       {bf16, 30, 520, 14336}};
   for (auto& [type, m, n, k] : cases) {
     CAPTURE(m);

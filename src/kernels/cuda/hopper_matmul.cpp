@@ -10,7 +10,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -20,8 +19,8 @@ namespace parallm::cuda {
 
 namespace {
 
-// A tile's rows are 64 of w's for each of the block's WG warp groups; where GATED, eights of both matrices in turn, so that
-// a thread has a gate and what it gates. A unit is COLUMNS of a tile's K.
+// A tile's rows are 64 of w's for each of the block's WG warp groups; where GATED, eights of both matrices in turn, so
+// that a thread has a gate and what it gates. A unit is COLUMNS of a tile's K.
 constexpr const char* sizes_code = R"cu(
 constexpr int THREADS = 128 * WG, ROWS = 64 * WG, OUTPUTS = GATED ? ROWS / 2 : ROWS;
 )cu";
@@ -45,10 +44,10 @@ char* const w_ring = shared + (base - at0);
 // eight, so that reads meet different banks.
 int fetched = begin, fetch_chunk = begin % chunks;
 Place fetch_place = find(begin / chunks);
-const int w_part = t % PARTS, w_row = t / PARTS, x_part0 = t % X_PARTS, x_row0 = t / X_PARTS;
+const int w_part = t % PARTS, w_row = t / PARTS, x_part = t % X_PARTS, x_row = t / X_PARTS;
 auto place_of = [](int part, int row, int rows) { return (part / 8 * rows + row) * 128 + (part ^ row) % 8 * 16; };
 const unsigned w_to = base + place_of(w_part, w_row, ROWS);
-const unsigned x_to = base + STAGES * W_STAGE + place_of(x_part0, x_row0, MR);
+const unsigned x_to = base + STAGES * W_STAGE + place_of(x_part, x_row, MR);
 auto fetch = [&](int stage) {
   if (fetched < end) {
     const long skip = (long)fetch_chunk * BYTES + w_part * 16;
@@ -56,13 +55,15 @@ auto fetch = [&](int stage) {
     for (int i = 0; i < COPIES; ++i) {
       const int r = w_row + i * STEP; // of the tile
       const int n = min(fetch_place.tile * OUTPUTS + (GATED ? r / 16 * 8 + r % 8 : r), fetch_place.N - 1);
-      copy_16(w_to + stage * W_STAGE + i * STEP * 128,
+      copy_16(stage * W_STAGE + (STEP % 8 == 0 ? w_to + i * STEP * 128 : base + place_of(w_part, r, ROWS)),
               (const char*)(GATED && r % 16 >= 8 ? fetch_place.w2 : fetch_place.w) + (long)n * chunks * BYTES + skip);
     }
 #pragma unroll
     for (int i = 0; i < (MR + X_STEP - 1) / X_STEP; ++i)
-      if (const int row = x_row0 + i * X_STEP; row < M) // what stands in others' places reaches no result
-        copy_16(x_to + stage * X_STAGE + i * X_STEP * 128, x + (long)row * K + fetch_chunk * COLUMNS + x_part0 * 8);
+      if (const int row = x_row + i * X_STEP; row < M) // what stands in others' places reaches no result
+        copy_16(stage * X_STAGE + (X_STEP % 8 == 0 ? x_to + i * X_STEP * 128
+                                                     : base + STAGES * W_STAGE + place_of(x_part, row, MR)),
+                x + (long)row * K + fetch_chunk * COLUMNS + x_part * 8);
     ++fetched;
     if (++fetch_chunk == chunks) {
       fetch_chunk = 0;
@@ -94,11 +95,13 @@ constexpr const char* dense_multiply_code = R"cu(
 #pragma unroll
   for (int k = 0; k < COLUMNS / 16; ++k)
     multiply<T>(acc, ws + k / 4 * (ROWS * 8) + k % 4 * 2, xs + k / 4 * (MR * 8) + k % 4 * 2, chunk != from_chunk || k > 0);
-  asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
   hold(acc);
 )cu";
 
-// Before the loop: the scales and biases of the lane's two rows, eight groups at once, and the next eight, on their way.
+// Before the loop: the scales and biases of the lane's two rows, eight groups at once, and the next eight, on their
+// way.
 constexpr const char* scales_code = R"cu(
 constexpr unsigned MAGIC = is_bf16<T> ? 0x43004300 : 0x64006400; // 128 or 1024, to whose last bits a code is added
 constexpr int EIGHT = 8 * GROUP / COLUMNS; // units
@@ -127,8 +130,8 @@ auto twice = [&](const uint4& eight, int i) { // the i-th number, twice
 load_scales(place, chunk / EIGHT);
 )cu";
 
-// A lane turns its codes of each step's 16 columns into what the instruction takes of it: columns 2c, 2c + 1 and 2c + 8,
-// 2c + 9 of rows g and g + 8. 64 columns are turned while the last ones are multiplied.
+// A lane turns its codes of each step's 16 columns into what the instruction takes of it: columns 2c, 2c + 1 and 2c +
+// 8, 2c + 9 of rows g and g + 8. 64 columns are turned while the last ones are multiplied.
 constexpr const char* codes_multiply_code = R"cu(
   if (chunk % EIGHT == 0 || unit == begin) {
     take_scales();
@@ -227,7 +230,7 @@ constexpr const char* end_code = R"cu(
     if (mine) {
       __threadfence();
       ask_more();
-      constexpr int AT_ONCE = WG == 2 ? 4 : 2; // blocks whose parts are asked for together
+      constexpr int AT_ONCE = WG < 3 ? 4 : 2; // blocks whose parts are asked for together
 #pragma unroll
       for (int i = 0; i < MR / 2; ++i) acc[i] = 0;
       for (int block = first; block <= last; block += AT_ONCE) {
@@ -364,7 +367,6 @@ struct Kind {
   int count; // of matrices
   int shared; // bytes of a block's memory
   int rows; // of x: 8, 16, 32 or 64
-  int blocks; // at once on a multiprocessor
 
   auto operator<=>(const Kind&) const = default;
 };
@@ -382,14 +384,16 @@ Kernel kernel_of(const Kind& kind) {
     auto text = fmt::format("place.w{1} = f{0};\n", from, suffix);
     return kind.codes ? text + fmt::format("place.s{1} = s{0};\nplace.b{1} = b{0};\n", from, suffix) : text;
   };
-  std::string ends = fmt::format(
-      "constexpr bool GATED = {}, ADDED = {};\n", kind.end == End::gated, kind.end == End::added);
-  std::string tiles = "const int tiles = 0", find = fmt::format(
-      "constexpr unsigned ONE = is_bf16<T> ? 0x3F803F80 : 0x3C003C00, MINUS = is_bf16<T> ? 0xC300C300 : 0xE400E400;\n"
-      "struct Place {{ const {} *w, *w2; const T *s, *s2, *b, *b2; T* out; int N, tile; }};\n"
-      "auto find = [&](int tile) {{\nPlace place;\nplace.N = f0_shape[0];\nplace.out = o0;\n{}",
-      kind.codes ? "unsigned" : "T",
-      pick(0, ""));
+  std::string ends =
+      fmt::format("constexpr bool GATED = {}, ADDED = {};\n", kind.end == End::gated, kind.end == End::added);
+  std::string
+      tiles = "const int tiles = 0",
+      find = fmt::format(
+          "constexpr unsigned ONE = is_bf16<T> ? 0x3F803F80 : 0x3C003C00, MINUS = is_bf16<T> ? 0xC300C300 : 0xE400E400;\n"
+          "struct Place {{ const {} *w, *w2; const T *s, *s2, *b, *b2; T* out; int N, tile; }};\n"
+          "auto find = [&](int tile) {{\nPlace place;\nplace.N = f0_shape[0];\nplace.out = o0;\n{}",
+          kind.codes ? "unsigned" : "T",
+          pick(0, ""));
   for (int i = 0; i < outputs; ++i) {
     names.push_back(fmt::format("o{}", i));
     tiles += fmt::format(" + (f{}_shape[0] + OUTPUTS - 1) / OUTPUTS", i);
@@ -420,12 +424,11 @@ Kernel kernel_of(const Kind& kind) {
       ends + sizes_code + tiles + ";\n" + find + begin_code + (kind.codes ? scales_code : "") + loop_code +
           (kind.codes ? codes_multiply_code : dense_multiply_code) + end_code,
       std::string(device_code) + copy_code + descriptor_code + multiply_code(kind.rows),
-      kind.shared,
-      kind.blocks);
+      kind.shared);
 }
 
-/** What launches leave for their last blocks: zeros to count in, and sums. Those that may run at the same time, which are
- * few, have different ones. */
+/** What launches leave for their last blocks: zeros to count in, and sums. Those that may run at the same time, which
+ * are few, have different ones. */
 struct Scratch {
   mx::array counters, sums;
 };
@@ -453,14 +456,12 @@ const Scratch& scratch_of(int tiles, int floats) {
 
 /** A unit's columns, 0: there are none. */
 int columns_of(const mx::array& x, const Factor& factor) {
-  static const int forced = std::getenv("PARALLM_COLUMNS") ? std::atoi(std::getenv("PARALLM_COLUMNS")) : 0;
   const int inputs = x.shape(1);
   if (factor.bits == 16) {
-    const int most = forced ? forced : 256;
-    return inputs % most == 0 ? most : inputs % 64 == 0 ? 64 : 0;
+    return inputs % 256 == 0 ? 256 : inputs % 64 == 0 ? 64 : 0;
   }
   // Scales are read by eights, 16 bytes; a unit has no more, and rows of 128 bytes or more.
-  const int most = forced && factor.group_size > 32 && factor.bits == 4 ? forced : factor.bits == 4 ? 256 : 128;
+  const int most = factor.bits == 4 ? 256 : 128;
   return inputs % (8 * factor.group_size) == 0 && inputs % most == 0 ? most : 0;
 }
 
@@ -470,11 +471,8 @@ bool hopper_multiplies(const mx::array& x, const Factor& factor) {
   return compute_capability() == 90 && x.shape(1) > 0 && columns_of(x, factor) > 0;
 }
 
-std::vector<mx::array> hopper_matmul(
-    const mx::array& x,
-    const std::vector<Factor>& factors,
-    End end,
-    const std::optional<mx::array>& added) {
+std::vector<mx::array>
+hopper_matmul(const mx::array& x, const std::vector<Factor>& factors, End end, const std::optional<mx::array>& added) {
   thread_local std::map<Kind, Kernel> kernels;
   const auto& first = factors[0];
   const int rows = x.shape(0), eights = rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
@@ -483,15 +481,16 @@ std::vector<mx::array> hopper_matmul(
   for (const auto& factor : factors) {
     all += factor.w.shape(0);
   }
-  // With more warp groups a block reads x less often; with fewer, fewer blocks share a tile.
-  static const int forced = std::getenv("PARALLM_WG") ? std::atoi(std::getenv("PARALLM_WG")) : 0;
-  const int groups = forced ? forced : codes && all / 192 >= multiprocessors() ? 3 : 2;
+  // With more warp groups a block reads x less often; with fewer, fewer blocks share a tile. What was fastest on an
+  // H100; the same for any number of rows, as the order of sums depends on it.
+  const bool small = !codes && all / 64 <= multiprocessors();
+  const int groups = small ? 1 : 2;
   const int tile = 64 * groups, outputs = end == End::gated ? tile / 2 : tile;
   const int columns = columns_of(x, first), w_stage = tile * columns * first.bits / 8;
   const int x_stage = eights * columns * 2;
   constexpr int memory = 216 << 10;
   const int stages = std::min(8, memory / (w_stage + x_stage)), shared = 1024 + stages * (w_stage + x_stage);
-  const Kind kind{codes, end, int(factors.size()), shared, eights, 1};
+  const Kind kind{codes, end, int(factors.size()), shared, eights};
   auto found = kernels.find(kind);
   if (found == kernels.end()) {
     found = kernels.emplace(kind, kernel_of(kind)).first;
@@ -512,7 +511,12 @@ std::vector<mx::array> hopper_matmul(
   if (added) {
     inputs.push_back(*added);
   }
-  const int blocks = std::min(tiles * (x.shape(1) / columns), multiprocessors() * kind.blocks);
+  int blocks = std::min(tiles * (x.shape(1) / columns), multiprocessors());
+  if (small && 2 * tiles <= blocks) {
+    blocks = 2 * tiles;
+  } else if (small) {
+    blocks = std::min(blocks, tiles);
+  }
   const auto& scratch = scratch_of(tiles, blocks * 2 * tile * eights);
   inputs.insert(inputs.end(), {scratch.counters, scratch.sums});
   const std::vector<mx::Dtype> types(shapes.size(), x.dtype());

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 #include <mlx/backend/cuda/cuda.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace parallm::cuda {
@@ -66,14 +67,14 @@ Kernel::Kernel(
     const std::string& source,
     const std::string& header,
     int shared_memory,
-    int blocks)
+    int registers)
     : name_(std::move(name)),
       inputs_(std::move(inputs)),
       outputs_(std::move(outputs)),
       source_(source),
       header_(header),
       shared_memory_(shared_memory),
-      blocks_(blocks) {
+      registers_(registers) {
   for (const auto& input : inputs_) {
     shaped_.push_back(source_.find(input + "_shape") != std::string::npos);
   }
@@ -117,7 +118,7 @@ std::string Kernel::text(
       types_code,
       header_,
       threads,
-      blocks_,
+      std::max(1, (1 << 16) / (registers_ * threads)),
       name,
       parameters,
       sizes,

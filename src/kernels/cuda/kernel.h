@@ -16,8 +16,8 @@ namespace mx = mlx::core;
 /** As mx::fast::cuda_kernel, of the body's text, for row-contiguous arrays; compiled by compile.h, and at less cost for
  * the host, which else takes longer than a small kernel runs: a call like an earlier one takes over its primitive. The
  * text finds inputs and outputs under their names (const T* and T*), an input's sizes, where it names them, as
- * `name_shape[i]`, and `how`'s entries: numbers, and types. 16-bit floats are bfloat16 and float16, which turn into float
- * and are made of it (rounded to the nearest even). Engine thread only. */
+ * `name_shape[i]`, and `how`'s entries: numbers, and types. 16-bit floats are bfloat16 and float16, which turn into
+ * float and are made of it (rounded to the nearest even). Engine thread only. */
 class Kernel {
  public:
   Kernel(
@@ -27,7 +27,7 @@ class Kernel {
       const std::string& source,
       const std::string& header = "",
       int shared_memory = 0, // bytes that a block has beside what the text declares
-      int blocks = 1); // that a multiprocessor is to hold at once: bounds the registers
+      int registers = 255); // of a thread, at most: of 65,536, which say how many blocks a multiprocessor holds
 
   std::vector<mx::array> operator()(
       const std::vector<mx::array>& inputs,
@@ -49,7 +49,7 @@ class Kernel {
   std::vector<std::string> inputs_, outputs_;
   std::vector<bool> shaped_; // inputs whose sizes the text names
   std::string source_, header_;
-  int shared_memory_, blocks_;
+  int shared_memory_, registers_;
   mutable std::map<std::vector<int>, std::pair<std::string, std::string>> compiled_; // names and code
   mutable std::map<std::vector<int>, std::shared_ptr<mx::Primitive>> known_;
 };

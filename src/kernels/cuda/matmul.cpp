@@ -209,7 +209,7 @@ struct Kind {
   End end;
   int count; // of matrices
   bool split; // K, among blocks
-  int blocks; // at once on a multiprocessor
+  int registers; // of a thread, at most
   int shared; // bytes of a block's memory
 
   auto operator<=>(const Kind&) const = default;
@@ -268,7 +268,7 @@ Kernel kernel_of(const Kind& kind) {
       find + (kind.codes ? quantized_code : dense_code) + end_code,
       std::string(device_code) + copy_code,
       kind.shared,
-      kind.blocks);
+      kind.registers);
 }
 
 bool has_codes(const Factor& factor) {
@@ -343,8 +343,8 @@ launch(const mx::array& x, const std::vector<Factor>& factors, End end, const st
   if (rows >= least && hopper_multiplies(x, first)) {
     return hopper_matmul(x, factors, end, added);
   }
-  const int blocks = rows <= (codes ? 8 : few_rows) ? 2 : 1;
-  const Kind kind{codes, end, count, parts > 1, blocks, shared_memory(rows, first)};
+  const int registers = rows <= (codes ? 8 : few_rows) ? 128 : 255; // two blocks at once, or one
+  const Kind kind{codes, end, count, parts > 1, registers, shared_memory(rows, first)};
   auto found = kernels.find(kind);
   if (found == kernels.end()) {
     found = kernels.emplace(kind, kernel_of(kind)).first;
@@ -423,7 +423,8 @@ bool multiplies(const mx::array& x, const Factor& factor) {
         multiplies(x.dtype(), factor.group_size, factor.bits) &&
         has_shared_memory(x.dtype(), shared_memory(x.shape(0), factor));
   }
-  return x.shape(0) > 1 && x.shape(1) % 64 == 0 && factor.w.dtype() == x.dtype() &&
+  static const int least = std::getenv("PARALLM_ROW1") ? 1 : 2;
+  return x.shape(0) >= least && x.shape(1) % 64 == 0 && factor.w.dtype() == x.dtype() &&
       has_shared_memory(x.dtype(), shared_memory(x.shape(0), factor));
 }
 

@@ -25,11 +25,8 @@ enum class End { plain, gated, added };
 /** matmul.cpp's launches on a Hopper GPU: each weight is read once, codes are rounded to x's dtype once they stand for
  * weights. K is a multiple of 64, or of 128 for codes. -> the results. */
 bool hopper_multiplies(const mx::array& x, const Factor& factor);
-std::vector<mx::array> hopper_matmul(
-    const mx::array& x,
-    const std::vector<Factor>& factors,
-    End end,
-    const std::optional<mx::array>& added);
+std::vector<mx::array>
+hopper_matmul(const mx::array& x, const std::vector<Factor>& factors, End end, const std::optional<mx::array>& added);
 
 /** x is of 16 bits, and the GPU gives a block so many bytes of shared memory. */
 bool has_shared_memory(mx::Dtype x, int bytes);
@@ -47,7 +44,7 @@ template <int BYTES>
 __device__ inline void copy_later(void* to, const void* from) { // from global to shared memory
   const unsigned at = __cvta_generic_to_shared(to);
   if constexpr (BYTES == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
   } else {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(from), "n"(BYTES) : "memory");
   }

@@ -58,11 +58,11 @@ __device__ inline void turn(const T* x, Y* y, int pair, const float* cos, const 
 
 // Where FRESH, it first turns q and the sequence's own key, and writes that and its value to the pools: every block
 // that reads them does so for itself.
-// Eight warps take tiles of 16 keys in turn. Keys are a's rows against 8 queries as b's columns, so both go from memory
-// to registers as they lie: which dimensions a thread holds doesn't matter, as long as q and k agree. The weights then
-// change sides (movmatrix) to multiply v, whose keys are paired up in registers.
+// Eight shares of the work, a warp's or two, take tiles of 16 keys in turn. Keys are a's rows against 8 queries as b's
+// columns, so both go from memory to registers as they lie: which dimensions a thread holds doesn't matter, as long as
+// q and k agree. The weights then change sides (movmatrix) to multiply v, whose keys are paired up in registers.
 constexpr const char* decode = R"cu(
-constexpr int R = H / G, Q = 8 * NB, PARTS = (R + Q - 1) / Q, WARPS = 8;
+constexpr int R = H / G, Q = 8 * NB, PARTS = (R + Q - 1) / Q, SHARES = 8;
 constexpr bool EARLY = DV >= 64 && DV <= 128;
 const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % 4, g = lane / 4;
 const int row = blockIdx.z, kv = blockIdx.y / PARTS, h0 = kv * R + blockIdx.y % PARTS * Q;
@@ -113,10 +113,24 @@ for (int n = 0; n < NB; ++n)
 #pragma unroll
   for (int j = 0; j < D / 32; ++j)
     qs[n][j] = n * 8 + g < heads ? *(const uint4*)(all_q + (n * 8 + g) * q_pitch + c * 8 + j * 32) : make_uint4(0, 0, 0, 0);
+// As many shares' sums side by side as fit.
+constexpr int SIZE = Q * (DV + 1), SIDES = SIZE <= 1100 ? 8 : SIZE <= 2200 ? 4 : SIZE <= 4400 ? 2 : 1;
+static_assert(WARPS == SHARES || SIDES == SHARES);
+__shared__ float tops[SHARES][Q], sums[SHARES][Q], totals[SIDES * SIZE];
+auto top_of = [&](int h) {
+  float top = tops[0][h];
+  for (int i = 1; i < SHARES; ++i) top = fmaxf(top, tops[i][h]);
+  return top;
+};
+auto dim_of = [&](int j, int i) {
+  return j < DV / 64 * 4 ? j / 4 * 64 + g * 8 + j % 4 * 2 + i : DV / 64 * 64 + g * 4 + j % 4 * 2 + i;
+};
+#pragma unroll 1
+for (int mine = warp; mine < SHARES; mine += WARPS) {
 float out_sum[NB][DV / 16][4] = {}, m[NB][2], l[NB][2] = {};
 #pragma unroll
 for (int n = 0; n < NB; ++n) m[n][0] = m[n][1] = -INFINITY;
-for (int p = start + warp * 16; p < to; p += WARPS * 16) {
+for (int p = start + mine * 16; p < to; p += SHARES * 16) {
   if (p + 16 <= from) continue;
   const T* k0 = k_pool + place(p + g) * D + c * 8;
   const T* k1 = k_pool + place(p + g + 8) * D + c * 8;
@@ -212,9 +226,6 @@ for (int p = start + warp * 16; p < to; p += WARPS * 16) {
                __byte_perm(ds[i], es[i], 0x5410), __byte_perm(ds[i], es[i], 0x7632), w[n][0], w[n][1]);
   }
 }
-// As many warps' sums side by side as fit.
-constexpr int SIZE = Q * (DV + 1), SIDES = SIZE <= 1100 ? 8 : SIZE <= 2200 ? 4 : SIZE <= 4400 ? 2 : 1;
-__shared__ float tops[WARPS][Q], sums[WARPS][Q], totals[SIDES * SIZE];
 #pragma unroll
 for (int n = 0; n < NB; ++n)
 #pragma unroll
@@ -224,44 +235,53 @@ for (int n = 0; n < NB; ++n)
     x += __shfl_xor_sync(~0u, x, 8);
     x += __shfl_xor_sync(~0u, x, 16);
     if (g == 0) {
-      tops[warp][n * 8 + 2 * c + e] = m[n][e];
-      sums[warp][n * 8 + 2 * c + e] = x;
+      tops[mine][n * 8 + 2 * c + e] = m[n][e];
+      sums[mine][n * 8 + 2 * c + e] = x;
     }
   }
-__syncthreads();
-auto top_of = [&](int h) {
-  float top = tops[0][h];
-  for (int i = 1; i < WARPS; ++i) top = fmaxf(top, tops[i][h]);
-  return top;
-};
-for (int first_warp = 0; first_warp < WARPS; first_warp += SIDES) {
-  if (warp / SIDES * SIDES == first_warp) {
+if constexpr (WARPS < SHARES) { // scaled when they are added up
 #pragma unroll
-    for (int n = 0; n < NB; ++n)
+  for (int n = 0; n < NB; ++n)
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int h = n * 8 + 2 * c + e;
-        const float scale = exp2f(m[n][e] - top_of(h));
+    for (int j = 0; j < DV / 16; ++j)
 #pragma unroll
-        for (int j = 0; j < DV / 16; ++j)
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const int dim = j < DV / 64 * 4 ? j / 4 * 64 + g * 8 + j % 4 * 2 + i : DV / 64 * 64 + g * 4 + j % 4 * 2 + i;
-            float* to_sum = &totals[warp % SIDES * SIZE + h * (DV + 1) + dim];
-            *to_sum = out_sum[n][j][2 * i + e] * scale + (first_warp == 0 ? 0.f : *to_sum);
-          }
-      }
-  }
+      for (int i = 0; i < 4; ++i)
+        totals[mine * SIZE + (n * 8 + 2 * c + i % 2) * (DV + 1) + dim_of(j, i / 2)] = out_sum[n][j][i];
+} else {
   __syncthreads();
+  for (int first_warp = 0; first_warp < WARPS; first_warp += SIDES) {
+    if (warp / SIDES * SIDES == first_warp) {
+#pragma unroll
+      for (int n = 0; n < NB; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int h = n * 8 + 2 * c + e;
+          const float scale = exp2f(m[n][e] - top_of(h));
+#pragma unroll
+          for (int j = 0; j < DV / 16; ++j)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              float* to_sum = &totals[warp % SIDES * SIZE + h * (DV + 1) + dim_of(j, i)];
+              *to_sum = __fmul_rn(out_sum[n][j][2 * i + e], scale) + (first_warp == 0 ? 0.f : *to_sum);
+            }
+        }
+    }
+    __syncthreads();
+  }
 }
+}
+if constexpr (WARPS < SHARES) __syncthreads();
 for (int i = threadIdx.x; i < heads * DV; i += WARPS * 32) {
   const int h = i / DV, dim = i % DV;
   const float top = top_of(h);
   float sum = 0;
-  for (int k = 0; k < WARPS; ++k) sum += sums[k][h] * exp2f(tops[k][h] - top);
+  for (int k = 0; k < SHARES; ++k) sum += sums[k][h] * exp2f(tops[k][h] - top);
   const long at = (long)row * H + h0 + h;
   float total = 0;
-  for (int k = 0; k < SIDES; ++k) total += totals[k * SIZE + h * (DV + 1) + dim];
+  for (int k = 0; k < SIDES; ++k) {
+    const float part = totals[k * SIZE + h * (DV + 1) + dim];
+    total += WARPS < SHARES ? __fmul_rn(part, exp2f(tops[k][h] - top)) : part;
+  }
 )cu";
 
 constexpr const char* decode_whole = R"cu(
@@ -398,17 +418,21 @@ mx::array paged_decode(
     return std::string(decode) + (opens ? open_queries : "") + decode_rest + end + "}\n";
   };
   static const auto added = [](bool opens) { return std::string(add_pieces) + (opens ? open_added_mass : "") + "}\n"; };
-  static const Kernel whole("decode_whole", inputs, {"out"}, text(false, decode_whole), header);
-  static const Kernel in_pieces("decode_piece", inputs, {"parts", "stats"}, text(false, decode_piece), header);
+  constexpr int registers = 128; // so that a multiprocessor holds 16 warps
+  static const Kernel whole("decode_whole", inputs, {"out"}, text(false, decode_whole), header, 0, registers);
+  static const Kernel in_pieces(
+      "decode_piece", inputs, {"parts", "stats"}, text(false, decode_piece), header, 0, registers);
   static const Kernel add("add_pieces", add_inputs, {"out"}, added(false), header);
   static const Kernel open_whole(
       "decode_open_whole",
       inputs,
       {"out", "masses", "rotated"},
       text(true, std::string(decode_whole) + open_mass),
-      header);
+      header,
+      0,
+      registers);
   static const Kernel open_in_pieces(
-      "decode_open_piece", inputs, {"parts", "stats", "rotated"}, text(true, decode_piece), header);
+      "decode_open_piece", inputs, {"parts", "stats", "rotated"}, text(true, decode_piece), header, 0, registers);
   static const Kernel open_add("add_open_pieces", add_inputs, {"out", "masses"}, added(true), header);
 
   const int rows = tokens.shape(0), heads = q.shape(1), groups = k_pool.shape(1);
@@ -418,6 +442,9 @@ mx::array paged_decode(
   // Where one row's keys may begin within a piece, they touch one piece more.
   const bool from_start = shape.window == 0 && shape.chunk == 0;
   const int pieces = (spread + piece - 1) / piece + (from_start ? 0 : 1);
+  // With many blocks, twice as many at once of half the warps: the same sums.
+  const bool many = rows * groups * parts * pieces > 3 * multiprocessors();
+  const int warps = many && 8 * blocks_of_queries * (v_dims + 1) <= 1100 ? 4 : 8;
   const auto& unread = positions;
   const auto sink = sinks ? *sinks : unread;
   const std::vector<std::pair<std::string, mx::fast::TemplateArg>> how = {
@@ -436,14 +463,15 @@ mx::array paged_decode(
       {"SINKS", sinks.has_value()},
       {"FRESH", fresh.has_value()},
       {"TURNED", fresh ? fresh->rope_dims : 0},
-      {"TRADITIONAL", fresh && fresh->rope_traditional}};
+      {"TRADITIONAL", fresh && fresh->rope_traditional},
+      {"WARPS", warps}};
   std::vector<mx::array> arrays = {q, k_pool, v_pool, tokens, positions, table, sink};
   if (fresh) {
     arrays.insert(arrays.end(), {fresh->k, fresh->v, fresh->cos, fresh->sin, fresh->slots});
   } else {
     arrays.insert(arrays.end(), 5, unread);
   }
-  const std::tuple<int, int, int> grid{pieces * 256, groups * parts, rows}, threads{256, 1, 1};
+  const std::tuple<int, int, int> grid{pieces * warps * 32, groups * parts, rows}, threads{warps * 32, 1, 1};
   std::vector<mx::Shape> results{{rows, heads, v_dims}};
   std::vector<mx::Dtype> types{q.dtype()};
   const auto rotated = fresh ? mx::Shape{rows, heads, dims} : mx::Shape{1};

@@ -358,7 +358,7 @@ mx::array recall_some(
       products_code,
       device_code,
       0,
-      2); // so that one computes while another's keys are on their way
+      128); // so that one block computes while another's keys are on their way
   static const std::vector<std::string> inputs = {
       "q", "products", "tile_tops", "chunk_tops", "norms", "values", "local", "masses", "how", "record", "finished"};
   static const Kernel attend("recall_attend", inputs, {"out"}, attend_code, greatest_code);
