@@ -10,7 +10,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <map>
 #include <string>
 #include <tuple>
@@ -339,8 +338,7 @@ launch(const mx::array& x, const std::vector<Factor>& factors, End end, const st
   const int rows = x.shape(0);
   const int count = factors.size(), parts = splits(rows, first);
   const bool codes = has_codes(first);
-  static const int least = std::getenv("PARALLM_HOPPER") ? std::atoi(std::getenv("PARALLM_HOPPER")) : 17;
-  if (rows >= least && hopper_multiplies(x, first)) {
+  if (rows > few_rows && hopper_multiplies(x, first)) {
     return hopper_matmul(x, factors, end, added);
   }
   const int registers = rows <= (codes ? 8 : few_rows) ? 128 : 255; // two blocks at once, or one
@@ -423,8 +421,7 @@ bool multiplies(const mx::array& x, const Factor& factor) {
         multiplies(x.dtype(), factor.group_size, factor.bits) &&
         has_shared_memory(x.dtype(), shared_memory(x.shape(0), factor));
   }
-  static const int least = std::getenv("PARALLM_ROW1") ? 1 : 2;
-  return x.shape(0) >= least && x.shape(1) % 64 == 0 && factor.w.dtype() == x.dtype() &&
+  return x.shape(0) > 1 && x.shape(1) % 64 == 0 && factor.w.dtype() == x.dtype() &&
       has_shared_memory(x.dtype(), shared_memory(x.shape(0), factor));
 }
 
