@@ -88,7 +88,7 @@ mx::array gather_matmul(const mx::array& rows, const mx::array& weight, const mx
 bool mlx_multiplies_on_cuda(const mx::array& x, const mx::array& weight, const Quantization& how) {
   int rows = x.shape(0), inputs = x.shape(1);
   bool tiled = weight.shape(0) % 128 == 0 && inputs % std::max(64, how.group_size) == 0 && how.bits % 4 == 0;
-  return x.dtype() != mx::float32 && inputs > how.group_size && (rows < 8 || (tiled && rows < 192));
+  return x.dtype() != mx::float32 && inputs > how.group_size && inputs >= 128 && (rows < 8 || (tiled && rows < 192));
 }
 
 } // namespace

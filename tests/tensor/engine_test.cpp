@@ -343,6 +343,18 @@ TEST_CASE("engine: guesses change no token, whoever makes them") {
     }
     return made;
   };
+  // The same bits, but for the log-probabilities on a GPU, where MLX's sums of float32 depend on the number of rows.
+  const auto check_same = [](const auto& got, const auto& expected) {
+    for (size_t i = 0; i < expected.size(); ++i) {
+      CAPTURE(i);
+      CHECK(got[i].first == expected[i].first);
+      REQUIRE(got[i].second.size() == expected[i].second.size());
+      for (size_t j = 0; j < expected[i].second.size(); ++j) {
+        const float wanted = expected[i].second[j];
+        CHECK(std::abs(got[i].second[j] - wanted) <= (on_cpu() ? 0.0f : 1e-3f * std::max(1.0f, std::abs(wanted))));
+      }
+    }
+  };
   uint64_t looked_up = 0, drafted = 0;
   for (const auto& name : models) {
     CAPTURE(name);
@@ -354,7 +366,7 @@ TEST_CASE("engine: guesses change no token, whoever makes them") {
       options.guesses = 4;
       options.draft_model = *draft != 0;
       auto engine = engine_of(name, options, false, draft);
-      CHECK(run(*engine) == expected);
+      check_same(run(*engine), expected);
       const auto stats = engine->stats();
       (options.draft_model ? drafted : looked_up) += stats.right_guesses;
       if (name == draft) { // but where a penalty or min_tokens, which it doesn't know, had a say
@@ -363,9 +375,9 @@ TEST_CASE("engine: guesses change no token, whoever makes them") {
       options.blocks = 26;
       options.prefill_tokens = 6;
       auto crowded = engine_of(name, options, true, draft);
-      CHECK(run(*crowded) == expected);
+      check_same(run(*crowded), expected);
       CHECK(crowded->stats().preemptions > 0);
-      CHECK(run(*crowded) == expected); // on prefix hits
+      check_same(run(*crowded), expected); // on prefix hits
     }
   }
   CHECK(looked_up > 20);

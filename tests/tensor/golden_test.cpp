@@ -99,10 +99,12 @@ TEST_CASE("golden: sequences share blocks of a common prefix") {
 
 TEST_CASE("golden: 16-bit activations stay near the reference") {
   for (bool mlx_ops : {true, false}) {
+    CAPTURE(mlx_ops);
     MlxOps ops(mlx_ops);
     for (auto& name : golden_names()) {
       CAPTURE(name);
       for (auto dtype : {mx::float16, mx::bfloat16}) {
+        CAPTURE((dtype == mx::float16));
         Loaded loaded(path_of(name), dtype);
         CHECK(loaded.checkpoint.kv_dtype == dtype);
         auto sequence = references(name)[0];
