@@ -1,6 +1,5 @@
 // Kernels for NVIDIA GPUs of compute capability 8.0 and up, where MLX's own ops read more than they need. Their text is
-// compiled at run time, on the first call of each kind, by MLX (mx::fast::cuda_kernel); no CUDA toolkit is needed to
-// build.
+// compiled at run time, on the first call of each kind (compile.h); no CUDA toolkit is needed to build.
 //
 // A row's result depends on its own inputs alone, whatever the other rows hold, and is summed in one fixed order: where
 // the work of a row is split, it is split at places that its own length gives. A matmul has two orders, one for up to
@@ -41,7 +40,8 @@ bool multiplies(const mx::array& x, const Factor& factor);
 constexpr int most_rows = 64;
 
 /** x [M,K] by each of up to most_matrices alike matrices, transposed, in one launch -> [M,N] each. Reads each weight
- * once. Codes enter the sums exactly, scales and biases in float32. */
+ * once. Codes enter the sums exactly, scales and biases in float32; but on Hopper, for more than 16 rows, as weights
+ * rounded to x's dtype. */
 std::vector<mx::array> matmuls(const mx::array& x, const std::vector<Factor>& factors);
 constexpr int most_matrices = 3;
 
