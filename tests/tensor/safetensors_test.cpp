@@ -208,7 +208,7 @@ TEST_CASE("peak memory: loading takes at most 1.15 times the weights") {
   REQUIRE(weights > 200 << 20);
   const auto small = peaks_of((golden_folder / "llama_head_dim").string());
   const auto large = peaks_of(folder.path.string());
-  const auto loading = double(large.first - small.first) / weights;
+  const auto loading = (double(large.first) - double(small.first)) / weights;
   const auto running = double(large.second - small.second) / weights;
   MESSAGE("peak over the weights' bytes: ", loading, " loaded, ", running, " after a step");
   CHECK(loading <= 1.15);

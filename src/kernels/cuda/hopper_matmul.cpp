@@ -511,11 +511,15 @@ hopper_matmul(const mx::array& x, const std::vector<Factor>& factors, End end, c
   if (added) {
     inputs.push_back(*added);
   }
+  // Whole tiles cost no adding up: what is saved there is worth a few idle multiprocessors where memory is the limit.
   int blocks = std::min(tiles * (x.shape(1) / columns), multiprocessors());
+  const int each = (tiles + blocks - 1) / blocks;
   if (small && 2 * tiles <= blocks) {
     blocks = 2 * tiles;
   } else if (small) {
     blocks = std::min(blocks, tiles);
+  } else if (!codes && tiles % each == 0 && 5 * (tiles / each) >= 4 * blocks) {
+    blocks = tiles / each;
   }
   const auto& scratch = scratch_of(tiles, blocks * 2 * tile * eights);
   inputs.insert(inputs.end(), {scratch.counters, scratch.sums});
