@@ -1,8 +1,9 @@
-// Matmuls of few rows on Hopper: the warp groups' instructions (PTX ISA, "Asynchronous Warpgroup Level Matrix
+// Matmuls of 17 to 64 rows on Hopper: the warp groups' instructions (PTX ISA, "Asynchronous Warpgroup Level Matrix
 // Multiply-Accumulate", wgmma) take 64 of w's rows, and x as the other factor. Each block has an equal run of all the
 // tiles' pieces of K, one after another, whatever the matrices' sizes ("stream-K", Osama et al., arXiv 2301.03598), so
-// the GPU has no idle end. Where several blocks share a tile, the last one to come adds up what all of them left in
-// `sums`, in their order: a row's sums are in the same order with however many rows.
+// the GPU has no idle end; or whole tiles, where those divide well. Where several blocks share a tile, the last one to
+// come adds up what all of them left in `sums`, in their order: a row's sums are in the same order with however many
+// rows.
 #include "kernels/cuda/kernel.h"
 #include "kernels/cuda/matmul_code.h"
 #include "kernels/cuda/ops.h"
@@ -11,7 +12,6 @@
 
 #include <algorithm>
 #include <map>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 
@@ -366,7 +366,7 @@ struct Kind {
   End end;
   int count; // of matrices
   int shared; // bytes of a block's memory
-  int rows; // of x: 8, 16, 32 or 64
+  int rows; // of x, at most: 32 or 64
 
   auto operator<=>(const Kind&) const = default;
 };
@@ -427,19 +427,18 @@ Kernel kernel_of(const Kind& kind) {
       kind.shared);
 }
 
+constexpr int most_tiles = 1 << 14;
+
 /** What launches leave for their last blocks: zeros to count in, and sums. Those that may run at the same time, which
  * are few, have different ones. */
 struct Scratch {
   mx::array counters, sums;
 };
 
-const Scratch& scratch_of(int tiles, int floats) {
-  constexpr int most_tiles = 4096, count = 16;
+const Scratch& scratch_of(int floats) {
+  constexpr int count = 16;
   thread_local std::vector<Scratch> all;
   thread_local int next = 0;
-  if (tiles > most_tiles) {
-    throw std::runtime_error("[matmul] more tiles than counters");
-  }
   if (all.empty()) {
     for (int i = 0; i < count; ++i) {
       all.push_back({mx::zeros({most_tiles}, mx::int32), mx::zeros({1}, mx::float32)});
@@ -468,14 +467,15 @@ int columns_of(const mx::array& x, const Factor& factor) {
 } // namespace
 
 bool hopper_multiplies(const mx::array& x, const Factor& factor) {
-  return compute_capability() == 90 && x.shape(1) > 0 && columns_of(x, factor) > 0;
+  return compute_capability() == 90 && x.shape(1) > 0 && columns_of(x, factor) > 0 &&
+      factor.w.shape(0) <= most_tiles * 64 / most_matrices;
 }
 
 std::vector<mx::array>
 hopper_matmul(const mx::array& x, const std::vector<Factor>& factors, End end, const std::optional<mx::array>& added) {
   thread_local std::map<Kind, Kernel> kernels;
   const auto& first = factors[0];
-  const int rows = x.shape(0), eights = rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
+  const int rows = x.shape(0), x_rows = rows <= 32 ? 32 : 64;
   const bool codes = first.bits < 16;
   int all = 0; // outputs
   for (const auto& factor : factors) {
@@ -487,10 +487,10 @@ hopper_matmul(const mx::array& x, const std::vector<Factor>& factors, End end, c
   const int groups = small ? 1 : 2;
   const int tile = 64 * groups, outputs = end == End::gated ? tile / 2 : tile;
   const int columns = columns_of(x, first), w_stage = tile * columns * first.bits / 8;
-  const int x_stage = eights * columns * 2;
+  const int x_stage = x_rows * columns * 2;
   constexpr int memory = 216 << 10;
   const int stages = std::min(8, memory / (w_stage + x_stage)), shared = 1024 + stages * (w_stage + x_stage);
-  const Kind kind{codes, end, int(factors.size()), shared, eights};
+  const Kind kind{codes, end, int(factors.size()), shared, x_rows};
   auto found = kernels.find(kind);
   if (found == kernels.end()) {
     found = kernels.emplace(kind, kernel_of(kind)).first;
@@ -521,7 +521,7 @@ hopper_matmul(const mx::array& x, const std::vector<Factor>& factors, End end, c
   } else if (!codes && tiles % each == 0 && 5 * (tiles / each) >= 4 * blocks) {
     blocks = tiles / each;
   }
-  const auto& scratch = scratch_of(tiles, blocks * 2 * tile * eights);
+  const auto& scratch = scratch_of(blocks * 2 * tile * x_rows);
   inputs.insert(inputs.end(), {scratch.counters, scratch.sums});
   const std::vector<mx::Dtype> types(shapes.size(), x.dtype());
   return found->second(
@@ -533,7 +533,7 @@ hopper_matmul(const mx::array& x, const std::vector<Factor>& factors, End end, c
       {{"T", x.dtype()},
        {"BITS", first.bits},
        {"GROUP", codes ? first.group_size : 1},
-       {"MR", eights},
+       {"MR", x_rows},
        {"WG", groups},
        {"COLUMNS", columns},
        {"STAGES", stages}});

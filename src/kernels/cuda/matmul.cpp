@@ -1,7 +1,7 @@
 // Matmuls of few rows, dense or by affine codes: each weight is read once, whatever the number of rows, and what goes
 // around a matmul is part of its launch. Up to 16 rows, the eight warps of a block share out K among them; above, two
-// do (and for few outputs four blocks), and four pairs of warps use the same x. Sums are added up in order, so a row's
-// are the same bits with however many rows, of either kind.
+// do (and for few outputs four blocks), and four pairs of warps use the same x (on Hopper, hopper_matmul.cpp has those).
+// Sums are added up in order, so a row's are the same bits with however many rows, of either kind.
 #include "kernels/cuda/kernel.h"
 #include "kernels/cuda/matmul_code.h"
 #include "kernels/cuda/ops.h"
