@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/rows.h"
 #include "nn/device.h"
 
 #include <algorithm>
@@ -266,19 +267,13 @@ class RecallLayer : public Cache {
     }
     const auto& keys = memories.keys.data;
     const auto& values = memories.values.data;
-    const cuda::RecallShape own{shape.top_k, shape.scale, shape.softcap, shape.by_dot, shape.threshold};
-    if (by_ == By::cuda && !memories.keys.is_coded() && shape.block == 1 && cuda::recalls(q, keys, values, own)) {
-      return cuda::recall(q, keys, memories.inverse_norms, values, local, masses, own, record);
+    if (by_ == By::cuda && !memories.keys.is_coded() && cuda::recalls(q, keys, values, shape)) {
+      return cuda::recall(q, keys, memories.inverse_norms, values, local, masses, shape, record);
     }
     const int most = std::max<int>(1, most_scores / (size_t(q.shape(1)) * memories.keys.shape(1)));
     std::vector<mx::array> parts, records;
     for (int t = 0; t < tokens; t += most) {
-      const auto part = [&](const mx::array& x) {
-        mx::Shape begin(x.ndim(), 0), end = x.shape();
-        begin[0] = t;
-        end[0] = std::min(tokens, t + most);
-        return mx::slice(x, begin, end);
-      };
+      const auto part = [&](const mx::array& x) { return rows(x, t, std::min(tokens, t + most)); };
       if (record) {
         records.push_back(part(*record));
       }

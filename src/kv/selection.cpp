@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/rows.h"
 
 #include <algorithm>
 #include <limits>
@@ -12,15 +13,6 @@ namespace {
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr size_t most_scores = 16 << 20; // held at once, as floats
-
-/** x[first:last] */
-mx::array rows(const mx::array& x, int first, int last) {
-  mx::Shape start(x.ndim(), 0);
-  auto stop = x.shape();
-  start[0] = first;
-  stop[0] = last;
-  return mx::slice(x, start, stop);
-}
 
 /** int32 [L,1]: how many keys each of L queries sees, of which the first is at `position`. */
 mx::array keys_seen(int position, int queries, int group) {

@@ -143,12 +143,11 @@ void split_kv_b(Weights& weights, const std::string& name, const LatentArgs& arg
     }
     // What stays dense keeps all that the codes say; what is packed again goes mlx-lm's way, in the scales' type.
     auto type = !pack ? mx::float32 : biases ? scales.dtype() : mx::bfloat16;
-    if (pack) { // the codes depend on each bit: on the CPU, as mlx-lm's references
-      mx::StreamContext cpu(mx::Device::cpu);
-      w = dequantize(*w, scales, biases, *how, type, factor);
-    } else {
-      w = dequantize(*w, scales, biases, *how, type, factor);
+    std::optional<mx::StreamContext> cpu;
+    if (pack) {
+      cpu.emplace(mx::Device::cpu); // the codes depend on each bit: as mlx-lm's references
     }
+    w = dequantize(*w, scales, biases, *how, type, factor);
   }
   int heads = args.num_attention_heads, width = args.qk_nope_head_dim + args.v_head_dim;
   if (w->shape() != mx::Shape{heads * width, args.kv_lora_rank}) {

@@ -1,32 +1,14 @@
 // kernels/cuda's recall, and the attention that it goes on with, against plain arithmetic of double precision, where
 // there is an NVIDIA GPU.
-#include "golden.h"
+#include "on_cuda.h"
 
 #include "kernels/cuda/ops.h"
+#include "kernels/rows.h"
 #include "kv/recall.h"
 
 namespace parallm::test {
 
 namespace {
-
-bool skipped() {
-  if (!cuda_kernels()) {
-    MESSAGE("skipped: no NVIDIA GPU");
-  }
-  return !cuda_kernels();
-}
-
-mx::array normal(const mx::Shape& shape, mx::Dtype type, int seed) {
-  return mx::astype(mx::random::normal(shape, mx::float32, mx::random::key(seed)), type);
-}
-
-mx::array rows(const mx::array& x, int from, int to) {
-  mx::Shape begin(x.ndim(), 0);
-  auto end = x.shape();
-  begin[0] = from;
-  end[0] = to;
-  return mx::slice(x, begin, end);
-}
 
 bool same_bits(const mx::array& a, const mx::array& b) {
   return mx::array_equal(a, b).item<bool>();
@@ -75,7 +57,7 @@ struct Reference {
 };
 
 /** `none` is the record before: masses, cosines and counts of nothing. */
-Reference plain(const Sizes& sizes, const Inputs& in, const cuda::RecallShape& shape) {
+Reference plain(const Sizes& sizes, const Inputs& in, const cpu::RecallShape& shape) {
   auto& [tokens, heads, groups, memories, dims, v_dims] = sizes;
   const auto q = floats(in.q), keys = floats(in.keys), norms = floats(in.inverse_norms), values = floats(in.values);
   const auto local = floats(in.local), masses = floats(in.masses);
@@ -145,11 +127,11 @@ mx::array no_record(int tokens, int memories) {
   return mx::contiguous(mx::broadcast_to(none, {tokens, 3, memories}));
 }
 
-mx::array recall(const Inputs& in, const cuda::RecallShape& shape, mx::array* record = nullptr) {
+mx::array recall(const Inputs& in, const cpu::RecallShape& shape, mx::array* record = nullptr) {
   return cuda::recall(in.q, in.keys, in.inverse_norms, in.values, in.local, in.masses, shape, record);
 }
 
-void compare(const Sizes& sizes, mx::Dtype type, mx::Dtype local, const cuda::RecallShape& shape, int copies = 1) {
+void compare(const Sizes& sizes, mx::Dtype type, mx::Dtype local, const cpu::RecallShape& shape, int copies = 1) {
   CAPTURE(sizes.memories);
   CAPTURE(sizes.dims);
   CAPTURE(shape.top_k);
@@ -302,7 +284,7 @@ TEST_CASE("cuda: what recall doesn't take") {
   if (skipped()) {
     return;
   }
-  const cuda::RecallShape shape{16, 0.1f, 0, false, {}};
+  const cpu::RecallShape shape{16, 0.1f, 0, false, {}};
   const auto takes = [&](const Sizes& sizes, mx::Dtype type, int top_k) {
     const auto in = make_inputs(sizes, type, mx::float32);
     auto own = shape;
@@ -321,7 +303,7 @@ TEST_CASE("cuda: what a query recalls doesn't depend on others, bit for bit") {
   if (skipped()) {
     return;
   }
-  const cuda::RecallShape shape{16, 0.09f, 0, false, {}};
+  const cpu::RecallShape shape{16, 0.09f, 0, false, {}};
   for (int memories : {3000, 30000}) {
     const auto in = make_inputs({70, 4, 1, memories, 128, 128}, mx::bfloat16, mx::float32);
     auto record = no_record(70, memories);

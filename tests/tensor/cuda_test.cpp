@@ -1,31 +1,13 @@
 // kernels/cuda against plain float32, where there is an NVIDIA GPU.
-#include "golden.h"
+#include "on_cuda.h"
 
 #include "kernels/cuda/ops.h"
+#include "kernels/rows.h"
 #include "kv/cache.h"
 
 namespace parallm::test {
 
 namespace {
-
-bool skipped() {
-  if (!cuda_kernels()) {
-    MESSAGE("skipped: no NVIDIA GPU");
-  }
-  return !cuda_kernels();
-}
-
-mx::array normal(const mx::Shape& shape, mx::Dtype type, int seed) {
-  return mx::astype(mx::random::normal(shape, mx::float32, mx::random::key(seed)), type);
-}
-
-mx::array rows(const mx::array& x, int from, int to) {
-  mx::Shape begin(x.ndim(), 0);
-  auto end = x.shape();
-  begin[0] = from;
-  end[0] = to;
-  return mx::slice(x, begin, end);
-}
 
 /** The greatest difference, of the greatest magnitude. */
 double error(const mx::array& got, const mx::array& wanted) {

@@ -2,6 +2,7 @@
 // with scattered blocks.
 #include "golden.h"
 
+#include "kernels/rows.h"
 #include "kv/cache.h"
 
 namespace parallm::test {
@@ -24,14 +25,6 @@ mx::array plain(const mx::array& q, const mx::array& k, const mx::array& v, cons
   auto weights = mx::softmax(scores, std::vector<int>{0}, true);
   weights = mx::slice(weights, {0, 0}, {k.shape(0), q.shape(0)});
   return mx::sum(mx::expand_dims(weights, 2) * values, 0);
-}
-
-mx::array rows(const mx::array& x, int from, int to) {
-  auto end = x.shape();
-  end[0] = to;
-  mx::Shape begin(end.size(), 0);
-  begin[0] = from;
-  return mx::slice(x, begin, end);
 }
 
 /** Two sequences: 9 then 1 tokens of the first, all 6 of the second beside

@@ -373,13 +373,8 @@ struct Kind {
 
 Kernel kernel_of(const Kind& kind) {
   const int outputs = kind.end == End::gated ? 1 : kind.count;
-  std::vector<std::string> inputs{"x"}, names;
-  for (int i = 0; i < kind.count; ++i) {
-    inputs.push_back(fmt::format("f{}", i));
-    if (kind.codes) {
-      inputs.insert(inputs.end(), {fmt::format("s{}", i), fmt::format("b{}", i)});
-    }
-  }
+  auto inputs = operand_names(kind.count, kind.codes);
+  std::vector<std::string> names;
   const auto pick = [&](int from, const char* suffix) {
     auto text = fmt::format("place.w{1} = f{0};\n", from, suffix);
     return kind.codes ? text + fmt::format("place.s{1} = s{0};\nplace.b{1} = b{0};\n", from, suffix) : text;
@@ -427,30 +422,17 @@ Kernel kernel_of(const Kind& kind) {
       kind.shared);
 }
 
-constexpr int most_tiles = 1 << 14;
-
-/** What launches leave for their last blocks: zeros to count in, and sums. Those that may run at the same time, which
- * are few, have different ones. */
-struct Scratch {
-  mx::array counters, sums;
-};
-
-const Scratch& scratch_of(int floats) {
+/** Where a launch's blocks leave sums for a tile's last one; as with counters. */
+const mx::array& sums_of(int floats) {
   constexpr int count = 16;
-  thread_local std::vector<Scratch> all;
+  thread_local std::vector<mx::array> all(count, mx::zeros({1}, mx::float32));
   thread_local int next = 0;
-  if (all.empty()) {
-    for (int i = 0; i < count; ++i) {
-      all.push_back({mx::zeros({most_tiles}, mx::int32), mx::zeros({1}, mx::float32)});
-      mx::eval(all.back().counters, all.back().sums);
-    }
+  auto& sums = all[next++ % count];
+  if (sums.shape(0) < floats) {
+    sums = mx::zeros({floats}, mx::float32);
+    mx::eval(sums);
   }
-  auto& scratch = all[next++ % count];
-  if (scratch.sums.shape(0) < floats) {
-    scratch.sums = mx::zeros({floats}, mx::float32);
-    mx::eval(scratch.sums);
-  }
-  return scratch;
+  return sums;
 }
 
 /** A unit's columns, 0: there are none. */
@@ -495,22 +477,7 @@ hopper_matmul(const mx::array& x, const std::vector<Factor>& factors, End end, c
   if (found == kernels.end()) {
     found = kernels.emplace(kind, kernel_of(kind)).first;
   }
-  int tiles = 0;
-  std::vector<mx::array> inputs{x};
-  std::vector<mx::Shape> shapes;
-  for (const auto& factor : factors) {
-    inputs.push_back(factor.w);
-    if (codes) {
-      inputs.insert(inputs.end(), {*factor.scales, *factor.biases});
-    }
-    if (shapes.empty() || end != End::gated) {
-      tiles += (factor.w.shape(0) + outputs - 1) / outputs;
-      shapes.push_back({rows, factor.w.shape(0)});
-    }
-  }
-  if (added) {
-    inputs.push_back(*added);
-  }
+  auto [inputs, shapes, tiles] = operands(x, factors, end, added, outputs);
   // Whole tiles cost no adding up: what is saved there is worth a few idle multiprocessors where memory is the limit.
   int blocks = std::min(tiles * (x.shape(1) / columns), multiprocessors());
   const int each = (tiles + blocks - 1) / blocks;
@@ -521,8 +488,7 @@ hopper_matmul(const mx::array& x, const std::vector<Factor>& factors, End end, c
   } else if (!codes && tiles % each == 0 && 5 * (tiles / each) >= 4 * blocks) {
     blocks = tiles / each;
   }
-  const auto& scratch = scratch_of(blocks * 2 * tile * x_rows);
-  inputs.insert(inputs.end(), {scratch.counters, scratch.sums});
+  inputs.insert(inputs.end(), {counters(tiles), sums_of(blocks * 2 * tile * x_rows)});
   const std::vector<mx::Dtype> types(shapes.size(), x.dtype());
   return found->second(
       inputs,

@@ -1,7 +1,7 @@
 // Matmuls of few rows, dense or by affine codes: each weight is read once, whatever the number of rows, and what goes
 // around a matmul is part of its launch. Up to 16 rows, the eight warps of a block share out K among them; above, two
-// do (and for few outputs four blocks), and four pairs of warps use the same x (on Hopper, hopper_matmul.cpp has those).
-// Sums are added up in order, so a row's are the same bits with however many rows, of either kind.
+// do (and for few outputs four blocks), and four pairs of warps use the same x (on Hopper, hopper_matmul.cpp has
+// those). Sums are added up in order, so a row's are the same bits with however many rows, of either kind.
 #include "kernels/cuda/kernel.h"
 #include "kernels/cuda/matmul_code.h"
 #include "kernels/cuda/ops.h"
@@ -216,7 +216,8 @@ struct Kind {
 
 Kernel kernel_of(const Kind& kind) {
   const int outputs = kind.end == End::gated ? 1 : kind.count;
-  std::vector<std::string> inputs{"x"}, names;
+  auto inputs = operand_names(kind.count, kind.codes);
+  std::vector<std::string> names;
   const auto pick = [&](int from, const char* suffix) {
     auto text = fmt::format("w{1} = f{0};\n", from, suffix);
     return kind.codes ? text + fmt::format("scales{1} = s{0};\nbiases{1} = b{0};\n", from, suffix) : text;
@@ -226,12 +227,6 @@ Kernel kernel_of(const Kind& kind) {
       "int block = blockIdx.x / SPLITS, N = f0_shape[0];\nauto *w = f0, *w2 = f0;\nauto* out = o0;\n";
   if (kind.codes) {
     find += "auto *scales = s0, *scales2 = s0, *biases = b0, *biases2 = b0;\n";
-  }
-  for (int i = 0; i < kind.count; i++) {
-    inputs.push_back(fmt::format("f{}", i));
-    if (kind.codes) {
-      inputs.insert(inputs.end(), {fmt::format("s{}", i), fmt::format("b{}", i)});
-    }
   }
   for (int i = 0; i < outputs; i++) {
     names.push_back(fmt::format("o{}", i));
@@ -313,24 +308,6 @@ int splits(int rows, const Factor& factor) {
   return rows <= few_rows || factor.w.shape(0) >= 12288 ? 1 : 4;
 }
 
-/** Zeros for the blocks of a launch to count in. Launches that may run at the same time, which are few, have different
- * ones. */
-const mx::array& counters(int tiles) {
-  constexpr int most = 1024, count = 64;
-  thread_local std::vector<mx::array> all;
-  thread_local int next = 0;
-  if (tiles > most) {
-    throw std::runtime_error("[matmul] a split matrix has few rows");
-  }
-  if (all.empty()) {
-    for (int i = 0; i < count; i++) {
-      all.push_back(mx::zeros({most}, mx::int32));
-    }
-    mx::eval(all);
-  }
-  return all[next++ % count];
-}
-
 std::vector<mx::array>
 launch(const mx::array& x, const std::vector<Factor>& factors, End end, const std::optional<mx::array>& added) {
   thread_local std::map<Kind, Kernel> kernels;
@@ -348,22 +325,7 @@ launch(const mx::array& x, const std::vector<Factor>& factors, End end, const st
     found = kernels.emplace(kind, kernel_of(kind)).first;
   }
   const int block_rows = warp_rows * warps / sharing(rows), outputs = end == End::gated ? block_rows / 2 : block_rows;
-  int tiles = 0;
-  std::vector<mx::array> inputs{x};
-  std::vector<mx::Shape> shapes;
-  for (const auto& factor : factors) {
-    inputs.push_back(factor.w);
-    if (kind.codes) {
-      inputs.insert(inputs.end(), {*factor.scales, *factor.biases});
-    }
-    if (shapes.empty() || end != End::gated) {
-      tiles += (factor.w.shape(0) + outputs - 1) / outputs;
-      shapes.push_back({rows, factor.w.shape(0)});
-    }
-  }
-  if (added) {
-    inputs.push_back(*added);
-  }
+  auto [inputs, shapes, tiles] = operands(x, factors, end, added, outputs);
   std::vector<mx::Dtype> types(shapes.size(), x.dtype());
   if (kind.split) {
     inputs.push_back(counters(tiles));
@@ -411,6 +373,56 @@ bool alike(const Factor& a, const Factor& b) {
 }
 
 } // namespace
+
+std::vector<std::string> operand_names(int matrices, bool codes) {
+  std::vector<std::string> names{"x"};
+  for (int i = 0; i < matrices; i++) {
+    names.push_back(fmt::format("f{}", i));
+    if (codes) {
+      names.insert(names.end(), {fmt::format("s{}", i), fmt::format("b{}", i)});
+    }
+  }
+  return names;
+}
+
+Operands operands(
+    const mx::array& x,
+    const std::vector<Factor>& factors,
+    End end,
+    const std::optional<mx::array>& added,
+    int outputs) {
+  Operands all{{x}, {}};
+  for (const auto& factor : factors) {
+    all.inputs.push_back(factor.w);
+    if (has_codes(factor)) {
+      all.inputs.insert(all.inputs.end(), {*factor.scales, *factor.biases});
+    }
+    if (all.shapes.empty() || end != End::gated) {
+      all.tiles += (factor.w.shape(0) + outputs - 1) / outputs;
+      all.shapes.push_back({x.shape(0), factor.w.shape(0)});
+    }
+  }
+  if (added) {
+    all.inputs.push_back(*added);
+  }
+  return all;
+}
+
+const mx::array& counters(int tiles) {
+  constexpr int count = 64;
+  thread_local std::vector<mx::array> all;
+  thread_local int next = 0;
+  if (tiles > most_tiles) {
+    throw std::runtime_error("[matmul] more tiles than counters");
+  }
+  if (all.empty()) {
+    for (int i = 0; i < count; i++) {
+      all.push_back(mx::zeros({most_tiles}, mx::int32));
+    }
+    mx::eval(all);
+  }
+  return all[next++ % count];
+}
 
 bool multiplies(const mx::array& x, const Factor& factor) {
   if (x.ndim() != 2 || x.shape(0) > most_rows) {

@@ -7,6 +7,7 @@
 #include <mlx/mlx.h>
 
 #include <optional>
+#include <string>
 #include <vector>
 
 namespace parallm::cuda {
@@ -21,6 +22,27 @@ extern const char* const dense_code;
 
 /** What a matmul's launch does with its results. */
 enum class End { plain, gated, added };
+
+/** Names of what a launch reads: x, and of each matrix its weights or codes with scales and biases. */
+std::vector<std::string> operand_names(int matrices, bool codes);
+
+/** What a launch reads, in that order and then `added`, and gives: a matrix's tiles are of so many outputs. */
+struct Operands {
+  std::vector<mx::array> inputs;
+  std::vector<mx::Shape> shapes; // of the results
+  int tiles = 0;
+};
+Operands operands(
+    const mx::array& x,
+    const std::vector<Factor>& factors,
+    End end,
+    const std::optional<mx::array>& added,
+    int outputs);
+
+/** Zeros for a launch's blocks to count in, one for each tile. Launches that may run at the same time, which are few,
+ * have different ones. */
+const mx::array& counters(int tiles);
+constexpr int most_tiles = 1 << 14;
 
 /** matmul.cpp's launches on a Hopper GPU: each weight is read once, codes are rounded to x's dtype once they stand for
  * weights. K is a multiple of 64, or of 128 for codes. -> the results. */

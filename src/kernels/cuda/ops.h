@@ -8,6 +8,8 @@
 // All arrays are on the default stream. Sums are float32; outputs have x's (or q's) dtype.
 #pragma once
 
+#include "kernels/cpu/ops.h"
+
 #include <mlx/mlx.h>
 
 #include <optional>
@@ -128,17 +130,10 @@ mx::array paged_decode(
     const std::optional<Fresh>& fresh = {},
     OpenAttention* open = nullptr);
 
-/** As cpu::RecallShape, without blocks. */
-struct RecallShape {
-  int top_k;
-  float scale;
-  float softcap; // 0: none
-  bool by_dot; // the most similar by q.k; else by cosine
-  std::optional<float> threshold; // of the cosine: what isn't above is left out
-};
+using cpu::RecallShape;
 
 /** recall has kernels for this: memories of 16-bit floats as `attends` says, up to 2^20 of them; 1 to 256 of each
- * query, or fewer memories. */
+ * query, or fewer memories; each alone, without blocks. */
 bool recalls(const mx::array& q, const mx::array& keys, const mx::array& values, const RecallShape& shape);
 
 /** cpu::recall for floats: adds memories to attention that is done. q float32 [T,H,D]; keys [G,N,D], values [G,N,Dv];

@@ -6,6 +6,7 @@
 #include "kernels/cuda/device_code.h"
 #include "kernels/cuda/kernel.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/rows.h"
 
 #include <algorithm>
 #include <array>
@@ -334,9 +335,9 @@ const mx::array& settings(const RecallShape& shape) {
 } // namespace
 
 bool recalls(const mx::array& q, const mx::array& keys, const mx::array& values, const RecallShape& shape) {
-  return attends(keys.dtype(), keys.shape(2), values.shape(2)) && keys.dtype() == values.dtype() && shape.top_k > 0 &&
-      std::min(shape.top_k, keys.shape(1)) <= most_items / tile && keys.shape(1) <= most_items * chunk &&
-      q.shape(0) > 0;
+  return attends(keys.dtype(), keys.shape(2), values.shape(2)) && keys.dtype() == values.dtype() && shape.block == 1 &&
+      shape.top_k > 0 && std::min(shape.top_k, keys.shape(1)) <= most_items / tile &&
+      keys.shape(1) <= most_items * chunk && q.shape(0) > 0;
 }
 
 namespace {
@@ -422,12 +423,7 @@ mx::array recall(
   const int most = std::max<int>(1, most_products / (q.shape(1) * memories));
   std::vector<mx::array> parts;
   for (int t = 0; t < tokens; t += most) {
-    const auto part = [&](const mx::array& x) {
-      mx::Shape begin(x.ndim(), 0), end = x.shape();
-      begin[0] = t;
-      end[0] = std::min(tokens, t + most);
-      return mx::slice(x, begin, end);
-    };
+    const auto part = [&](const mx::array& x) { return rows(x, t, std::min(tokens, t + most)); };
     const auto own_record = record ? std::optional(part(*record)) : std::nullopt;
     parts.push_back(recall_some(part(q), keys, inverse_norms, values, part(local), part(masses), shape, own_record));
   }
