@@ -29,6 +29,13 @@ __device__ inline unsigned pair(float low, float high) {
   }
   return r;
 }
+template <typename T>
+__device__ inline float2 unpair(unsigned x) {
+  if constexpr (is_bf16<T>) return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xFFFF0000));
+  float2 y;
+  asm("{.reg .f16 l, h;\nmov.b32 {l, h}, %2;\ncvt.f32.f16 %0, l;\ncvt.f32.f16 %1, h;}" : "=f"(y.x), "=f"(y.y) : "r"(x));
+  return y;
+}
 )cu";
 
 } // namespace parallm::cuda

@@ -48,6 +48,7 @@ const int w_part = t % PARTS, w_row = t / PARTS, x_part = t % X_PARTS, x_row = t
 auto place_of = [](int part, int row, int rows) { return (part / 8 * rows + row) * 128 + (part ^ row) % 8 * 16; };
 const unsigned w_to = base + place_of(w_part, w_row, ROWS);
 const unsigned x_to = base + STAGES * W_STAGE + place_of(x_part, x_row, MR);
+const unsigned long long once = read_once();
 auto fetch = [&](int stage) {
   if (fetched < end) {
     const long skip = (long)fetch_chunk * BYTES + w_part * 16;
@@ -55,8 +56,8 @@ auto fetch = [&](int stage) {
     for (int i = 0; i < COPIES; ++i) {
       const int r = w_row + i * STEP; // of the tile
       const int n = min(fetch_place.tile * OUTPUTS + (GATED ? r / 16 * 8 + r % 8 : r), fetch_place.N - 1);
-      copy_16(stage * W_STAGE + (STEP % 8 == 0 ? w_to + i * STEP * 128 : base + place_of(w_part, r, ROWS)),
-              (const char*)(GATED && r % 16 >= 8 ? fetch_place.w2 : fetch_place.w) + (long)n * chunks * BYTES + skip);
+      copy_16_once(stage * W_STAGE + (STEP % 8 == 0 ? w_to + i * STEP * 128 : base + place_of(w_part, r, ROWS)),
+              (const char*)(GATED && r % 16 >= 8 ? fetch_place.w2 : fetch_place.w) + (long)n * chunks * BYTES + skip, once);
     }
 #pragma unroll
     for (int i = 0; i < (MR + X_STEP - 1) / X_STEP; ++i)
@@ -345,6 +346,9 @@ template <int N>
 __device__ inline void hold(float (&x)[N]) { // the compiler reads none of them before
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(x[i])::"memory");
+}
+__device__ inline void copy_16_once(unsigned to, const void* from, unsigned long long policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "l"(policy) : "memory");
 }
 __device__ inline void copy_16(unsigned to, const void* from) { // later, to shared memory
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");

@@ -1,7 +1,8 @@
 // Matmuls of few rows, dense or by affine codes: each weight is read once, whatever the number of rows, and what goes
 // around a matmul is part of its launch. Up to 16 rows, the eight warps of a block share out K among them; above, two
 // do (and for few outputs four blocks), and four pairs of warps use the same x (on Hopper, hopper_matmul.cpp has
-// those). Sums are added up in order, so a row's are the same bits with however many rows, of either kind.
+// those; gemv.cpp has one row by dense weights). Sums are added up in order, so a row's are the same bits with however
+// many rows, of either kind.
 #include "kernels/cuda/kernel.h"
 #include "kernels/cuda/matmul_code.h"
 #include "kernels/cuda/ops.h"
@@ -26,6 +27,7 @@ const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % 4, g = la
 const int n0 = (block * (WARPS / KW) + warp / KW) * OUTPUTS;
 const int first = chunks * split / SPLITS, last = chunks * (split + 1) / SPLITS;
 float acc[MB][NT][4] = {};
+const unsigned long long once = read_once();
 extern __shared__ uint4 ring[];
 char* mine = (char*)ring + warp * STAGES * STAGE;
 const int half = lane % 8 / 4, r0 = lane / 8;
@@ -36,8 +38,8 @@ auto fetch = [&](int s, int stage) {
 #pragma unroll
   for (int r = 0; r < ROWS; r += 4)
     if (n0 + r0 + r % OUTPUTS < N)
-      copy_later<16>(lane_to + stage * STAGE + ((r0 ^ half) + r) * 64,
-                     (r < OUTPUTS ? lane_w : lane_w2) + s * 64 + (long)(r % OUTPUTS) * K);
+      copy_later_once(lane_to + stage * STAGE + ((r0 ^ half) + r) * 64,
+                      (r < OUTPUTS ? lane_w : lane_w2) + s * 64 + (long)(r % OUTPUTS) * K, once);
 };
 constexpr bool SHARED_X = KW < WARPS;
 constexpr int X_PITCH = KW * 128 + 64, X_STAGE = MB * 8 * X_PITCH; // half a cycle of banks between rows
@@ -202,11 +204,13 @@ constexpr int few_rows = 16; // of x: up to them, all eight warps share out K
 
 constexpr int warps = 8; // of a block
 constexpr int warp_rows = 32; // of w
+constexpr int gemv_rows = 2; // of w, that a warp has in gemv_code
 
 struct Kind {
   bool codes;
   End end;
   int count; // of matrices
+  bool vector; // one row, dense weights
   bool split; // K, among blocks
   int registers; // of a thread, at most
   int shared; // bytes of a block's memory
@@ -223,8 +227,8 @@ Kernel kernel_of(const Kind& kind) {
     return kind.codes ? text + fmt::format("scales{1} = s{0};\nbiases{1} = b{0};\n", from, suffix) : text;
   };
   std::string find =
-      "constexpr int BLOCK = NT * 16 * 8 / KW;\nconst int split = blockIdx.x % SPLITS;\n"
-      "int block = blockIdx.x / SPLITS, N = f0_shape[0];\nauto *w = f0, *w2 = f0;\nauto* out = o0;\n";
+      "const int split = blockIdx.x % SPLITS;\nint block = blockIdx.x / SPLITS, N = f0_shape[0];\n"
+      "auto *w = f0, *w2 = f0;\nauto* out = o0;\n";
   if (kind.codes) {
     find += "auto *scales = s0, *scales2 = s0, *biases = b0, *biases2 = b0;\n";
   }
@@ -255,11 +259,12 @@ Kernel kernel_of(const Kind& kind) {
     find += "int* counters = nullptr;\nfloat* sums = nullptr;\n";
   }
   find += fmt::format("constexpr bool GATED = {}, ADDED = {};\n", kind.end == End::gated, kind.end == End::added);
+  find += kind.vector ? gemv_code : std::string(kind.codes ? quantized_code : dense_code) + end_code;
   return Kernel(
-      "matmul",
+      kind.vector ? "gemv" : "matmul",
       inputs,
       names,
-      find + (kind.codes ? quantized_code : dense_code) + end_code,
+      find,
       std::string(device_code) + copy_code,
       kind.shared,
       kind.registers);
@@ -267,6 +272,11 @@ Kernel kernel_of(const Kind& kind) {
 
 bool has_codes(const Factor& factor) {
   return factor.scales.has_value();
+}
+
+/** What gemv_code is for. */
+bool is_vector(const mx::array& x, const Factor& factor) {
+  return x.shape(0) == 1 && !has_codes(factor);
 }
 
 /** Pieces of 16 bytes of a row's group of codes. */
@@ -308,33 +318,54 @@ int splits(int rows, const Factor& factor) {
   return rows <= few_rows || factor.w.shape(0) >= 12288 ? 1 : 4;
 }
 
+/** A launch's blocks. */
+struct Block {
+  int rows; // of w
+  int shared; // bytes of memory
+  int registers; // of a thread, at most
+};
+
+Block block_of(const mx::array& x, const Factor& factor) {
+  const int rows = x.shape(0);
+  if (is_vector(x, factor)) {
+    return {warps * gemv_rows, 0, 80};
+  }
+  const bool two = rows <= (has_codes(factor) ? 8 : few_rows); // blocks at once
+  return {warp_rows * warps / sharing(rows), shared_memory(rows, factor), two ? 128 : 255};
+}
+
 std::vector<mx::array>
 launch(const mx::array& x, const std::vector<Factor>& factors, End end, const std::optional<mx::array>& added) {
   thread_local std::map<Kind, Kernel> kernels;
   const auto& first = factors[0];
   const int rows = x.shape(0);
   const int count = factors.size(), parts = splits(rows, first);
-  const bool codes = has_codes(first);
+  const bool codes = has_codes(first), vector = is_vector(x, first);
   if (rows > few_rows && hopper_multiplies(x, first)) {
     return hopper_matmul(x, factors, end, added);
   }
-  const int registers = rows <= (codes ? 8 : few_rows) ? 128 : 255; // two blocks at once, or one
-  const Kind kind{codes, end, count, parts > 1, registers, shared_memory(rows, first)};
+  const auto block = block_of(x, first);
+  const Kind kind{codes, end, count, vector, parts > 1, block.registers, block.shared};
   auto found = kernels.find(kind);
   if (found == kernels.end()) {
     found = kernels.emplace(kind, kernel_of(kind)).first;
   }
-  const int block_rows = warp_rows * warps / sharing(rows), outputs = end == End::gated ? block_rows / 2 : block_rows;
+  const int outputs = end == End::gated ? block.rows / 2 : block.rows;
   auto [inputs, shapes, tiles] = operands(x, factors, end, added, outputs);
   std::vector<mx::Dtype> types(shapes.size(), x.dtype());
   if (kind.split) {
     inputs.push_back(counters(tiles));
-    shapes.push_back({tiles * parts * eights(rows) * 8 * block_rows});
+    shapes.push_back({tiles * parts * eights(rows) * 8 * block.rows});
     types.push_back(mx::float32);
   }
   std::vector<std::pair<std::string, mx::fast::TemplateArg>> how = {
-      {"T", x.dtype()}, {"MB", eights(rows)}, {"NT", warp_rows / 16}, {"KW", sharing(rows)}, {"SPLITS", parts}};
-  if (kind.codes) {
+      {"T", x.dtype()}, {"BLOCK", block.rows}, {"SPLITS", parts}};
+  if (vector) {
+    how.emplace_back("ROWS", gemv_rows);
+  } else {
+    how.insert(how.end(), {{"MB", eights(rows)}, {"NT", warp_rows / 16}, {"KW", sharing(rows)}});
+  }
+  if (codes) {
     how.insert(how.end(), {{"GROUP", first.group_size}, {"BITS", first.bits}, {"GV", groups_at_once(rows, first)}});
   }
   return found->second(inputs, shapes, types, {tiles * parts * 32 * warps, 1, 1}, {32 * warps, 1, 1}, how);
@@ -433,8 +464,9 @@ bool multiplies(const mx::array& x, const Factor& factor) {
         multiplies(x.dtype(), factor.group_size, factor.bits) &&
         has_shared_memory(x.dtype(), shared_memory(x.shape(0), factor));
   }
-  return x.shape(0) > 1 && x.shape(1) % 64 == 0 && factor.w.dtype() == x.dtype() &&
-      has_shared_memory(x.dtype(), shared_memory(x.shape(0), factor));
+  const bool vector = is_vector(x, factor);
+  return x.shape(0) > 0 && x.shape(1) % (vector ? 8 : 64) == 0 && factor.w.dtype() == x.dtype() &&
+      has_shared_memory(x.dtype(), vector ? 0 : shared_memory(x.shape(0), factor));
 }
 
 std::vector<mx::array> matmuls(const mx::array& x, const std::vector<Factor>& factors) {

@@ -13,12 +13,14 @@
 namespace parallm::cuda {
 namespace mx = mlx::core;
 
-// A kernel's text: what its block finds first (matmul.cpp), one of these two, the end (matmul.cpp). Before it stand
+// A kernel's text: what its block finds first (matmul.cpp), one of the first two, the end (matmul.cpp). Before it stand
 // `block`, N, w, out and, for codes, scales and biases; GATED, with w2 (scales2, biases2) of the second matrix, whose
 // rows are a block's second half. After it acc[m][t][i] are the sums of this warp's share of K: of the block's row
 // t*16 + g (i < 2) or + 8, and x's row m*8 + 2*c + i%2.
 extern const char* const quantized_code;
 extern const char* const dense_code;
+// The same for one row and dense weights (gemv.cpp), with its end.
+extern const char* const gemv_code;
 
 /** What a matmul's launch does with its results. */
 enum class End { plain, gated, added };
@@ -62,6 +64,11 @@ template <int BYTES> struct Bytes { using Type = uint4; };
 template <> struct Bytes<8> { using Type = uint2; };
 template <> struct Bytes<4> { using Type = unsigned; };
 template <> struct Bytes<2> { using Type = unsigned short; };
+__device__ inline unsigned long long read_once() { // leaves the L2 cache to what is read again: keys, values, results
+  unsigned long long policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
 template <int BYTES>
 __device__ inline void copy_later(void* to, const void* from) { // from global to shared memory
   const unsigned at = __cvta_generic_to_shared(to);
@@ -70,6 +77,11 @@ __device__ inline void copy_later(void* to, const void* from) { // from global t
   } else {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(from), "n"(BYTES) : "memory");
   }
+}
+__device__ inline void copy_later_once(void* to, const void* from, unsigned long long policy) { // 16 bytes
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::256B [%0], [%1], 16, %2;" ::"r"(
+                   (unsigned)__cvta_generic_to_shared(to)), "l"(from), "l"(policy)
+               : "memory");
 }
 template <int COUNT, typename T>
 __device__ inline void copy(T* to, const T* from) {

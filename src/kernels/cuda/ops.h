@@ -3,7 +3,7 @@
 //
 // A row's result depends on its own inputs alone, whatever the other rows hold, and is summed in one fixed order: where
 // the work of a row is split, it is split at places that its own length gives. A matmul has two orders, one for up to
-// 16 rows and one for more.
+// 16 rows and one for more, and by dense weights a third for one row.
 //
 // All arrays are on the default stream. Sums are float32; outputs have x's (or q's) dtype.
 #pragma once
@@ -36,8 +36,8 @@ struct Factor {
  * on a GPU with the shared memory of an A100, an Orin or of compute capability 9 or 10. */
 bool multiplies(mx::Dtype x, int group_size, int bits);
 
-/** matmul has a kernel for this: the same with x [M,K], M from 1 to most_rows; or dense with K a multiple of 64, M from
- * 2; each where its tiles fit into the GPU's shared memory. */
+/** matmul has a kernel for this: the same with x [M,K], M from 1 to most_rows; or dense with K a multiple of 64 (of 8
+ * for one row); each where its tiles fit into the GPU's shared memory. */
 bool multiplies(const mx::array& x, const Factor& factor);
 constexpr int most_rows = 64;
 

@@ -42,16 +42,22 @@ __device__ inline float mass_of(float m, float l, bool has_sink, float sink) {
 
 // A thread turns or copies two elements of a head. Each product is rounded, as in Rope::rotate.
 constexpr const char* turn_code = R"cu(
-template <typename T, typename Y, int D, int TURNED, bool TRADITIONAL>
-__device__ inline void turn(const T* x, Y* y, int pair, const float* cos, const float* sin) {
+struct Two { float a, b, cos, sin; };
+template <typename T, int TURNED, bool TRADITIONAL>
+__device__ inline Two read_two(const T* x, int pair, const float* cos, const float* sin) {
+  if (pair >= TURNED / 2) return {float(x[2 * pair]), float(x[2 * pair + 1])};
+  const int a = TRADITIONAL ? 2 * pair : pair, b = TRADITIONAL ? a + 1 : a + TURNED / 2;
+  return {float(x[a]), float(x[b]), cos[pair], sin[pair]};
+}
+template <typename Y, int TURNED, bool TRADITIONAL>
+__device__ inline void write_turned(Y* y, int pair, const Two& x) {
   if (pair < TURNED / 2) {
     const int a = TRADITIONAL ? 2 * pair : pair, b = TRADITIONAL ? a + 1 : a + TURNED / 2;
-    const float cs = cos[pair], sn = sin[pair], xa = float(x[a]), xb = float(x[b]);
-    y[a] = Y(__fsub_rn(__fmul_rn(xa, cs), __fmul_rn(xb, sn)));
-    y[b] = Y(__fadd_rn(__fmul_rn(xb, cs), __fmul_rn(xa, sn)));
+    y[a] = Y(__fsub_rn(__fmul_rn(x.a, x.cos), __fmul_rn(x.b, x.sin)));
+    y[b] = Y(__fadd_rn(__fmul_rn(x.b, x.cos), __fmul_rn(x.a, x.sin)));
   } else {
-    y[2 * pair] = Y(float(x[2 * pair]));
-    y[2 * pair + 1] = Y(float(x[2 * pair + 1]));
+    y[2 * pair] = Y(x.a);
+    y[2 * pair + 1] = Y(x.b);
   }
 }
 )cu";
@@ -67,43 +73,59 @@ constexpr bool EARLY = DV >= 64 && DV <= 128;
 const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % 4, g = lane / 4;
 const int row = blockIdx.z, kv = blockIdx.y / PARTS, h0 = kv * R + blockIdx.y % PARTS * Q;
 const int heads = min(Q, (kv + 1) * R - h0);
-const int last = positions[row], first = first_seen(last, WINDOW, CHUNK);
+const int last = positions[row], t = tokens[row], first = first_seen(last, WINDOW, CHUNK);
 const int start = (first / PIECE + blockIdx.x) * PIECE;
 const int from = max(first, start), to = min(last + 1, start + PIECE);
 if (from >= to) return;
 const int* blocks = table + (long)row * table_shape[1];
-auto place = [&](int p) {
-  p = min(max(p, from), to - 1);
-  return ((long)blocks[p / BLOCK] * BLOCK + p % BLOCK) * G + kv;
+// Where all of a tile lies in one block, each lane reads one tile's.
+constexpr bool IN_BLOCKS = BLOCK % 16 == 0;
+static_assert(PIECE == 32 * 16);
+int lane_block = 0;
+if constexpr (IN_BLOCKS)
+  if (const int p = start + lane * 16; p < to && p + 16 > from) lane_block = blocks[p / BLOCK];
+auto tile_at = [&](int p) {
+  return IN_BLOCKS ? (long)__shfl_sync(~0u, lane_block, (p - start) / 16) * BLOCK + p % BLOCK : 0;
+};
+auto place = [&](long tile, int p, int i) { // of key p + i, in the tile that begins at p
+  const int key = min(max(p + i, from), to - 1);
+  return (IN_BLOCKS ? tile + key - p : (long)blocks[key / BLOCK] * BLOCK + key % BLOCK) * G + kv;
 };
 uint4 qs[NB][D / 32];
-const int t = tokens[row];
 const T* all_q = q + ((long)t * H + h0) * D;
 int q_pitch = D;
 if constexpr (FRESH) {
   __shared__ uint4 turned_q[Q * (D + 8) / 8]; // rows 16 bytes apart from whole banks
   T* turned = (T*)turned_q;
-  const bool owns = last < to;
-  for (int i = threadIdx.x; i < (heads + owns) * (D / 2); i += WARPS * 32) {
-    const int h = i / (D / 2);
-    turn<T, T, D, TURNED, TRADITIONAL>(
-        h < heads ? all_q + h * D : (const T*)k + ((long)t * G + kv) * D,
-        h < heads ? turned + h * (D + 8) : (T*)k_pool + ((long)slots[t] * G + kv) * D, i % (D / 2),
-        (const float*)cos + (long)t * (TURNED / 2), (const float*)sin + (long)t * (TURNED / 2));
-  }
+  const bool owns = last < to, copies = owns && threadIdx.x < DV / 2;
+  const float *row_cos = (const float*)cos + (long)t * (TURNED / 2), *row_sin = (const float*)sin + (long)t * (TURNED / 2);
+  const long slot = (long)slots[t] * G + kv;
+  // All is asked for before the first is written.
+  constexpr int EACH = ((Q + 1) * (D / 2) + WARPS * 32 - 1) / (WARPS * 32);
+  const int count = (heads + owns) * (D / 2);
+  Two twos[EACH];
+  unsigned own_v;
+#pragma unroll
+  for (int e = 0; e < EACH; ++e)
+    if (const int i = threadIdx.x + e * WARPS * 32, h = i / (D / 2); i < count)
+      twos[e] = read_two<T, TURNED, TRADITIONAL>(
+          h < heads ? all_q + h * D : (const T*)k + ((long)t * G + kv) * D, i % (D / 2), row_cos, row_sin);
+  if (copies) own_v = ((const unsigned*)v)[((long)t * G + kv) * (DV / 2) + threadIdx.x];
+#pragma unroll
+  for (int e = 0; e < EACH; ++e)
+    if (const int i = threadIdx.x + e * WARPS * 32, h = i / (D / 2); i < count)
+      write_turned<T, TURNED, TRADITIONAL>(h < heads ? turned + h * (D + 8) : (T*)k_pool + slot * D, i % (D / 2), twos[e]);
+  if (copies) ((unsigned*)v_pool)[slot * (DV / 2) + threadIdx.x] = own_v;
 )cu";
 // Where attention is to go on, the row's first block gives the queries as float32 too.
 constexpr const char* open_queries = R"cu(
   if (blockIdx.x == 0)
     for (int i = threadIdx.x; i < heads * (D / 2); i += WARPS * 32)
-      turn<T, float, D, TURNED, TRADITIONAL>(
-          all_q + i / (D / 2) * D, rotated + ((long)row * H + h0 + i / (D / 2)) * D, i % (D / 2),
-          (const float*)cos + (long)t * (TURNED / 2), (const float*)sin + (long)t * (TURNED / 2));
+      write_turned<float, TURNED, TRADITIONAL>(
+          rotated + ((long)row * H + h0 + i / (D / 2)) * D, i % (D / 2),
+          read_two<T, TURNED, TRADITIONAL>(all_q + i / (D / 2) * D, i % (D / 2), row_cos, row_sin));
 )cu";
 constexpr const char* decode_rest = R"cu(
-  if (owns && threadIdx.x < DV / 2)
-    ((unsigned*)v_pool)[((long)slots[t] * G + kv) * (DV / 2) + threadIdx.x] =
-        ((const unsigned*)v)[((long)t * G + kv) * (DV / 2) + threadIdx.x];
   __syncthreads();
   all_q = turned;
   q_pitch = D + 8;
@@ -132,12 +154,11 @@ float out_sum[NB][DV / 16][4] = {}, m[NB][2], l[NB][2] = {};
 for (int n = 0; n < NB; ++n) m[n][0] = m[n][1] = -INFINITY;
 for (int p = start + mine * 16; p < to; p += SHARES * 16) {
   if (p + 16 <= from) continue;
-  const T* k0 = k_pool + place(p + g) * D + c * 8;
-  const T* k1 = k_pool + place(p + g + 8) * D + c * 8;
-  const T* v0 = v_pool + place(p + 2 * c) * DV;
-  const T* v1 = v_pool + place(p + 2 * c + 1) * DV;
-  const T* v2 = v_pool + place(p + 2 * c + 8) * DV;
-  const T* v3 = v_pool + place(p + 2 * c + 9) * DV;
+  const long tile = tile_at(p);
+  const T* v0 = v_pool + place(tile, p, 2 * c) * DV;
+  const T* v1 = v_pool + place(tile, p, 2 * c + 1) * DV;
+  const T* v2 = v_pool + place(tile, p, 2 * c + 8) * DV;
+  const T* v3 = v_pool + place(tile, p, 2 * c + 9) * DV;
   uint4 vs[EARLY ? DV / 64 : 1][4]; // asked for before the scores are computed
   if constexpr (EARLY) {
 #pragma unroll
@@ -148,6 +169,8 @@ for (int p = start + mine * 16; p < to; p += SHARES * 16) {
       vs[j][3] = ((const uint4*)v3)[j * 8 + g];
     }
   }
+  const T* k0 = k_pool + place(tile, p, g) * D + c * 8;
+  const T* k1 = k_pool + place(tile, p, g + 8) * D + c * 8;
   uint4 ks[D / 32][2];
 #pragma unroll
   for (int j = 0; j < D / 32; ++j) {
@@ -335,7 +358,8 @@ const int head = i / (D / 2), pair = i % (D / 2);
 const bool is_q = head < H;
 const T* x = is_q ? q + ((long)t * H + head) * D : k + ((long)t * G + head - H) * D;
 T* y = is_q ? out + ((long)t * H + head) * D : (T*)k_pool + ((long)slots[t] * G + head - H) * D;
-turn<T, T, D, TURNED, TRADITIONAL>(x, y, pair, cos + (long)t * (TURNED / 2), sin + (long)t * (TURNED / 2));
+write_turned<T, TURNED, TRADITIONAL>(
+    y, pair, read_two<T, TURNED, TRADITIONAL>(x, pair, cos + (long)t * (TURNED / 2), sin + (long)t * (TURNED / 2)));
 )cu";
 
 constexpr const char* read = R"cu(

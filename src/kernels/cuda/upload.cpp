@@ -1,6 +1,7 @@
 // A step's numbers on their way to the GPU. MLX's arrays of the host are managed memory, whose pages move at the
 // kernel's first touch, some 80 microseconds each, and back when the host writes them again. Here they lie in memory
 // that stays with the host, which the GPU reads over the bus, once: a kernel copies them.
+#include "kernels/cuda/kernel.h"
 #include "kernels/cuda/ops.h"
 
 #include <dlfcn.h>
@@ -54,21 +55,36 @@ Slot& slot_of(size_t bytes) {
   return **found;
 }
 
+constexpr const char* copy = R"cu(
+const int i = blockIdx.x * blockDim.x + threadIdx.x;
+if (i < from_shape[0]) out[i] = from[i];
+)cu";
+
 } // namespace
 
 mx::array upload(const void* values, mx::Shape shape, mx::Dtype type) {
-  size_t bytes = type.size();
+  static const Kernel kernel("upload", {"from"}, {"out"}, copy);
+  int count = 1;
   for (auto dim : shape) {
-    bytes *= dim;
+    count *= dim;
   }
+  if (count == 0) {
+    return mx::zeros(std::move(shape), type);
+  }
+  const size_t bytes = count * type.size();
   auto& slot = slot_of(bytes);
   std::memcpy(slot.buffer.raw_ptr(), values, bytes);
   mx::array on_host(
       mx::allocator::Data(
           slot.buffer, [&slot](mx::allocator::Buffer) { slot.taken.store(false, std::memory_order_release); }),
-      std::move(shape),
+      {count},
       type);
-  return mx::add(on_host, mx::array(0, type)); // an op that can't take over memory of ours
+  const auto on_gpu = [&](mx::Shape as) {
+    return kernel({on_host}, {std::move(as)}, {type}, {(count + 255) / 256 * 256, 1, 1}, {256, 1, 1}, {})[0];
+  };
+  // MLX keeps up to 8 bytes in managed memory, which each layer of a step would read.
+  const int least = 16 / type.size();
+  return count >= least ? on_gpu(std::move(shape)) : mx::reshape(mx::slice(on_gpu({least}), {0}, {count}), shape);
 }
 
 } // namespace parallm::cuda
