@@ -1,8 +1,8 @@
 """The Markdown tables of what bench/gpu.sh measured: `python bench/gpu_table.py LOG`.
 
 The log is what the programs printed, each after a line "== NAME BITS": bench_decode and decode_mlx_lm.py lines of a
-kind, llama-batched-bench its own table. That one goes through the batches twice, as its first time at each loads
-kernels: the last one counts. A ratio is of medians, ours to the best peer's.
+kind, llama-batched-bench its own table. Each goes through the batches twice: the last time counts. A ratio is of
+medians, ours to the best peer's.
 """
 import re
 import sys
