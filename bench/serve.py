@@ -14,8 +14,8 @@ completion. No two prompts share a beginning, so that no server's prefix cache h
 Three tables. In the first this server and mlx-lm's answer the same small requests, as mlx-lm reads some 3 prompt tokens
 a second on a CPU: --same-output tokens each, and prompts cut so that all requests at once have at most --same-prompt
 tokens. The second is this server and llama-server at the full size. The third is this server and `mlx_parallm
-generate`, the same engine in one process without HTTP, streams and clients, which the machine's cores also have to
-serve.
+generate`, the same engine in one process without HTTP, streams and clients. The clients have the same cores as the
+servers: they only note when bytes come, and read them when all have come.
 
 TTFT: from sending the request to the first chunk with text. Inter-token: from there to the last chunk, for each further
 token. tokens/s: the output tokens of all streams (usage's count) over the time from the first request to the last
@@ -37,17 +37,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
+import h11
 import httpx2
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
+HOST = "127.0.0.1"
 MLX_LM_MODEL = "default_model"
 WORDS = "river stone lamp tiger seven green under paper quickly morning north glass winter bridge silver garden".split()
 OURS, PLAIN, MLX_LM, LLAMA, LLAMA_Q4_0 = "ours", "plain", "mlx_lm", "llama", "llama_q4_0"
@@ -91,64 +92,105 @@ def prompt(rng, tokens):
     return number + "".join(" " + word for word in rng.choices(WORDS, k=max(0, tokens - len(number))))
 
 
-async def one(client, model, text, output, result):
-    begin = time.perf_counter()
-    while not await answered(client, model, text, output, result, begin):
-        await asyncio.sleep(0.05)
+class Reply(asyncio.Protocol):
+    """An answer's bytes, and when they came: little work, as the servers have the same cores. It is read afterwards."""
+
+    def __init__(self, request):
+        self.request, self.parts = request, []
+        self.ended = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport):
+        transport.write(self.request)
+
+    def data_received(self, data):
+        self.parts.append((time.perf_counter(), data))
+
+    def connection_lost(self, _):
+        self.ended.set_result(None)
 
 
-async def answered(client, model, text, output, result, begin):
-    """One request, streamed; False where the server reset the connection before it answered."""
-    body = {
-        "model": model, "prompt": text, "temperature": 0, "max_tokens": output,
-        "stream": True, "stream_options": {"include_usage": True},
-    }  # fmt: skip
-    if model != MLX_LM_MODEL:
-        body["ignore_eos"] = True  # mlx-lm has no such field
-    first, last, tokens = None, None, None
-    async with AsyncExitStack() as stack:
-        try:
-            response = await stack.enter_async_context(client.stream("POST", "/v1/completions", json=body))
-        except (httpx2.ReadError, httpx2.RemoteProtocolError):
-            if model != MLX_LM_MODEL:
-                raise
-            return False
-        if response.status_code != 200:
-            raise SystemExit(f"[bench] {response.status_code}: {(await response.aread()).decode()[:500]}")
-        async for line in response.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            chunk = json.loads(line[6:])
-            if usage := chunk.get("usage"):
-                tokens = usage["completion_tokens"]
-            if chunk["choices"] and chunk["choices"][0].get("text"):
-                last = time.perf_counter()
-                first = first or last
-    if tokens is None:
-        raise SystemExit("[bench] a stream ended without usage")
-    if first:
-        result.first.append(first - begin)
-    if first and tokens > 1:
-        result.between.append((last - first) / (tokens - 1))
-    result.tokens += tokens
-    return True
+class Request:
+    """A streamed completion, on a connection of its own."""
+
+    def __init__(self, model, text, output):
+        fields = {
+            "model": model, "prompt": text, "temperature": 0, "max_tokens": output,
+            "stream": True, "stream_options": {"include_usage": True},
+        }  # fmt: skip
+        if model != MLX_LM_MODEL:
+            fields["ignore_eos"] = True  # mlx-lm has no such field
+        body = json.dumps(fields).encode()
+        headers = {"Host": HOST, "Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
+        self.http = h11.Connection(h11.CLIENT)
+        self.bytes = self.http.send(h11.Request(method="POST", target="/v1/completions", headers=list(headers.items())))
+        self.bytes += self.http.send(h11.Data(body)) + self.http.send(h11.EndOfMessage())
+        self.resets = model == MLX_LM_MODEL
+        self.parts = []
+
+    async def answer(self, port):
+        while True:
+            try:
+                _, reply = await asyncio.get_running_loop().create_connection(lambda: Reply(self.bytes), HOST, port)
+                await reply.ended
+                self.parts = reply.parts
+            except ConnectionError:
+                pass
+            if self.parts:
+                return
+            if not self.resets:
+                raise SystemExit("[bench] a connection ended without an answer")
+            await asyncio.sleep(0.05)
+
+    def body(self):
+        """The body's pieces, and when they came."""
+        status = None
+        for at, data in [*self.parts, (self.parts[-1][0], b"")]:
+            self.http.receive_data(data)
+            while (event := self.http.next_event()) is not h11.NEED_DATA:
+                if isinstance(event, h11.Response):
+                    status = event.status_code
+                elif isinstance(event, h11.Data):
+                    if status != 200:
+                        raise SystemExit(f"[bench] {status}: {bytes(event.data[:500]).decode()}")
+                    yield at, bytes(event.data)
+                elif isinstance(event, (h11.EndOfMessage, h11.ConnectionClosed)):
+                    return
+
+    def read(self, begin, result):
+        first, last, tokens, line = None, None, None, b""
+        for at, data in self.body():
+            *lines, line = (line + data).split(b"\n")
+            for text in lines:
+                if not text.startswith(b"data: {"):
+                    continue
+                chunk = json.loads(text[6:])
+                if usage := chunk.get("usage"):
+                    tokens = usage["completion_tokens"]
+                if chunk["choices"] and chunk["choices"][0].get("text"):
+                    first, last = first or at, at
+        if tokens is None:
+            raise SystemExit("[bench] a stream ended without usage")
+        if first:
+            result.first.append(first - begin)
+        if first and tokens > 1:
+            result.between.append((last - first) / (tokens - 1))
+        result.tokens += tokens
 
 
-async def measure(url, model, load, seed):
+async def measure(port, model, load, seed):
     rng = random.Random(seed)
-    texts = [prompt(rng, load.prompt) for _ in range(load.concurrency)]
-    result = Round(0, 0)
-    limits = httpx2.Limits(max_connections=None)
-    async with httpx2.AsyncClient(base_url=url, timeout=3600, limits=limits, trust_env=False) as client:
-        begin = time.perf_counter()
-        await asyncio.gather(*(one(client, model, text, load.output, result) for text in texts))
-        result.seconds = time.perf_counter() - begin
+    requests = [Request(model, prompt(rng, load.prompt), load.output) for _ in range(load.concurrency)]
+    begin = time.perf_counter()
+    await asyncio.gather(*(request.answer(port) for request in requests))
+    result = Round(max(request.parts[-1][0] for request in requests) - begin, 0)
+    for request in requests:
+        request.read(begin, result)
     return result
 
 
 def free_port():
     with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
+        s.bind((HOST, 0))
         return s.getsockname()[1]
 
 
@@ -156,7 +198,7 @@ class Server:
     """Started for one round, warmed up with one short request, and stopped."""
 
     def __init__(self, command, port, log):
-        self.url = f"http://127.0.0.1:{port}"
+        self.port = port
         self.log = log
         self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
@@ -164,7 +206,7 @@ class Server:
         end = time.monotonic() + 180
         while time.monotonic() < end and self.process.poll() is None:
             try:
-                if httpx2.get(f"{self.url}/health", timeout=5, trust_env=False).status_code == 200:
+                if httpx2.get(f"http://{HOST}:{self.port}/health", timeout=5, trust_env=False).status_code == 200:
                     return self
             except httpx2.TransportError:
                 pass
@@ -205,7 +247,7 @@ class Bench:
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def command(self, server, port):
-        where = ["--host", "127.0.0.1", "--port", str(port)]
+        where = ["--host", HOST, "--port", str(port)]
         if server in (OURS, PLAIN, SERVED):
             guesses = [] if server == OURS else ["--speculative", "none"]
             rows = self.own.concurrency if server == SERVED else max(self.args.concurrency)
@@ -226,10 +268,10 @@ class Bench:
         port = free_port()
         model = MLX_LM_MODEL if server == MLX_LM else OURS
         with tempfile.TemporaryFile("w+") as log, Server(self.command(server, port), port, log) as started:
-            asyncio.run(measure(started.url, model, Load(1, 8, 2), seed="warm up"))
+            asyncio.run(measure(started.port, model, Load(1, 8, 2), seed="warm up"))
             for load in self.loads(server):
                 seed = f"{number} {load}"  # the same to all servers, another for every load
-                result = asyncio.run(measure(started.url, model, load, seed))
+                result = asyncio.run(measure(started.port, model, load, seed))
                 self.rounds.setdefault((server, load), []).append(result)
                 print(
                     f"round {number + 1}: {server}, {load.concurrency} at once, {load.prompt} + {load.output}:"
