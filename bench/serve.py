@@ -106,7 +106,8 @@ class Reply(asyncio.Protocol):
         self.parts.append((time.perf_counter(), data))
 
     def connection_lost(self, _):
-        self.ended.set_result(None)
+        if not self.ended.done():  # cancelled
+            self.ended.set_result(None)
 
 
 class Request:
