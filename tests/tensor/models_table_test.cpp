@@ -43,7 +43,7 @@ TEST_CASE("table of models" * doctest::skip()) {
     row.configs += !name.ends_with("-4bit");
     worsen(quantized ? row.quantized : row.float32, std::move(loaded), sequences);
     if (!quantized) {
-      worsen(row.bfloat16, Loaded(path.string(), mx::bfloat16), {sequences[0]}); // without near ties: tools/golden.py
+      worsen(row.bfloat16, Loaded(path.string(), mx::bfloat16), {sequences[0]}); // see tools/golden_salt.py
     }
   }
   auto out = fmt::output_file("build/models.md");
