@@ -1,6 +1,7 @@
 """Finds random weights for a golden model whose choices, of experts or of positions, are no near ties.
 
-usage: golden_salt.py name ...           the first "salt" that holds, for each (see golden.py)
+usage: golden_salt.py name[:from] ...    the first "salt" that holds, for each (see golden.py), or the first of those from
+                                         a number: where the tests, in which MLX sums up in 16 bits on a CPU, don't hold
        golden_salt.py --check [name ...] whether the present salts hold (without names: all); prints those that don't
 
 A choice that falls the other way moves the logits by much more than rounding does, and which near ties do so depends on the
@@ -91,6 +92,7 @@ def farthest(name, config, salt, most=1e9):
 
 def main(check, names):
     for name in names:
+        name, _, first = name.partition(":")
         config = json.loads((golden.CONFIGS / f"{name}.json").read_text())
         if check:
             salt = config.get("golden", {}).get("salt", "")
@@ -98,7 +100,7 @@ def main(check, names):
                 if far > 1:
                     print(f"{kind}: {far:.2f} of its bound", flush=True)
             continue
-        for salt in itertools.chain([""], itertools.count(1)):
+        for salt in itertools.count(int(first)) if first else itertools.chain([""], itertools.count(1)):
             far = farthest(name, config, salt, 1)
             if max(far.values()) <= 1:
                 print(f"{name}: {salt or 'none is needed'}", flush=True)
