@@ -42,8 +42,8 @@ void compare(bool mlx_ops) {
 }
 
 /** The greatest drift with 16-bit activations. Our kernels add up in float32, MLX's on a CPU in the activations' type.
- * tools/golden_salt.py found weights that stay within our kernels' bounds whatever the order of sums, also where scales
- * and biases of codes are rounded to that type, as everywhere but in our CPU kernels. */
+ * tools/golden_salt.py looked for weights that stay within our kernels' bounds whatever the order of sums, also where
+ * scales and biases of codes are rounded to that type, as everywhere but in our CPU kernels. */
 double allowed_drift(bool mlx_ops, mx::Dtype dtype) {
   if (dtype == mx::float16) {
     return mlx_ops ? 0.025 : 0.015;
