@@ -27,7 +27,6 @@ const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % 4, g = la
 const int n0 = (block * (WARPS / KW) + warp / KW) * OUTPUTS;
 const int first = chunks * split / SPLITS, last = chunks * (split + 1) / SPLITS;
 float acc[MB][NT][4] = {};
-const unsigned long long once = read_once();
 extern __shared__ uint4 ring[];
 char* mine = (char*)ring + warp * STAGES * STAGE;
 const int half = lane % 8 / 4, r0 = lane / 8;
@@ -38,8 +37,8 @@ auto fetch = [&](int s, int stage) {
 #pragma unroll
   for (int r = 0; r < ROWS; r += 4)
     if (n0 + r0 + r % OUTPUTS < N)
-      copy_later_once(lane_to + stage * STAGE + ((r0 ^ half) + r) * 64,
-                      (r < OUTPUTS ? lane_w : lane_w2) + s * 64 + (long)(r % OUTPUTS) * K, once);
+      copy_later<16>(lane_to + stage * STAGE + ((r0 ^ half) + r) * 64,
+                     (r < OUTPUTS ? lane_w : lane_w2) + s * 64 + (long)(r % OUTPUTS) * K);
 };
 constexpr bool SHARED_X = KW < WARPS;
 constexpr int X_PITCH = KW * 128 + 64, X_STAGE = MB * 8 * X_PITCH; // half a cycle of banks between rows

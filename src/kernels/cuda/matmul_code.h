@@ -64,11 +64,6 @@ template <int BYTES> struct Bytes { using Type = uint4; };
 template <> struct Bytes<8> { using Type = uint2; };
 template <> struct Bytes<4> { using Type = unsigned; };
 template <> struct Bytes<2> { using Type = unsigned short; };
-__device__ inline unsigned long long read_once() { // leaves the L2 cache to what is read again: keys, values, results
-  unsigned long long policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
 template <int BYTES>
 __device__ inline void copy_later(void* to, const void* from) { // from global to shared memory
   const unsigned at = __cvta_generic_to_shared(to);
@@ -77,11 +72,6 @@ __device__ inline void copy_later(void* to, const void* from) { // from global t
   } else {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(from), "n"(BYTES) : "memory");
   }
-}
-__device__ inline void copy_later_once(void* to, const void* from, unsigned long long policy) { // 16 bytes
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::256B [%0], [%1], 16, %2;" ::"r"(
-                   (unsigned)__cvta_generic_to_shared(to)), "l"(from), "l"(policy)
-               : "memory");
 }
 template <int COUNT, typename T>
 __device__ inline void copy(T* to, const T* from) {

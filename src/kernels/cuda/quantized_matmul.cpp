@@ -35,7 +35,6 @@ const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % 4, g = la
 const int n0 = (block * (WARPS / KW) + warp / KW) * OUTPUTS;
 const int first = groups / GV * split / SPLITS * GV, last = groups / GV * (split + 1) / SPLITS * GV;
 float acc[MB][NT][4] = {};
-const unsigned long long once = read_once();
 extern __shared__ uint4 ring[];
 char* mine = (char*)ring + warp * STAGES * STAGE;
 const int r0 = lane / CHUNKS, k0 = lane % CHUNKS;
@@ -48,8 +47,8 @@ auto fetch = [&](int s, int stage) {
 #pragma unroll
   for (int r = 0; r < ROWS; r += STEP) // where GATED, STEP divides OUTPUTS
     if (n0 + r0 + r % OUTPUTS < N)
-      copy_later_once(to + at0 + r * CHUNKS * 16,
-                      (r < OUTPUTS ? lane_w : lane_w2) + skip + (long)(r % OUTPUTS) * groups * (WORDS * 16), once);
+      copy_later<16>(to + at0 + r * CHUNKS * 16,
+                     (r < OUTPUTS ? lane_w : lane_w2) + skip + (long)(r % OUTPUTS) * groups * (WORDS * 16));
   if constexpr (GV > 1) {
 #pragma unroll
     for (int r = 0; r < 2 * ROWS; r += 32) {
