@@ -24,7 +24,7 @@ for (int i = 0; i < V; ++i) {
 } // namespace
 
 mx::array swiglu(const mx::array& gate, const mx::array& up) {
-  static const Kernel kernel("swiglu", {"gate", "up"}, {"out"}, source);
+  thread_local const Kernel kernel("swiglu", {"gate", "up"}, {"out"}, source);
   const int wide = 16 / gate.itemsize();
   const int v = gate.size() % wide == 0 ? wide : 1;
   const int threads = gate.size() / v;

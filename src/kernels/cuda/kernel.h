@@ -17,7 +17,7 @@ namespace mx = mlx::core;
  * the host, which else takes longer than a small kernel runs: a call like an earlier one takes over its primitive. The
  * text finds inputs and outputs under their names (const T* and T*), an input's sizes, where it names them, as
  * `name_shape[i]`, and `how`'s entries: numbers, and types. 16-bit floats are bfloat16 and float16, which turn into
- * float and are made of it (rounded to the nearest even). Engine thread only. */
+ * float and are made of it (rounded to the nearest even). For the one thread that has it (thread_local). */
 class Kernel {
  public:
   Kernel(

@@ -59,7 +59,7 @@ bool norms(const mx::array& x, const mx::array& weight) {
 }
 
 mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps) {
-  static const Kernel kernel("rms_norm", {"x", "weight"}, {"out"}, source);
+  thread_local const Kernel kernel("rms_norm", {"x", "weight"}, {"out"}, source);
   const int each = (x.shape(1) / 8 + threads - 1) / threads;
   return kernel(
       {x, weight},

@@ -390,7 +390,7 @@ mx::array rotate_and_write(
     const mx::array& slots,
     int rope_dims,
     bool rope_traditional) {
-  static const Kernel kernel(
+  thread_local const Kernel kernel(
       "rotate_and_write", {"q", "k", "v", "cos", "sin", "k_pool", "v_pool", "slots"}, {"out"}, rotate, turn_code);
   const int heads = q.shape(1), groups = k.shape(1), dims = q.shape(2), v_dims = v.shape(2);
   const int threads = q.shape(0) * ((heads + groups) * (dims / 2) + groups * (v_dims / 2));
@@ -410,7 +410,7 @@ mx::array rotate_and_write(
 }
 
 mx::array read_pool(const mx::array& pool, const mx::array& slots, const mx::array& after) {
-  static const Kernel kernel("read_pool", {"pool", "slots", "after"}, {"out"}, read);
+  thread_local const Kernel kernel("read_pool", {"pool", "slots", "after"}, {"out"}, read);
   const int count = slots.shape(0);
   const int width = pool.shape(1) * pool.shape(2) / 8; // of a row, in 16 bytes
   return kernel(
@@ -443,11 +443,11 @@ mx::array paged_decode(
   };
   static const auto added = [](bool opens) { return std::string(add_pieces) + (opens ? open_added_mass : "") + "}\n"; };
   constexpr int registers = 128; // so that a multiprocessor holds 16 warps
-  static const Kernel whole("decode_whole", inputs, {"out"}, text(false, decode_whole), header, 0, registers);
-  static const Kernel in_pieces(
+  thread_local const Kernel whole("decode_whole", inputs, {"out"}, text(false, decode_whole), header, 0, registers);
+  thread_local const Kernel in_pieces(
       "decode_piece", inputs, {"parts", "stats"}, text(false, decode_piece), header, 0, registers);
-  static const Kernel add("add_pieces", add_inputs, {"out"}, added(false), header);
-  static const Kernel open_whole(
+  thread_local const Kernel add("add_pieces", add_inputs, {"out"}, added(false), header);
+  thread_local const Kernel open_whole(
       "decode_open_whole",
       inputs,
       {"out", "masses", "rotated"},
@@ -455,9 +455,9 @@ mx::array paged_decode(
       header,
       0,
       registers);
-  static const Kernel open_in_pieces(
+  thread_local const Kernel open_in_pieces(
       "decode_open_piece", inputs, {"parts", "stats", "rotated"}, text(true, decode_piece), header, 0, registers);
-  static const Kernel open_add("add_open_pieces", add_inputs, {"out", "masses"}, added(true), header);
+  thread_local const Kernel open_add("add_open_pieces", add_inputs, {"out", "masses"}, added(true), header);
 
   const int rows = tokens.shape(0), heads = q.shape(1), groups = k_pool.shape(1);
   const int dims = q.shape(2), v_dims = v_pool.shape(2), queries = heads / groups;

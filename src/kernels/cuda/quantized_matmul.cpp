@@ -236,7 +236,7 @@ bool multiplies(mx::Dtype x, int group_size, int bits) {
 }
 
 mx::array dequantize(const mx::array& w, const mx::array& scales, const mx::array& biases, int group_size, int bits) {
-  static const Kernel kernel(
+  thread_local const Kernel kernel(
       "dequantize", {"w", "scales", "biases"}, {"out"}, widen, std::string(device_code) + copy_code);
   const int words = w.size();
   return kernel(

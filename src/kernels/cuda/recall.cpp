@@ -352,7 +352,7 @@ mx::array recall_some(
     const mx::array& masses,
     const RecallShape& shape,
     const std::optional<mx::array>& record) {
-  static const Kernel multiply(
+  thread_local const Kernel multiply(
       "recall_products",
       {"q", "keys", "norms", "how"},
       {"products", "tile_tops", "chunk_tops"},
@@ -362,8 +362,8 @@ mx::array recall_some(
       128); // so that one block computes while another's keys are on their way
   static const std::vector<std::string> inputs = {
       "q", "products", "tile_tops", "chunk_tops", "norms", "values", "local", "masses", "how", "record", "finished"};
-  static const Kernel attend("recall_attend", inputs, {"out"}, attend_code, greatest_code);
-  static const Kernel attend_and_record(
+  thread_local const Kernel attend("recall_attend", inputs, {"out"}, attend_code, greatest_code);
+  thread_local const Kernel attend_and_record(
       "recall_record",
       inputs,
       {"out", "places", "weights", "cosines"},

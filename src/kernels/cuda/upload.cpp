@@ -63,7 +63,7 @@ if (i < from_shape[0]) out[i] = from[i];
 } // namespace
 
 mx::array upload(const void* values, mx::Shape shape, mx::Dtype type) {
-  static const Kernel kernel("upload", {"from"}, {"out"}, copy);
+  thread_local const Kernel kernel("upload", {"from"}, {"out"}, copy);
   int count = 1;
   for (auto dim : shape) {
     count *= dim;
