@@ -41,15 +41,12 @@ pack() {
 
 # What llama-batched-bench is built from: 2 MB packed, of 40.
 pack_llama() {
-  local to=$1 home=$here/../build/llama/$LLAMA_CPP_PYTHON_VERSION source
-  mkdir -p "$home"
-  if [ ! -e "$home/llama_cpp_python-$LLAMA_CPP_PYTHON_VERSION.tar.gz" ]; then
-    python3 -m pip download -q --no-deps --no-binary :all: -d "$home" "llama-cpp-python==$LLAMA_CPP_PYTHON_VERSION"
-  fi
+  local to=$1 source package
+  package=$("$here/llama.sh" source)
   source=llama_cpp_python-$LLAMA_CPP_PYTHON_VERSION/vendor/llama.cpp
   rm -rf "$to/llama.cpp"
   mkdir -p "$to/llama.cpp"
-  tar xf "$home/llama_cpp_python-$LLAMA_CPP_PYTHON_VERSION.tar.gz" -C "$to/llama.cpp" --strip-components 3 \
+  tar xf "$package" -C "$to/llama.cpp" --strip-components 3 \
     --exclude='.git*' --exclude='ggml/src/ggml-cpu/arch/[!x]*' --exclude=miniaudio.h \
     $(printf -- '--exclude=ggml/src/ggml-%s ' blas cann et hexagon hip metal musa opencl openvino rpc sycl virtgpu \
       vulkan webgpu zdnn zendnn) \
@@ -171,5 +168,5 @@ case ${1:-} in
   pack) pack "${2:?a folder}" ;;
   build) find_packages && build_peers ;;
   run) find_packages && run "${2:-3}" ;;
-  *) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

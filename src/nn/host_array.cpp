@@ -18,7 +18,7 @@ size_t bytes_of(const mx::Shape& shape, mx::Dtype type) {
 } // namespace
 
 mx::array host_array(const void* values, mx::Shape shape, mx::Dtype type) {
-  if (cuda_kernels() && bytes_of(shape, type) > 0) {
+  if (cuda_kernels()) {
     return cuda::upload(values, std::move(shape), type);
   }
   auto memory = mx::allocator::malloc(bytes_of(shape, type));

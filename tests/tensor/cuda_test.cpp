@@ -231,20 +231,31 @@ TEST_CASE("cuda: dense matmul equals a float32 sum") {
     int rows, outputs, inputs;
   };
   const auto bf16 = mx::bfloat16, f16 = mx::float16;
-  // Columns that the eight warps share out unevenly, outputs that fill no block, rows that fill no eight.
+  // One row: outputs that fill no warp, columns that fill no lanes. More: columns that the eight warps share out
+  // unevenly, outputs that fill no block, rows that fill no eight.
   const Case cases[] = {
-      {bf16, 1, 40, 1024},         {bf16, 1, 4097, 4096}, // a warp has one row of the two that it could
-      {f16, 1, 7, 8 + 256}, // most lanes have no columns in the end
-      {bf16, 1, 300, 14336},       {bf16, 2, 40, 1024},
-      {bf16, 7, 100, 64},          {f16, 8, 33, 576},
-      {bf16, 9, 31, 4096 + 192},   {f16, 16, 7, 128},
-      {bf16, 15, 70, 2048},        {f16, 3, 129, 640},
-      {bf16, 16, 130, 1088},       {f16, 5, 1, 512},
-      {bf16, 17, 200, 1088},       {f16, 40, 129, 64}, // some blocks have no columns
-      {bf16, 64, 300, 2048 + 64},  {bf16, 33, 12288 + 5, 192}, // K isn't split
+      {bf16, 1, 40, 1024},
+      {bf16, 1, 4097, 4096},
+      {f16, 1, 7, 8 + 256},
+      {bf16, 1, 300, 14336},
+      {bf16, 2, 40, 1024},
+      {bf16, 7, 100, 64},
+      {f16, 8, 33, 576},
+      {bf16, 9, 31, 4096 + 192},
+      {f16, 16, 7, 128},
+      {bf16, 15, 70, 2048},
+      {f16, 3, 129, 640},
+      {bf16, 16, 130, 1088},
+      {f16, 5, 1, 512},
+      {bf16, 17, 200, 1088},
+      {f16, 40, 129, 64}, // some blocks have no columns
+      {bf16, 64, 300, 2048 + 64},
+      {bf16, 33, 12288 + 5, 192}, // K isn't split
       {bf16, 64, 4096 + 40, 2048}, // blocks share tiles
-      {f16, 48, 1031, 4096},       {bf16, 20, 28672, 512}, // many tiles
-      {f16, 61, 26001, 256},       {bf16, 30, 520, 14336}};
+      {f16, 48, 1031, 4096},
+      {bf16, 20, 28672, 512}, // many tiles
+      {f16, 61, 26001, 256},
+      {bf16, 30, 520, 14336}};
   for (auto& [type, m, n, k] : cases) {
     CAPTURE(m);
     CAPTURE(n);

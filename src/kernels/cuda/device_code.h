@@ -19,8 +19,9 @@ __device__ inline void mma(float (&d)[4], unsigned a0, unsigned a1, unsigned a2,
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
   }
 }
-// For what is read once: it leaves the L2 cache to keys, values and results. Not for cp.async from one or another matrix:
-// ptxas 13.0 then makes instructions that a GPU refuses (their descriptor is an odd register, desc[UR1]).
+// A cache hint for what is read once: it leaves the L2 cache to keys, values and results. NVRTC 13.0 to 13.5 make of some
+// cp.async with it, in the gated matmuls of quantized_matmul.cpp, instructions that a GPU refuses (their descriptor is an
+// odd register, desc[UR1]): search the code of all forms of a kernel for those before it gets the hint.
 __device__ inline unsigned long long read_once() {
   unsigned long long policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));

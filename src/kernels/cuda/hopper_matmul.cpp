@@ -57,7 +57,8 @@ auto fetch = [&](int stage) {
       const int r = w_row + i * STEP; // of the tile
       const int n = min(fetch_place.tile * OUTPUTS + (GATED ? r / 16 * 8 + r % 8 : r), fetch_place.N - 1);
       copy_16_once(stage * W_STAGE + (STEP % 8 == 0 ? w_to + i * STEP * 128 : base + place_of(w_part, r, ROWS)),
-              (const char*)(GATED && r % 16 >= 8 ? fetch_place.w2 : fetch_place.w) + (long)n * chunks * BYTES + skip, once);
+                   (const char*)(GATED && r % 16 >= 8 ? fetch_place.w2 : fetch_place.w) + (long)n * chunks * BYTES + skip,
+                   once);
     }
 #pragma unroll
     for (int i = 0; i < (MR + X_STEP - 1) / X_STEP; ++i)
@@ -347,11 +348,11 @@ __device__ inline void hold(float (&x)[N]) { // the compiler reads none of them 
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(x[i])::"memory");
 }
-__device__ inline void copy_16_once(unsigned to, const void* from, unsigned long long policy) {
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "l"(policy) : "memory");
-}
 __device__ inline void copy_16(unsigned to, const void* from) { // later, to shared memory
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ inline void copy_16_once(unsigned to, const void* from, unsigned long long once) { // with read_once's hint
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "l"(once) : "memory");
 }
 template <typename T>
 __device__ inline unsigned fused(unsigned a, unsigned b, unsigned c) { // a * b + c, twice, each rounded once

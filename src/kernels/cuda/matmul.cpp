@@ -327,7 +327,7 @@ struct Block {
 Block block_of(const mx::array& x, const Factor& factor) {
   const int rows = x.shape(0);
   if (is_vector(x, factor)) {
-    return {warps * gemv_rows, 0, 80};
+    return {warps * gemv_rows, 0, 80}; // three blocks at once: with registers for four it would spill
   }
   const bool two = rows <= (has_codes(factor) ? 8 : few_rows); // blocks at once
   return {warp_rows * warps / sharing(rows), shared_memory(rows, factor), two ? 128 : 255};
