@@ -243,6 +243,27 @@ TEST_CASE("a matmul's rows are independent, bit for bit") {
   }
 }
 
+TEST_CASE("quantized matmul gives few rows the bits that they have among many, on each target") {
+  for_each_target([] {
+    for (int bits : {2, 3, 4, 8}) {
+      for (int group : {32, 64, 128}) {
+        const int k = 1408 + 128 * 9, n = 37; // a stretch of K and a part of one; columns past whole vectors
+        const auto x = normal({9, k}, mx::float32, 1);
+        const auto q = mx::quantize(normal({n, k}, mx::float32, 2), group, bits, "affine");
+        const auto product = [&](const mx::array& rows) {
+          return cpu::quantized_matmul(rows, q[0], q[1], q[2], group, bits);
+        };
+        const auto whole = product(x);
+        for (int count : {1, 2, 3, 4}) {
+          INFO("bits ", bits, " group ", group, " rows ", count);
+          const auto few = product(mx::slice(x, {4, 0}, {4 + count, k}));
+          CHECK(same_bits(few, mx::slice(whole, {4, 0}, {4 + count, n})));
+        }
+      }
+    }
+  });
+}
+
 TEST_CASE("a matmul takes strided inputs, empty batches and refuses wrong ones") {
   const auto wide = normal({30, 64}, mx::float32, 1);
   const auto w = normal({12, 30}, mx::float32, 2);

@@ -6,8 +6,9 @@
 // finer: a bfloat16 down to 1/128 of its group's largest is kept as it is, and a float16 down to 1/16.
 //
 // A vector holds as many columns of w, and a strip of rows is multiplied with it at once. So w's 32-bit words and
-// groups are transposed first, a vector of columns at a time: that costs little beside reading them from memory, and w
-// stays as the checkpoint has it.
+// groups are transposed first, a vector of columns at a time, and w stays as the checkpoint has it. For up to three
+// rows that would take longer than to read w from memory: there only their sums and the groups are transposed
+// (LineProducts).
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/coded_simd.cpp"
 #define HWY_WANT_AVX3_DL // has VNNI
@@ -52,16 +53,14 @@ inline float power_below(float x) {
   return std::bit_cast<float>(std::bit_cast<uint32_t>(x) & 0x7F800000u);
 }
 
-/** x [inner] of one row to row `m` of a strip of `rows`. */
-template <int Bits>
-void code_row(const float* x, size_t inner, size_t group, size_t m, size_t rows, int32_t* pairs, float* groups) {
-  using W = Word<Bits>;
+/** x [inner] as codes: put(k, codes) takes a group's, `groups` its scale and its sum; a group's lie `spacing` floats
+ * after those of the one before it. */
+template <class Put>
+HWY_INLINE void code_row(const float* x, size_t inner, size_t group, float* groups, size_t spacing, const Put& put) {
   const F32 d;
   const I32 di;
-  HWY_ALIGN int32_t codes[128]; // of a group
-  pairs += m * W::pairs;
-  groups += m * 2;
-  for (size_t k = 0; k < inner; k += group, groups += rows * 2) {
+  HWY_ALIGN int16_t codes[128 + 8]; // of a group; put_pairs reads on
+  for (size_t k = 0; k < inner; k += group, groups += spacing) {
     V greatest = hn::Zero(d), wrong = hn::Zero(d);
     for (size_t i = 0; i < group; i += lanes) {
       const V v = load(x + k + i);
@@ -74,21 +73,37 @@ void code_row(const float* x, size_t inner, size_t group, size_t m, size_t rows,
     VI total = hn::Zero(di);
     for (size_t i = 0; i < group; i += lanes) {
       const VI code = hn::Min(hn::NearestInt(hn::Mul(load(x + k + i), factor)), hn::Set(di, 0x7FFF));
-      hn::StoreU(code, di, codes + i);
+      hn::StoreU(hn::DemoteTo(hn::Rebind<int16_t, F32>(), code), hn::Rebind<int16_t, F32>(), codes + i);
       total = hn::Add(total, code);
     }
     groups[0] = 0x1p-14f * power + sum(wrong);
     groups[1] = groups[0] * static_cast<float>(hn::GetLane(hn::SumOfLanes(di, total)));
-    for (size_t i = 0; i < group; i += W::codes, pairs += rows * W::pairs) {
-      for (size_t c = 0; c < W::pairs; c++) {
-        pairs[c] = (codes[i + c] & 0xFFFF) | static_cast<int32_t>(static_cast<uint32_t>(codes[i + c + W::pairs]) << 16);
-      }
-    }
+    put(k, codes);
   }
+}
+
+/** The codes c and c + pairs of a word's as one word, for each c. */
+template <int Bits>
+HWY_INLINE void put_pairs(const int16_t* codes, int32_t* to) {
+  constexpr size_t pairs = Word<Bits>::pairs;
+#if HWY_TARGET == HWY_SCALAR
+  for (size_t c = 0; c < pairs; c++) {
+    const auto second = static_cast<uint32_t>(codes[c + pairs]);
+    to[c] = (codes[c] & 0xFFFF) | static_cast<int32_t>(second << 16);
+  }
+#else
+  const hn::Full128<int16_t> d;
+  for (size_t c = 0; c < pairs; c += 4) {
+    HWY_ALIGN int16_t words[8];
+    hn::Store(hn::InterleaveLower(d, hn::LoadU(d, codes + c), hn::LoadU(d, codes + c + pairs)), d, words);
+    std::memcpy(to + c, words, std::min<size_t>(pairs, 4) * sizeof(int32_t));
+  }
+#endif
 }
 
 template <int Bits>
 CodedRows code_rows(const MatmulJob& job, const FloatRows& x, size_t group) {
+  using W = Word<Bits>;
   CodedRows to;
   to.row_pairs = job.inner / 2;
   to.row_groups = job.inner / group * 2;
@@ -100,8 +115,13 @@ CodedRows code_rows(const MatmulJob& job, const FloatRows& x, size_t group) {
     for (size_t m = 0; m < rows; m++) {
       // Places of the strip past the last row hold that again.
       const float* row = x.data + (first + std::min(m, used - 1)) * x.stride;
-      code_row<Bits>(
-          row, job.inner, group, m, rows, to.pairs + first * to.row_pairs, to.groups + first * to.row_groups);
+      int32_t* pairs = to.pairs + first * to.row_pairs + m * W::pairs;
+      float* groups = to.groups + first * to.row_groups + m * 2;
+      code_row(row, job.inner, group, groups, rows * 2, [&](size_t, const int16_t* codes) {
+        for (size_t i = 0; i < group; i += W::codes, pairs += rows * W::pairs) {
+          put_pairs<Bits>(codes + i, pairs);
+        }
+      });
     }
   });
   return to;
@@ -156,40 +176,47 @@ HWY_INLINE void prefetch(const void* p, size_t bytes) {
   __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + bytes));
 }
 
-/** to[i * lanes + n] = column n's i-th word, for i up to `words` and on to a whole tile; column n begins `stride` bytes
- * after the one before it, and those past the `count`-th are the last one again. What is wanted next lies `ahead` bytes
- * on. */
-template <bool Full>
-void transpose(const uint8_t* from, size_t stride, size_t count, size_t words, size_t ahead, int32_t* to) {
+/** The first `count` words at p, then zeros; reads no further. */
+HWY_INLINE VI load_first(const int32_t* p, size_t count) {
   const I32 d;
+#if HWY_TARGET <= HWY_AVX2
+  return hn::MaskedLoad(hn::FirstN(d, count), d, p);
+#else // there a masked load reads all of a vector
+  int32_t words[lanes] = {};
+  std::memcpy(words, p, count * sizeof(int32_t));
+  return hn::LoadU(d, words);
+#endif
+}
+
+/** put(i, words): of `count` columns, `stride` bytes apart, each one's i-th word, for i up to `words`; lanes past the
+ * `count`-th hold the last column again. What is wanted next lies `ahead` bytes on. */
+template <bool Full, class Put>
+HWY_INLINE void
+transpose(const uint8_t* from, size_t stride, size_t count, size_t words, size_t ahead, const Put& put) {
   const auto at = [&](size_t n, size_t i) {
     return reinterpret_cast<const int32_t*>(from + (Full || n < count ? n : count - 1) * stride) + i;
   };
-  for (size_t i = 0; i < words; i += lanes, to += lanes * lanes) {
+  for (size_t i = 0; i < words; i += lanes) {
     Tile tile;
-    if (i + lanes <= words) {
-      for (size_t n = 0; n < lanes; n++) {
-        tile[n] = hn::LoadU(d, at(n, i));
-        prefetch(at(n, i), ahead);
-      }
-    } else {
-      for (size_t n = 0; n < lanes; n++) { // a masked load may read all of a vector
-        int32_t rest[lanes] = {};
-        std::memcpy(rest, at(n, i), (words - i) * sizeof(int32_t));
-        tile[n] = hn::LoadU(d, rest);
-        prefetch(at(n, i), ahead);
-      }
+    const size_t used = std::min(lanes, words - i);
+    for (size_t n = 0; n < lanes; n++) {
+      tile[n] = used == lanes ? hn::LoadU(I32(), at(n, i)) : load_first(at(n, i), used);
+      prefetch(at(n, i), ahead);
     }
     transpose(tile);
     for (size_t w = 0; w < lanes; w++) {
-      hn::StoreU(tile[w], d, to + w * lanes);
+      if (w < used) { // a bound of the loop would put the tile into memory
+        put(i + w, tile[w]);
+      }
     }
   }
 }
 
-void transpose(const uint8_t* from, size_t stride, size_t count, size_t words, size_t ahead, int32_t* to) {
-  return count == lanes ? transpose<true>(from, stride, count, words, ahead, to)
-                        : transpose<false>(from, stride, count, words, ahead, to);
+template <class Put>
+HWY_INLINE void
+transpose(const uint8_t* from, size_t stride, size_t count, size_t words, size_t ahead, const Put& put) {
+  count == lanes ? transpose<true>(from, stride, count, words, ahead, put)
+                 : transpose<false>(from, stride, count, words, ahead, put);
 }
 
 /** One byte to each code; 8 codes are a little-endian number of `Bits` bytes. */
@@ -222,18 +249,28 @@ struct Part {
   size_t first, count, k, length;
 };
 
-/** A part of w, transposed. */
-struct Columns {
-  const int32_t* words; // [words of K, lanes]
-  const float* scales; // [groups, lanes]
+/** Codes as they lie in memory, those of 3, 5 and 6 bits as bytes. */
+struct Packed {
+  const uint8_t* from; // columns, `stride` bytes apart
+  size_t stride, words; // of a column, 32 bits each
+  size_t ahead; // bytes to what is wanted next
+};
+
+/** Of a part of w: [groups, lanes]. */
+struct Groups {
+  const float* scales;
   const float* biases;
 };
 
+// Groups are asked for two vectors of columns ahead: a masked load's vector may reach into the next one's lines, and waits
+// for them though it takes nothing of them.
+
 /** Columns' groups: `used` of each column, which lie `groups` apart -> [used, lanes]. */
-void open_groups(const float* values, size_t groups, size_t count, size_t used, float* to) {
-  const auto* bytes = reinterpret_cast<const uint8_t*>(values);
+HWY_NOINLINE void open_groups(const float* values, size_t groups, size_t count, size_t used, float* to) {
   const size_t stride = groups * sizeof(float);
-  transpose(bytes, stride, count, used, lanes * stride, reinterpret_cast<int32_t*>(to));
+  transpose(reinterpret_cast<const uint8_t*>(values), stride, count, used, 2 * lanes * stride, [&](size_t i, VI words) {
+    store(hn::BitCast(F32(), words), to + i * lanes);
+  });
 }
 
 /** The low and the high halves of a vector's words as floats. */
@@ -254,53 +291,54 @@ HWY_INLINE void store_halves(VI v, hwy::bfloat16_t, float* low, float* high) {
 
 /** Two 16-bit values are transposed as one word. */
 template <class T>
-void open_groups(const T* values, size_t groups, size_t count, size_t used, float* to) {
+HWY_NOINLINE void open_groups(const T* values, size_t groups, size_t count, size_t used, float* to) {
   const size_t words = (used + 1) / 2;
-  float* memory = thread_scratch(scratch::wide, lanes * words + round_up(words, lanes) * lanes);
-  auto* pairs = reinterpret_cast<int32_t*>(memory + lanes * words);
   const auto* from = reinterpret_cast<const uint8_t*>(values);
   size_t stride = groups * sizeof(T);
-  const size_t ahead = lanes * stride;
+  const size_t ahead = 2 * lanes * stride;
   if (groups % 2 != 0) { // a last word has but one value, which may be the memory's last
-    for (size_t n = 0; n < count; n++) {
-      std::memcpy(memory + n * words, values + n * groups, used * sizeof(T));
-    }
-    from = reinterpret_cast<const uint8_t*>(memory);
+    auto* memory = reinterpret_cast<uint8_t*>(thread_scratch(scratch::wide, lanes * words));
+    from = memory;
     stride = words * sizeof(int32_t);
+    for (size_t n = 0; n < count; n++) {
+      std::memcpy(memory + n * stride, values + n * groups, used * sizeof(T));
+    }
   }
-  transpose(from, stride, count, words, ahead, pairs);
-  for (size_t i = 0; i < words; i++, to += 2 * lanes) {
-    store_halves(hn::LoadU(I32(), pairs + i * lanes), T{}, to, to + lanes);
-  }
+  transpose(from, stride, count, words, ahead, [&](size_t i, VI pair) {
+    store_halves(pair, T{}, to + 2 * i * lanes, to + (2 * i + 1) * lanes);
+  });
 }
 
-/** Codes of 3, 5 and 6 bits become bytes. */
-Columns open_columns(const Factor& factor, size_t inner, const Part& part) {
+Packed open_codes(const Factor& factor, size_t inner, const Part& part) {
   const int bits = factor.how.bits;
-  const size_t group = factor.how.group_size, groups = inner / group, used = part.length / group;
-  const bool spreads = bits == 3 || bits == 5 || bits == 6;
-  size_t stride = inner / 8 * bits, words = part.length * bits / 32;
+  const size_t stride = inner / 8 * bits;
   const auto* packed = static_cast<const uint8_t*>(factor.w) + part.first * stride + part.k / 8 * bits;
-  size_t ahead = lanes * stride; // the next columns
-  if (spreads) {
-    auto* bytes = reinterpret_cast<uint8_t*>(thread_scratch(scratch::bytes, lanes * part.length / 4));
-    const auto run = bits == 3 ? &spread<3> : bits == 5 ? &spread<5> : &spread<6>;
-    for (size_t n = 0; n < part.count; n++) {
-      run(packed + n * stride, part.length, bytes + n * part.length);
-    }
-    packed = bytes;
-    stride = part.length;
-    words = part.length / 4;
-    ahead = 0;
+  if (bits != 3 && bits != 5 && bits != 6) {
+    return {packed, stride, part.length * bits / 32, lanes * stride};
   }
-  auto* to = reinterpret_cast<int32_t*>(thread_scratch(scratch::words, round_up(words, lanes) * lanes));
-  transpose(packed, stride, part.count, words, ahead, to);
+  auto* bytes = reinterpret_cast<uint8_t*>(thread_scratch(scratch::bytes, lanes * part.length / 4));
+  const auto run = bits == 3 ? &spread<3> : bits == 5 ? &spread<5> : &spread<6>;
+  for (size_t n = 0; n < part.count; n++) {
+    run(packed + n * stride, part.length, bytes + n * part.length);
+  }
+  return {bytes, part.length, part.length / 4, 0};
+}
+
+Groups column_groups(const Factor& factor, size_t inner, const Part& part) {
+  const size_t group = factor.how.group_size, groups = inner / group, used = part.length / group;
   const size_t size = round_up(used, 2 * lanes) * lanes, at = part.first * groups + part.k / group;
   float* scales = thread_scratch(scratch::groups, 2 * size);
   float* biases = scales + size;
   with_type(factor.type, factor.scales, [&](auto* from) { open_groups(from + at, groups, part.count, used, scales); });
   with_type(factor.type, factor.biases, [&](auto* from) { open_groups(from + at, groups, part.count, used, biases); });
-  return {to, scales, biases};
+  return {scales, biases};
+}
+
+/** A group of a column vector's sums goes on. x_group: scale and sum of x. Every row's order of sums. */
+HWY_INLINE V add_group(V acc, VI whole, V scale, V bias, const float* x_group) {
+  const F32 d;
+  acc = hn::MulAdd(hn::ConvertTo(d, whole), hn::Mul(scale, hn::Set(d, x_group[0])), acc);
+  return hn::MulAdd(bias, hn::Set(d, x_group[1]), acc);
 }
 
 /** A strip of MR rows by a part of w: sums[m * lanes + n] go on. */
@@ -308,19 +346,18 @@ template <int Bits, int MR>
 HWY_NOINLINE void multiply_strip(
     const int32_t* pairs,
     const float* x_groups,
-    const Columns& w,
+    const int32_t* words,
+    const Groups& w,
     size_t groups,
     size_t group_words,
     float* sums) {
   using W = Word<Bits>;
-  const F32 d;
   const I32 di;
   const VI mask = hn::Set(di, ((1 << Bits) - 1) * 0x10001);
   V acc[MR];
   for (int m = 0; m < MR; m++) {
     acc[m] = load(sums + m * lanes);
   }
-  const int32_t* words = w.words;
   for (size_t g = 0; g < groups; g++, x_groups += 2 * MR) {
     VI whole[MR];
     for (int m = 0; m < MR; m++) {
@@ -338,9 +375,7 @@ HWY_NOINLINE void multiply_strip(
     }
     const V scale = load(w.scales + g * lanes), bias = load(w.biases + g * lanes);
     for (int m = 0; m < MR; m++) {
-      const V both = hn::Mul(scale, hn::Set(d, x_groups[2 * m]));
-      acc[m] = hn::MulAdd(hn::ConvertTo(d, whole[m]), both, acc[m]);
-      acc[m] = hn::MulAdd(bias, hn::Set(d, x_groups[2 * m + 1]), acc[m]);
+      acc[m] = add_group(acc[m], whole[m], scale, bias, x_groups + 2 * m);
     }
   }
   for (int m = 0; m < MR; m++) {
@@ -350,48 +385,283 @@ HWY_NOINLINE void multiply_strip(
 
 /** A job's rows as codes, and how to multiply them with a vector of columns. */
 template <int Bits>
-class Products {
+class StripProducts {
  public:
-  Products(const MatmulJob& job, const FloatRows& x, size_t group)
-      : job_(job), x_(code_rows<Bits>(job, x, group)), group_(group) {}
+  StripProducts(const MatmulJob& job, const FloatRows& x, size_t group)
+      : rows_(job.rows), group_(group), x_(code_rows<Bits>(job, x, group)) {}
 
-  /** sums [all rows, lanes], rows rounded up to whole strips. */
-  void multiply(const Factor& factor, size_t first, size_t count, float* sums) const {
-    std::memset(sums, 0, round_up(job_.rows, most_rows) * lanes * sizeof(float));
-    for (size_t k = 0; k < job_.inner; k += stretch) {
-      const Part part{first, count, k, std::min(stretch, job_.inner - k)};
-      const auto w = open_columns(factor, job_.inner, part);
-      for (size_t m = 0; m < job_.rows; m += most_rows) {
-        const size_t rows = strip_rows(std::min(most_rows, job_.rows - m));
-        const auto strip = rows == 1 ? &multiply_strip<Bits, 1>
-            : rows == 2              ? &multiply_strip<Bits, 2>
-            : rows == 4              ? &multiply_strip<Bits, 4>
-                                     : &multiply_strip<Bits, most_rows>;
-        const auto* pairs = x_.pairs + m * x_.row_pairs + k / 2 * rows;
-        const auto* groups = x_.groups + m * x_.row_groups + k / group_ * 2 * rows;
-        strip(pairs, groups, w, part.length / group_, group_ / Word<Bits>::codes, sums + m * lanes);
-      }
+  /** sums [all rows, lanes], rows rounded up to whole strips, go on. */
+  void add(const Part& part, const Packed& codes, const Groups& w, float* sums) const {
+    auto* words = reinterpret_cast<int32_t*>(thread_scratch(scratch::words, codes.words * lanes));
+    transpose(codes.from, codes.stride, part.count, codes.words, codes.ahead, [&](size_t i, VI w) {
+      hn::StoreU(w, I32(), words + i * lanes);
+    });
+    for (size_t m = 0; m < rows_; m += most_rows) {
+      const size_t rows = strip_rows(std::min(most_rows, rows_ - m));
+      const auto strip = rows == 1 ? &multiply_strip<Bits, 1>
+          : rows == 2              ? &multiply_strip<Bits, 2>
+          : rows == 4              ? &multiply_strip<Bits, 4>
+                                   : &multiply_strip<Bits, most_rows>;
+      const auto* pairs = x_.pairs + m * x_.row_pairs + part.k / 2 * rows;
+      const auto* groups = x_.groups + m * x_.row_groups + part.k / group_ * 2 * rows;
+      strip(pairs, groups, words, w, part.length / group_, group_ / Word<Bits>::codes, sums + m * lanes);
     }
   }
 
  private:
-  const MatmulJob& job_;
+  size_t rows_, group_;
   CodedRows x_;
-  size_t group_;
+};
+
+#if HWY_TARGET != HWY_SCALAR
+// One row needs no columns in lanes. A vector takes the next words of one column, and as many of x's codes; the
+// products are summed by fours of lanes, and only these sums change places. They are whole numbers, so a row's bits are
+// those that it has in a strip.
+
+/** How x lies beside a vector of w's words: `vectors` of its own, in which each word of w has one. */
+template <int Bits>
+struct Line {
+  static constexpr size_t vectors = Word<Bits>::pairs;
+
+  /** A word's codes of x, to `vectors` words that lie `lanes` apart. */
+  static HWY_INLINE void put(const int16_t* codes, int32_t* to) {
+    int32_t pairs[vectors];
+    put_pairs<Bits>(codes, pairs);
+    for (size_t c = 0; c < vectors; c++) {
+      to[c * lanes] = pairs[c];
+    }
+  }
+
+  static HWY_INLINE VI products(VI w, const VI (&x)[vectors]) {
+    const I32 d;
+    const VI mask = hn::Set(d, ((1 << Bits) - 1) * 0x10001);
+    VI sums = hn::Zero(d);
+    for (size_t c = 0; c < vectors; c++) {
+      sums = add_products(sums, hn::And(w, mask), x[c]);
+      w = hn::ShiftRight<Bits>(w);
+    }
+    return sums;
+  }
+};
+
+#if HWY_TARGET <= HWY_AVX3_DL
+/** In bytes: a byte of w holds two codes, and for each x has a vector of its codes' high bytes, with a sign, and one of
+ * the low ones, without. So w is taken apart in half the time. */
+template <>
+struct Line<4> {
+  static constexpr size_t vectors = 4;
+
+  static HWY_INLINE void put(const int16_t* codes, int32_t* to) {
+    const hn::Full128<uint8_t> d;
+    HWY_ALIGN constexpr uint8_t order[16] = {1, 5, 9, 13, 0, 4, 8, 12, 3, 7, 11, 15, 2, 6, 10, 14};
+    HWY_ALIGN int32_t words[vectors];
+    const auto bytes = hn::LoadU(d, reinterpret_cast<const uint8_t*>(codes));
+    hn::Store(hn::TableLookupBytes(bytes, hn::Load(d, order)), d, reinterpret_cast<uint8_t*>(words));
+    for (size_t c = 0; c < vectors; c++) {
+      to[c * lanes] = words[c];
+    }
+  }
+
+  static HWY_INLINE VI products(VI w, const VI (&x)[vectors]) {
+    const I32 d;
+    const VI mask = hn::Set(d, 0x0F0F0F0F), even = hn::And(w, mask), odd = hn::And(hn::ShiftRight<4>(w), mask);
+    const VI high = add_byte_products(add_byte_products(hn::Zero(d), even, x[0]), odd, x[2]);
+    return add_byte_products(add_byte_products(hn::ShiftLeft<8>(high), x[1], even), x[3], odd);
+  }
+};
+#endif
+
+/** Few rows of x as codes. */
+struct CodedLines {
+  int32_t* words; // [rows, words of K / lanes, Line::vectors, lanes]
+  float* groups; // [rows, groups, 2]: scale, and sum of x over the group
+  size_t row_words, row_groups; // of one row, in elements
 };
 
 template <int Bits>
+CodedLines code_lines(const MatmulJob& job, const FloatRows& x, size_t group) {
+  constexpr size_t codes_of = Word<Bits>::codes, vectors = Line<Bits>::vectors;
+  CodedLines to;
+  to.row_words = round_up(job.inner / codes_of, lanes) * vectors;
+  to.row_groups = job.inner / group * 2;
+  float* memory = thread_scratch(scratch::codes, job.rows * (to.row_words + to.row_groups));
+  to.words = reinterpret_cast<int32_t*>(memory);
+  to.groups = memory + job.rows * to.row_words;
+  for (size_t m = 0; m < job.rows; m++) {
+    int32_t* words = to.words + m * to.row_words;
+    code_row(
+        x.data + m * x.stride, job.inner, group, to.groups + m * to.row_groups, 2, [&](size_t k, const auto* codes) {
+          for (size_t i = 0; i < group; i += codes_of) {
+            const size_t word = (k + i) / codes_of;
+            Line<Bits>::put(codes + i, words + word / lanes * lanes * vectors + word % lanes);
+          }
+        });
+  }
+  return to;
+}
+
+/** Four columns' vectors -> lane 4 * b + n: the sum of the n-th one's b-th four lanes. */
+HWY_INLINE VI sum_fours(VI a, VI b, VI c, VI e) {
+  const I32 d;
+  const hn::Repartition<int64_t, I32> d2;
+  const auto add = [&](VI v, VI w) {
+    return hn::BitCast(d2, hn::Add(hn::InterleaveLower(d, v, w), hn::InterleaveUpper(d, v, w)));
+  };
+  const auto ab = add(a, b), ce = add(c, e);
+  return hn::Add(hn::BitCast(d, hn::InterleaveLower(d2, ab, ce)), hn::BitCast(d, hn::InterleaveUpper(d2, ab, ce)));
+}
+
+/** fours: of each four columns, what sum_fours gives -> whole[g]: of all columns, the sum over the g-th of as many
+ * equal parts of a vector. */
+template <size_t Count>
+HWY_INLINE void sum_parts(const VI (&fours)[lanes / 4], VI (&whole)[Count]) {
+#if HWY_MAX_BYTES == 64
+  const auto even = [](VI a, VI b) { return VI{_mm512_shuffle_i32x4(a.raw, b.raw, 0x88)}; };
+  const auto odd = [](VI a, VI b) { return VI{_mm512_shuffle_i32x4(a.raw, b.raw, 0xDD)}; };
+  const VI a = even(fours[0], fours[1]), b = odd(fours[0], fours[1]);
+  const VI c = even(fours[2], fours[3]), e = odd(fours[2], fours[3]);
+  if constexpr (Count == 4) {
+    whole[0] = even(a, c);
+    whole[1] = even(b, e);
+    whole[2] = odd(a, c);
+    whole[3] = odd(b, e);
+  } else {
+    const VI ab = hn::Add(a, b), ce = hn::Add(c, e);
+    whole[0] = even(ab, ce);
+    whole[Count - 1] = Count == 2 ? odd(ab, ce) : hn::Add(even(ab, ce), odd(ab, ce));
+  }
+#elif HWY_MAX_BYTES == 32
+  const I32 d;
+  const VI low = hn::ConcatLowerLower(d, fours[1], fours[0]), high = hn::ConcatUpperUpper(d, fours[1], fours[0]);
+  whole[0] = low;
+  whole[Count - 1] = Count == 2 ? high : hn::Add(low, high);
+#else
+  whole[0] = fours[0];
+#endif
+}
+
+/** The rows of `x`, from a part's begin on, by a vector of columns: sums[m * lanes + n] go on. A vector of a column's
+ * words has `Count` groups, or a group has `group_vectors`. */
+template <int Bits, size_t Count, size_t Rows>
+HWY_NOINLINE void multiply_lines(
+    const CodedLines& x,
+    const Packed& codes,
+    size_t count,
+    const Groups& w,
+    size_t groups,
+    size_t group_vectors,
+    float* sums) {
+  constexpr size_t vectors = Line<Bits>::vectors;
+  const I32 d;
+  V acc[Rows];
+  for (size_t m = 0; m < Rows; m++) {
+    acc[m] = load(sums + m * lanes);
+  }
+  const int32_t* words = x.words;
+  for (size_t i = 0, g = 0; g < groups; g += Count) {
+    VI fours[Rows][lanes / 4];
+    for (auto& row : fours) {
+      std::fill(std::begin(row), std::end(row), hn::Zero(d));
+    }
+    for (size_t v = 0; v < group_vectors; v++, i += lanes, words += vectors * lanes) {
+      VI own[Rows][vectors];
+      for (size_t m = 0; m < Rows; m++) {
+        for (size_t c = 0; c < vectors; c++) {
+          own[m][c] = hn::LoadU(d, words + m * x.row_words + c * lanes);
+        }
+      }
+      const bool whole = i + lanes <= codes.words;
+      for (size_t q = 0; q < lanes / 4; q++) {
+        VI products[Rows][4];
+        for (size_t n = 0; n < 4; n++) {
+          const size_t column = std::min(4 * q + n, count - 1);
+          const auto* p = reinterpret_cast<const int32_t*>(codes.from + column * codes.stride) + i;
+          const VI next = whole ? hn::LoadU(d, p) : load_first(p, codes.words - i);
+          prefetch(p, codes.ahead);
+          for (size_t m = 0; m < Rows; m++) {
+            products[m][n] = Line<Bits>::products(next, own[m]);
+          }
+        }
+        for (size_t m = 0; m < Rows; m++) {
+          const auto& of = products[m];
+          fours[m][q] = hn::Add(fours[m][q], sum_fours(of[0], of[1], of[2], of[3]));
+        }
+      }
+    }
+    for (size_t m = 0; m < Rows; m++) {
+      VI whole[Count];
+      sum_parts(fours[m], whole);
+      for (size_t part = 0; part < Count && g + part < groups; part++) {
+        const size_t at = (g + part) * lanes;
+        const float* x_group = x.groups + m * x.row_groups + 2 * (g + part);
+        acc[m] = add_group(acc[m], whole[part], load(w.scales + at), load(w.biases + at), x_group);
+      }
+    }
+  }
+  for (size_t m = 0; m < Rows; m++) {
+    store(acc[m], sums + m * lanes);
+  }
+}
+
+/** As StripProducts, of up to `most` rows whose groups fill vectors or equal parts of four lanes or more. */
+template <int Bits>
+class LineProducts {
+ public:
+  static constexpr size_t most = 3;
+
+  LineProducts(const MatmulJob& job, const FloatRows& x, size_t group)
+      : rows_(job.rows), group_(group), x_(code_lines<Bits>(job, x, group)) {}
+
+  void add(const Part& part, const Packed& codes, const Groups& w, float* sums) const {
+    rows_ == 1       ? add<1>(part, codes, w, sums)
+        : rows_ == 2 ? add<2>(part, codes, w, sums)
+                     : add<3>(part, codes, w, sums);
+  }
+
+ private:
+  template <size_t Rows>
+  void add(const Part& part, const Packed& codes, const Groups& w, float* sums) const {
+    const size_t words = group_ / Word<Bits>::codes; // of a group
+    const auto run = 4 * words == lanes ? &multiply_lines<Bits, std::clamp<size_t>(lanes / 4, 1, 4), Rows>
+        : 2 * words == lanes            ? &multiply_lines<Bits, std::clamp<size_t>(lanes / 4, 1, 2), Rows>
+                                        : &multiply_lines<Bits, 1, Rows>;
+    CodedLines x = x_;
+    x.words += part.k / Word<Bits>::codes * Line<Bits>::vectors;
+    x.groups += part.k / group_ * 2;
+    run(x, codes, part.count, w, part.length / group_, std::max<size_t>(words / lanes, 1), sums);
+  }
+
+  size_t rows_, group_;
+  CodedLines x_;
+};
+#endif
+
+template <class Products>
 void run(const MatmulJob& job, const FloatRows& x, const Factor* factors, size_t count) {
-  const Products<Bits> products(job, x, factors->how.group_size);
-  const size_t size = round_up(job.rows, most_rows) * lanes;
+  const size_t group = factors->how.group_size, size = round_up(job.rows, most_rows) * lanes;
+  const Products products(job, x, group);
   for_columns(factors, job.gated ? 1 : count, lanes, 64, [&](const Factor& factor, size_t from, size_t many) {
     for (size_t first = from; first < from + many; first += lanes) {
       const size_t used = std::min(lanes, from + many - first);
       make_columns(job, factor, first, used, lanes, size, [&](const Factor& of, float* sums) {
-        products.multiply(of, first, used, sums);
+        std::memset(sums, 0, size * sizeof(float));
+        for (size_t k = 0; k < job.inner; k += stretch) {
+          const Part part{first, used, k, std::min(stretch, job.inner - k)};
+          products.add(part, open_codes(of, job.inner, part), column_groups(of, job.inner, part), sums);
+        }
       });
     }
   });
+}
+
+template <int Bits>
+void run(const MatmulJob& job, const FloatRows& x, const Factor* factors, size_t count) {
+#if HWY_TARGET != HWY_SCALAR
+  if (job.rows <= LineProducts<Bits>::most && static_cast<size_t>(factors->how.group_size) >= 4 * Word<Bits>::codes) {
+    return run<LineProducts<Bits>>(job, x, factors, count);
+  }
+#endif
+  run<StripProducts<Bits>>(job, x, factors, count);
 }
 
 void RunCoded(const MatmulJob& job, const FloatRows& x, const Factor* factors, size_t count) {
