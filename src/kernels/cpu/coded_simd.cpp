@@ -262,8 +262,8 @@ struct Groups {
   const float* biases;
 };
 
-// Groups are asked for two vectors of columns ahead: a masked load's vector may reach into the next one's lines, and waits
-// for them though it takes nothing of them.
+// Groups are asked for two vectors of columns ahead: a masked load's vector may reach into the next one's lines, and
+// waits for them though it takes nothing of them.
 
 /** Columns' groups: `used` of each column, which lie `groups` apart -> [used, lanes]. */
 HWY_NOINLINE void open_groups(const float* values, size_t groups, size_t count, size_t used, float* to) {
