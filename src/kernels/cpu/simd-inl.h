@@ -137,6 +137,33 @@ HWY_INLINE hn::Vec<hn::Full128<float>> fold(Wide v) {
   return fold(hn::Add(hn::LowerHalf(v), hn::UpperHalf(hn::Half<decltype(d)>(), v)));
 }
 
+/** Block b of four lanes: x[b] folded. */
+HWY_INLINE V fold_blocks(const V (&x)[lanes / 4]) {
+#if HWY_MAX_BYTES == 64
+  const auto halves = [](V a, V b) { // of both, added
+    return hn::Add(V{_mm512_shuffle_f32x4(a.raw, b.raw, 0x44)}, V{_mm512_shuffle_f32x4(a.raw, b.raw, 0xEE)});
+  };
+  const V ab = halves(x[0], x[1]), cd = halves(x[2], x[3]);
+  return hn::Add(V{_mm512_shuffle_f32x4(ab.raw, cd.raw, 0x88)}, V{_mm512_shuffle_f32x4(ab.raw, cd.raw, 0xDD)});
+#elif HWY_MAX_BYTES == 32
+  const F32 d;
+  return hn::Add(hn::ConcatLowerLower(d, x[1], x[0]), hn::ConcatUpperUpper(d, x[1], x[0]));
+#else
+  return x[0];
+#endif
+}
+
+/** Lane 4 * b + n: (l0 + l2) + (l1 + l3) of the four lanes of block b of the n-th vector. */
+HWY_INLINE V sum_blocks(V a, V b, V c, V e) {
+  const F32 d;
+  const hn::Repartition<uint64_t, F32> d2;
+  const auto add = [&](V v, V w) {
+    return hn::BitCast(d2, hn::Add(hn::InterleaveLower(d, v, w), hn::InterleaveUpper(d, v, w)));
+  };
+  const auto ab = add(a, b), ce = add(c, e);
+  return hn::Add(hn::BitCast(d, hn::InterleaveLower(d2, ab, ce)), hn::BitCast(d, hn::InterleaveUpper(d2, ab, ce)));
+}
+
 /** out[i] = the sum of the i-th vector's lanes: (l0 + l2) + (l1 + l3), once
  * folded. Four together take half the shuffles of four alone. */
 HWY_INLINE void sum_four(V a, V b, V c, V d, float* out) {
