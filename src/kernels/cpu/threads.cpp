@@ -68,14 +68,13 @@ class Pool {
     start_workers();
     run_ = run;
     context_ = context;
-    count_ = static_cast<uint32_t>(count);
     finished_.store(0, std::memory_order_relaxed);
-    left_.store(count, std::memory_order_release);
+    claims_.store(static_cast<uint64_t>(count) << 32, std::memory_order_release);
     job_.fetch_add(1);
     job_.notify_all();
     work();
-    if (!spin_until([&] { return finished_.load() == count_; })) {
-      for (uint32_t seen; (seen = finished_.load()) != count_;) {
+    if (!spin_until([&] { return finished_.load() == count; })) {
+      for (uint32_t seen; (seen = finished_.load()) != count;) {
         finished_.wait(seen);
       }
     }
@@ -103,20 +102,22 @@ class Pool {
     }
   }
 
-  /** Claims and runs chunks until none is left. A claim succeeds only while its
-   * job is unfinished, so what the job consists of may be read after the claim.
-   */
+  /** Claims and runs chunks until none is left. A job ends only when all claimed chunks are counted as finished, so
+   * what it consists of may be read after a claim. One who comes late claims of the next job, or in vain. */
   void work() {
-    auto left = left_.load(std::memory_order_acquire);
-    while (left > 0) {
-      if (left_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel)) {
-        const uint32_t count = count_;
-        run_(context_, count - left);
-        if (finished_.fetch_add(1) + 1 == count) {
-          finished_.notify_one();
-        }
-        left = left_.load(std::memory_order_acquire);
+    uint32_t chunk, count, done = 0;
+    do {
+      const uint64_t claim = claims_.fetch_add(1, std::memory_order_acq_rel);
+      chunk = static_cast<uint32_t>(claim);
+      count = static_cast<uint32_t>(claim >> 32);
+      if (chunk >= count) {
+        break;
       }
+      run_(context_, chunk);
+      done++;
+    } while (chunk + 1 < count);
+    if (done > 0 && finished_.fetch_add(done) + done == count) {
+      finished_.notify_one();
     }
   }
 
@@ -140,9 +141,8 @@ class Pool {
 
   void (*run_)(void*, size_t) = nullptr;
   void* context_ = nullptr;
-  uint32_t count_ = 0;
 
-  alignas(64) std::atomic<uint64_t> left_{0}; // chunks that nobody has claimed
+  alignas(64) std::atomic<uint64_t> claims_{0}; // of the job: its chunks in the high half, claims so far in the low one
   alignas(64) std::atomic<uint32_t> finished_{0};
   alignas(64) std::atomic<uint32_t> job_{0}; // counts jobs; what sleepers wait on
 };
