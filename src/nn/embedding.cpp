@@ -1,22 +1,29 @@
 #include "nn/embedding.h"
 
+#include "kernels/cpu/ops.h"
+#include "nn/device.h"
+
 namespace parallm {
 
 Embedding::Embedding(Weights& weights, const std::string& name, int count, int dims)
     : matrix_(weights, name, count, dims), rotation_(take_rotation(weights, name, dims)), dtype_(weights.dtype()) {}
 
-mx::array Embedding::operator()(const mx::array& ids) const {
-  auto rows = mx::take(matrix_.weight, ids, 0);
+mx::array Embedding::rows(const mx::array& ids) const {
   if (!matrix_.quantization) {
-    return mx::astype(rows, dtype_);
+    return mx::astype(mx::take(matrix_.weight, ids, 0), dtype_);
   }
   auto& how = *matrix_.quantization;
-  auto scales = mx::take(*matrix_.scales, ids, 0);
-  std::optional<mx::array> biases;
-  if (matrix_.biases) {
-    biases = mx::take(*matrix_.biases, ids, 0);
+  if (on_cpu() && matrix_.biases) {
+    return cpu::dequantize_rows(
+        ids, matrix_.weight, *matrix_.scales, *matrix_.biases, how.group_size, how.bits, dtype_);
   }
-  auto x = dequantize(rows, scales, biases, how, dtype_, matrix_.factor);
+  const auto take = [&](const mx::array& matrix) { return mx::take(matrix, ids, 0); };
+  const auto biases = matrix_.biases ? std::optional(take(*matrix_.biases)) : std::nullopt;
+  return dequantize(take(matrix_.weight), take(*matrix_.scales), biases, how, dtype_, matrix_.factor);
+}
+
+mx::array Embedding::operator()(const mx::array& ids) const {
+  auto x = rows(ids);
   if (!rotation_) {
     return x;
   }

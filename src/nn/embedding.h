@@ -16,6 +16,8 @@ class Embedding {
   mx::array as_linear(const mx::array& x) const;
 
  private:
+  mx::array rows(const mx::array& ids) const; // as they are stored
+
   Matrix matrix_;
   std::optional<Rotation> rotation_;
   mx::Dtype dtype_;

@@ -1,4 +1,4 @@
-// rms_norm and swiglu against MLX's own ops; sample against a sort in float64.
+// rms_norm, swiglu and dequantize_rows against MLX's own ops; sample against a sort in float64.
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/recurrent_ops.h"
 
@@ -106,6 +106,33 @@ std::vector<float> random_logits(int size, float spread, int seed) {
 }
 
 } // namespace
+
+TEST_CASE("rows of codes are what mx::dequantize makes of them") {
+  const int count = 20, width = 384;
+  const auto ids = mx::array({3, 19, 0, 3, 7}, mx::int32);
+  for (int bits : {2, 3, 4, 5, 6, 8}) {
+    for (int group : {32, 64, 128}) {
+      const auto q =
+          mx::quantize(mx::random::normal({count, width}, mx::float32, mx::random::key(bits)), group, bits, "affine");
+      for (auto type : {mx::float32, mx::float16, mx::bfloat16}) {
+        INFO("bits ", bits, " group ", group);
+        const auto s = mx::astype(q[1], type), b = mx::astype(q[2], type);
+        const auto wanted =
+            mx::take(mx::dequantize(q[0], mx::astype(s, mx::float32), mx::astype(b, mx::float32), group, bits), ids, 0);
+        CHECK(worst(cpu::dequantize_rows(ids, q[0], s, b, group, bits, mx::float32), wanted) < 1e-6);
+        const auto rounded = cpu::dequantize_rows(ids, q[0], s, b, group, bits, type);
+        CHECK(rounded.dtype() == type);
+        CHECK(worst(rounded, wanted) <= 4 * (type == mx::float32 ? 1e-6 : type == mx::float16 ? 0x1p-11 : 0x1p-8));
+      }
+    }
+  }
+  const auto q = mx::quantize(mx::ones({2, 32}), 32, 4, "affine");
+  const auto beside = cpu::dequantize_rows(mx::array({2, 1, -1}, mx::int32), q[0], q[1], q[2], 32, 4, mx::float32);
+  CHECK(mx::array_equal(mx::isnan(mx::slice(beside, {0, 0}, {3, 1})), mx::array({true, false, true}, {3, 1}))
+            .item<bool>());
+  CHECK_THROWS_AS(cpu::dequantize_rows(mx::array({0.0f}), q[0], q[1], q[2], 32, 4, mx::float32), std::invalid_argument);
+  CHECK_THROWS_AS(cpu::dequantize_rows(ids, q[0], q[1], q[2], 64, 4, mx::float32), std::invalid_argument);
+}
 
 TEST_CASE("rms_norm and swiglu equal MLX's ops, and rows are independent") {
   for (auto type : {mx::float32, mx::float16, mx::bfloat16}) {

@@ -96,6 +96,18 @@ GroupOrder order_by_group(const mx::array& groups, int count);
  *  from 0 to M - 1 -> [T,N] in y's dtype, rounded once. */
 mx::array weighted_sum(const mx::array& y, const mx::array& places, const mx::array& weights);
 
+/** Rows of a matrix of affine codes (mlx/ops.h, `quantize`) as floats, rounded once: ids int32 [T], w uint32
+ * [N,K*bits/32], scales and biases [N,K/group_size] of one float type -> [T,K] of dtype. A row for an id that w doesn't
+ * have is NaN. */
+mx::array dequantize_rows(
+    const mx::array& ids,
+    const mx::array& w,
+    const mx::array& scales,
+    const mx::array& biases,
+    int group_size,
+    int bits,
+    mx::Dtype dtype);
+
 /** x [M,D] / rms(x) * weight [D]. */
 mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps);
 

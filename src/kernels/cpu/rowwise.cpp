@@ -2,6 +2,7 @@
 #include "kernels/cpu/fusion.h"
 #include "kernels/cpu/node.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/quantized.h"
 
 namespace parallm::cpu {
 namespace {
@@ -57,6 +58,44 @@ class Swiglu : public CpuPrimitive {
     job.out = allocate(outputs[0]);
     dispatch(encoder, [job] { run_swiglu(job); });
   }
+};
+
+/** Inputs: ids, w, scales, biases. */
+class DequantizeRows : public CpuPrimitive {
+ public:
+  DequantizeRows(int group_size, int bits) : group_size_(group_size), bits_(bits) {}
+
+  DEFINE_NAME(parallm_dequantize_rows)
+
+  bool is_equivalent(const mx::Primitive& other) const override {
+    const auto& rows = static_cast<const DequantizeRows&>(other);
+    return group_size_ == rows.group_size_ && bits_ == rows.bits_;
+  }
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    auto& encoder = mx::cpu::get_command_encoder(stream());
+    std::vector<mx::array> in;
+    for (const auto& input : inputs) {
+      in.push_back(row_contiguous(input, encoder));
+    }
+    RowsJob job{};
+    job.rows = in[0].shape(0);
+    job.matrix_rows = in[1].shape(0);
+    job.width = outputs[0].shape(1);
+    job.group_size = group_size_;
+    job.bits = bits_;
+    job.ids = in[0].data<int32_t>();
+    job.w = in[1].data<void>();
+    job.scale_type = element_type(in[2]);
+    job.scales = in[2].data<void>();
+    job.biases = in[3].data<void>();
+    job.type = element_type(outputs[0]);
+    job.out = allocate(outputs[0]);
+    dispatch(encoder, [job] { run_dequantize_rows(job); });
+  }
+
+ private:
+  int group_size_, bits_;
 };
 
 /** Inputs: logits, temperature, top_k, top_p, min_p, draw. */
@@ -125,6 +164,28 @@ mx::array swiglu(const mx::array& gate, const mx::array& up) {
     return *fused;
   }
   return mx::array(gate.shape(), gate.dtype(), std::make_shared<Swiglu>(), {gate, up});
+}
+
+mx::array dequantize_rows(
+    const mx::array& ids,
+    const mx::array& w,
+    const mx::array& scales,
+    const mx::array& biases,
+    int group_size,
+    int bits,
+    mx::Dtype dtype) {
+  const char* op = "dequantize_rows";
+  const auto how = quantized(op, "affine", group_size, bits);
+  if (ids.ndim() != 1 || ids.dtype() != mx::int32 || !is_float(dtype)) {
+    fail_op(op, "ids must be int32 [T], and dtype a float type; got ", ids.shape(), " ", ids.dtype(), " and ", dtype);
+  }
+  if (w.ndim() != 2 || w.dtype() != mx::uint32 || w.shape(1) * 32 % bits != 0) {
+    fail_op(op, "w must be uint32 [N,K*bits/32]; got ", w.shape(), " ", w.dtype());
+  }
+  const int width = w.shape(1) * 32 / bits;
+  check_scales(op, {w.shape(0), width / group_size}, how, scales, biases, {});
+  return mx::array(
+      {ids.shape(0), width}, dtype, std::make_shared<DequantizeRows>(group_size, bits), {ids, w, scales, biases});
 }
 
 mx::array sample(

@@ -1,4 +1,4 @@
-// The work of rms_norm, swiglu, weighted_sum and sample (ops.h), without MLX: row-contiguous
+// The work of rms_norm, swiglu, weighted_sum, dequantize_rows and sample (ops.h), without MLX: row-contiguous
 // memory in and out.
 #pragma once
 
@@ -34,6 +34,19 @@ struct WeightedSumJob {
   void* out;
 };
 
+struct RowsJob {
+  size_t rows, matrix_rows, width; // T, N, K
+  size_t group_size;
+  int bits;
+  const int32_t* ids; // [T]
+  const void* w; // [N, K*bits/8] bytes
+  Type scale_type;
+  const void* scales; // [N, K/group_size]
+  const void* biases;
+  Type type; // of out
+  void* out; // [T,K]
+};
+
 struct SampleJob {
   size_t rows, width;
   const float* logits;
@@ -48,6 +61,7 @@ struct SampleJob {
 void run_norm(const NormJob& job);
 void run_swiglu(const SwigluJob& job);
 void run_weighted_sum(const WeightedSumJob& job);
+void run_dequantize_rows(const RowsJob& job);
 void run_sample(const SampleJob& job);
 
 } // namespace parallm::cpu

@@ -85,6 +85,58 @@ void WeightedSum(const WeightedSumJob& job) {
   });
 }
 
+/** A row of codes as floats: of `bits` each, following one another from the low bits on. */
+void read_codes(const uint8_t* codes, size_t count, int bits, float* to) {
+  if (bits == 8) {
+    for (size_t i = 0; i < count; i++) {
+      to[i] = codes[i];
+    }
+    return;
+  }
+  const uint32_t mask = (1u << bits) - 1;
+  uint32_t held = 0;
+  for (size_t i = 0, left = 0; i < count; i++, held >>= bits, left -= bits) {
+    if (left < static_cast<size_t>(bits)) {
+      held |= static_cast<uint32_t>(*codes++) << left;
+      left += 8;
+    }
+    to[i] = static_cast<float>(held & mask);
+  }
+}
+
+void DequantizeRows(const RowsJob& job) {
+  const size_t groups = job.width / job.group_size, row_bytes = job.width / 8 * job.bits;
+  const auto read = [&](size_t t) {
+    float* scales = thread_scratch(0, 2 * groups);
+    float* biases = scales + groups;
+    float* x = thread_scratch(1, job.width);
+    const auto id = static_cast<uint32_t>(job.ids[t]);
+    if (id < job.matrix_rows) {
+      const size_t at = id * groups;
+      with_type(job.scale_type, job.scales, [&](auto* from) { widen(from + at, groups, scales, 0); });
+      with_type(job.scale_type, job.biases, [&](auto* from) { widen(from + at, groups, biases, 0); });
+      read_codes(static_cast<const uint8_t*>(job.w) + id * row_bytes, job.width, job.bits, x);
+    } else {
+      std::fill_n(x, job.width, NAN);
+      std::fill_n(scales, 2 * groups, 0.0f);
+    }
+    for (size_t g = 0; g < groups; g++) {
+      float* of = x + g * job.group_size;
+      for (size_t i = 0; i < job.group_size; i += lanes) {
+        store(hn::MulAdd(load(of + i), hn::Set(F32(), scales[g]), hn::Set(F32(), biases[g])), of + i);
+      }
+    }
+    with_type(job.type, job.out, [&](auto* to) { narrow(x, job.width, to + t * job.width); });
+  };
+  const size_t step = std::max<size_t>(1, chunk_elements / job.width);
+  parallel_for((job.rows + step - 1) / step, [&](size_t chunk) {
+    const size_t end = std::min(job.rows, (chunk + 1) * step);
+    for (size_t t = chunk * step; t < end; t++) {
+      read(t);
+    }
+  });
+}
+
 } // namespace HWY_NAMESPACE
 } // namespace parallm::cpu
 HWY_AFTER_NAMESPACE();
@@ -94,6 +146,7 @@ namespace parallm::cpu {
 HWY_EXPORT(Norm);
 HWY_EXPORT(Swiglu);
 HWY_EXPORT(WeightedSum);
+HWY_EXPORT(DequantizeRows);
 
 void run_norm(const NormJob& job) {
   HWY_DYNAMIC_DISPATCH(Norm)(job);
@@ -105,6 +158,10 @@ void run_swiglu(const SwigluJob& job) {
 
 void run_weighted_sum(const WeightedSumJob& job) {
   HWY_DYNAMIC_DISPATCH(WeightedSum)(job);
+}
+
+void run_dequantize_rows(const RowsJob& job) {
+  HWY_DYNAMIC_DISPATCH(DequantizeRows)(job);
 }
 } // namespace parallm::cpu
 #endif
