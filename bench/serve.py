@@ -2,7 +2,7 @@
 bench/plot.py, docs/serve.svg.
 
     python bench/serve.py --model model.gguf [--servers ours,plain,mlx_lm,llama,llama_q4_0] [--concurrency 1,8,32] [--prompt 128]
-                          [--output 64] [--rounds 3] [--flags "..."] [--result FILE|-]
+                          [--output 64] [--long 2048] [--rounds 3] [--flags "..."] [--result FILE|-]
 
 The peers: mlx_lm.server (the same codes and scales in an MLX folder); llama-server on the very file, and on the file
 requantized to Q4_0, its fastest kind, which are other weights (bench/llama.sh builds it). This server is measured as it
@@ -11,11 +11,11 @@ repetition than others, and so guessed more easily. No two servers are up at onc
 an order that turns from round to round, so that a machine that slows down slows all. A request is a streamed greedy
 completion. No two prompts share a beginning, so that no server's prefix cache helps it.
 
-Three tables. In the first this server and mlx-lm's answer the same small requests, as mlx-lm reads some 3 prompt tokens
+Four tables. In the first this server and mlx-lm's answer the same small requests, as mlx-lm reads some 3 prompt tokens
 a second on a CPU: --same-output tokens each, and prompts cut so that all requests at once have at most --same-prompt
-tokens. The second is this server and llama-server at the full size. The third is this server and `mlx_parallm
-generate`, the same engine in one process without HTTP, streams and clients. The clients have the same cores as the
-servers: they only note when bytes come, and read them when all have come.
+tokens. The second is this server and llama-server at the full size, the third the same with prompts of --long tokens.
+The fourth is this server and `mlx_parallm generate`, the same engine in one process without HTTP, streams and clients.
+The clients have the same cores as the servers: they only note when bytes come, and read them when all have come.
 
 TTFT: from sending the request to the first chunk with text. Inter-token: from there to the last chunk, for each further
 token. tokens/s: the output tokens of all streams (usage's count) over the time from the first request to the last
@@ -230,6 +230,7 @@ class Bench:
         self.args = args
         self.rounds = {}  # (server, Load) -> [Round]
         self.full = [Load(c, args.prompt, args.output) for c in args.concurrency]
+        self.long = [Load(c, args.long, args.output) for c in (1, 4) if args.long]
         self.same = []
         self.own = Load(args.engine, args.prompt, args.output) if args.engine else None
         self.folder = tempfile.TemporaryDirectory(prefix="parallm_bench_")
@@ -247,30 +248,37 @@ class Bench:
             command = [self.llama / "llama-quantize", "--allow-requantize", args.model, self.q4_0, "Q4_0"]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    def command(self, server, port):
+    def command(self, server, port, loads):
         where = ["--host", HOST, "--port", str(port)]
+        rows = max(load.concurrency for load in loads)
         if server in (OURS, PLAIN, SERVED):
             guesses = [] if server == OURS else ["--speculative", "none"]
-            rows = self.own.concurrency if server == SERVED else max(self.args.concurrency)
             own = [*guesses, "--served-model-name", OURS, "--max-batch-size", str(rows)]
             return [self.args.binary, "--model-path", self.args.model, *where, *own, *shlex.split(self.args.flags)]
         if server == MLX_LM:
             return [sys.executable, "-m", "mlx_lm", "server", "--model", str(self.converted), *where, "--log-level", "ERROR"]
-        rows = max(self.args.concurrency)
-        size = rows * (self.args.prompt + self.args.output + 64)
+        size = rows * max(load.prompt + load.output + 64 for load in loads)
         own = ["--threads", str(os.cpu_count()), "--parallel", str(rows), "--ctx-size", str(size), "--no-webui"]
         return [str(self.llama / "llama-server"), "--model", str(self.q4_0 if server == LLAMA_Q4_0 else self.args.model), *where, *own]
 
     def loads(self, server):
-        return {OURS: [*self.same, *self.full], MLX_LM: self.same, SERVED: [self.own]}.get(server, self.full)
+        """Those of each start of a server."""
+        if server in (MLX_LM, SERVED):
+            return [self.same if server == MLX_LM else [self.own]]
+        first = [*self.same, *self.full] if server == OURS else self.full
+        return [first, self.long] if self.long else [first]
 
     def visit(self, server, number):
-        """One server's part of a round: every load in turn."""
+        """One server's part of a round."""
+        for loads in self.loads(server):
+            self.visit_with(loads, server, number)
+
+    def visit_with(self, loads, server, number):
         port = free_port()
         model = MLX_LM_MODEL if server == MLX_LM else OURS
-        with tempfile.TemporaryFile("w+") as log, Server(self.command(server, port), port, log) as started:
+        with tempfile.TemporaryFile("w+") as log, Server(self.command(server, port, loads), port, log) as started:
             asyncio.run(measure(started.port, model, Load(1, 8, 2), seed="warm up"))
-            for load in self.loads(server):
+            for load in loads:
                 seed = f"{number} {load}"  # the same to all servers, another for every load
                 result = asyncio.run(measure(started.port, model, load, seed))
                 self.rounds.setdefault((server, load), []).append(result)
@@ -378,6 +386,8 @@ def report(bench):
     others = [s for s in args.servers if s != MLX_LM]
     if others:
         lines += ["", "## Full size", "", *table(bench, others, bench.full)]
+        if bench.long:
+            lines += ["", "## Long prompts", "", *table(bench, others, bench.long)]
     if bench.own:
         served, engine = ([r.speed for r in bench.rounds[kind, bench.own]] for kind in (SERVED, ENGINE))
         lines += [
@@ -403,6 +413,7 @@ def arguments():
     parser.add_argument("--concurrency", type=numbers, default=[1, 8, 32])
     parser.add_argument("--prompt", type=int, default=128, help="tokens, about")
     parser.add_argument("--output", type=int, default=64, help="tokens")
+    parser.add_argument("--long", type=int, default=2048, help="tokens of long prompts; 0: none")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--same-prompt", type=int, default=256, help="side by side: prompt tokens of all requests at once")
     parser.add_argument("--same-output", type=int, default=8, help="side by side: tokens of a request")
