@@ -8,6 +8,7 @@
 #   FOLDER/gpu.sh run [N]      there: N (3) rounds, and a Markdown table of medians and spread. PEERS= leaves out the
 #                              peers ("mlx_lm llama.cpp"), BITS="16 4" our third kind of weights, which the peers
 #                              aren't asked for, MEMORIES= the steps that recall
+#   bench/gpu.sh plot          here again, once the table stands in results/gpu.md: docs/gpu.svg, with `make bench`'s Python
 # The GPU's machine has a driver for CUDA 13 and a python3 (3.12) with NVIDIA's CUDA 13 wheels (PyTorch brings them);
 # for llama.cpp nvcc, cmake and a C++ compiler, too.
 set -euo pipefail
@@ -168,5 +169,10 @@ case ${1:-} in
   pack) pack "${2:?a folder}" ;;
   build) find_packages && build_peers ;;
   run) find_packages && run "${2:-3}" ;;
-  *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  plot)
+    cd "$here/.."
+    tools/venv.sh .venv-bench -r bench/requirements.txt
+    .venv-bench/bin/python bench/plot_gpu.py bench/results/gpu.md docs/gpu.svg
+    ;;
+  *) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
