@@ -209,13 +209,13 @@ struct Packed {
 };
 
 /** Of a part of w: [groups, lanes]. */
-struct Groups {
+struct ColumnGroups {
   const float* scales;
   const float* biases;
 };
 
-// Groups are asked for two vectors of columns ahead: a masked load's vector may reach into the next one's lines, and
-// waits for them though it takes nothing of them.
+// Groups are asked for two vectors of columns ahead: a masked load's vector may reach into the next one's lines,
+// and waits for them though it takes nothing of them.
 
 /** Columns' groups: `used` of each column, which lie `groups` apart -> [used, lanes]. */
 inline HWY_NOINLINE void open_groups(const float* values, size_t groups, size_t count, size_t used, float* to) {
@@ -276,7 +276,7 @@ inline Packed open_codes(const Factor& factor, size_t inner, const Part& part) {
   return {bytes, part.length, part.length / 4, 0};
 }
 
-inline Groups column_groups(const Factor& factor, size_t inner, const Part& part) {
+inline ColumnGroups column_groups(const Factor& factor, size_t inner, const Part& part) {
   const size_t group = factor.how.group_size, groups = inner / group, used = part.length / group;
   const size_t size = round_up(used, 2 * lanes) * lanes, at = part.first * groups + part.k / group;
   float* scales = thread_scratch(scratch::groups, 2 * size);

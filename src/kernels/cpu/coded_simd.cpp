@@ -68,7 +68,7 @@ HWY_NOINLINE void multiply_strip(
     const int32_t* pairs,
     const float* x_groups,
     const int32_t* words,
-    const Groups& w,
+    const ColumnGroups& w,
     size_t groups,
     size_t group_words,
     float* sums) {
@@ -112,7 +112,7 @@ class StripProducts {
       : rows_(job.rows), group_(group), x_(code_rows<Bits>(job, x, group)) {}
 
   /** sums [all rows, lanes], rows rounded up to whole strips, go on. */
-  void add(const Part& part, const Packed& codes, const Groups& w, float* sums) const {
+  void add(const Part& part, const Packed& codes, const ColumnGroups& w, float* sums) const {
     auto* words = reinterpret_cast<int32_t*>(thread_scratch(scratch::words, codes.words * lanes));
     transpose(codes.from, codes.stride, part.count, codes.words, codes.ahead, [&](size_t i, VI w) {
       hn::StoreU(w, I32(), words + i * lanes);
@@ -268,7 +268,7 @@ HWY_NOINLINE void multiply_lines(
     const CodedLines& x,
     const Packed& codes,
     size_t count,
-    const Groups& w,
+    const ColumnGroups& w,
     size_t groups,
     size_t group_vectors,
     float* sums) {
@@ -333,7 +333,7 @@ class LineProducts {
   LineProducts(const MatmulJob& job, const FloatRows& x, size_t group)
       : rows_(job.rows), group_(group), x_(code_lines<Bits>(job, x, group)) {}
 
-  void add(const Part& part, const Packed& codes, const Groups& w, float* sums) const {
+  void add(const Part& part, const Packed& codes, const ColumnGroups& w, float* sums) const {
     rows_ == 1       ? add<1>(part, codes, w, sums)
         : rows_ == 2 ? add<2>(part, codes, w, sums)
                      : add<3>(part, codes, w, sums);
@@ -341,7 +341,7 @@ class LineProducts {
 
  private:
   template <size_t Rows>
-  void add(const Part& part, const Packed& codes, const Groups& w, float* sums) const {
+  void add(const Part& part, const Packed& codes, const ColumnGroups& w, float* sums) const {
     const size_t words = group_ / Word<Bits>::codes; // of a group
     const auto run = 4 * words == lanes ? &multiply_lines<Bits, std::clamp<size_t>(lanes / 4, 1, 4), Rows>
         : 2 * words == lanes            ? &multiply_lines<Bits, std::clamp<size_t>(lanes / 4, 1, 2), Rows>

@@ -78,6 +78,8 @@ struct Fp4 {
     Groups groups;
     V scale; // where a vector can hold it: the scaled table, else its first 8
 
+    HWY_INLINE Column() {} // an implicit one is not compiled for the target (GCC on ARM)
+
     HWY_INLINE void begin_group(size_t g) {
       scale = hn::Set(F32(), groups.scales[g]);
 #if HWY_TARGET <= HWY_AVX2
@@ -126,6 +128,8 @@ struct Fp8 {
     const uint8_t* bytes;
     Groups groups;
     V scale;
+
+    HWY_INLINE Column() {}
 
     HWY_INLINE void begin_group(size_t g) {
       scale = hn::Set(F32(), groups.scales[g]);

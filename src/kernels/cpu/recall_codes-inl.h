@@ -69,6 +69,10 @@ struct CodeRowsOf {
     const float *scales, *biases;
     V scale, bias;
 
+    HWY_INLINE Column() {} // an implicit one is not compiled for the target (GCC on ARM)
+    HWY_INLINE Column(const uint8_t* codes, const float* scales, const float* biases)
+        : codes(codes), scales(scales), biases(biases) {}
+
     HWY_INLINE void begin_group(size_t g) {
       scale = hn::Set(F32(), scales[g]);
       bias = hn::Set(F32(), biases[g]);
@@ -91,7 +95,7 @@ struct CodeRowsOf {
         groups(dim / kv_group(dim)) {}
 
   HWY_INLINE Column column(size_t n) const {
-    return {codes + n * dim, scales + n * groups, biases + n * groups, hn::Zero(F32()), hn::Zero(F32())};
+    return {codes + n * dim, scales + n * groups, biases + n * groups};
   }
   void read(size_t n, float* to) const {
     Column own = column(n);
