@@ -135,7 +135,7 @@ class StripProducts {
 };
 
 #if HWY_TARGET != HWY_SCALAR
-// One row needs no columns in lanes. A vector takes the next words of one column, and as many of x's codes; the
+// Few rows need no columns in lanes. A vector takes the next words of one column, and as many of a row's codes; the
 // products are summed by fours of lanes, and only these sums change places. They are whole numbers, so a row's bits are
 // those that it has in a strip.
 
