@@ -307,7 +307,7 @@ TEST_CASE("a token's attention has the same bits in any chunks and company") {
     for (const Case& c : cases()) {
       INFO("case ", number++);
       cpu::set_threads(1);
-      const int length = 460; // some segments, so that a token alone is cut among threads
+      const int length = 300; // some segments, so that a token alone is cut among threads
       const auto whole = World(c, {length}).step({{0, 0, length}})[0];
       cpu::set_threads(3);
       World world(c, {length, 60});
