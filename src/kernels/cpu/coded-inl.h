@@ -79,6 +79,16 @@ HWY_INLINE void put_pairs(const int16_t* codes, int32_t* to) {
 #endif
 }
 
+#if HWY_MAX_BYTES == 64
+/** Blocks 0 and 2, or 1 and 3, of four lanes, of a and then of b. */
+HWY_INLINE VI even_blocks(VI a, VI b) {
+  return VI{_mm512_shuffle_i32x4(a.raw, b.raw, 0x88)};
+}
+HWY_INLINE VI odd_blocks(VI a, VI b) {
+  return VI{_mm512_shuffle_i32x4(a.raw, b.raw, 0xDD)};
+}
+#endif
+
 #if HWY_TARGET == HWY_SCALAR
 using Tile = VI[1];
 HWY_INLINE void transpose(Tile&) {}
@@ -109,15 +119,13 @@ HWY_INLINE void transpose(Tile& tile) {
     tile[i + 4] = hn::ConcatUpperUpper(d, b, a);
   }
 #elif HWY_MAX_BYTES == 64
-  const auto even = [](VI a, VI b) { return VI{_mm512_shuffle_i32x4(a.raw, b.raw, 0x88)}; };
-  const auto odd = [](VI a, VI b) { return VI{_mm512_shuffle_i32x4(a.raw, b.raw, 0xDD)}; };
   for (size_t i = 0; i < 4; i++) {
-    const VI a = even(tile[i], tile[i + 4]), b = odd(tile[i], tile[i + 4]);
-    const VI c = even(tile[i + 8], tile[i + 12]), e = odd(tile[i + 8], tile[i + 12]);
-    tile[i] = even(a, c);
-    tile[i + 4] = even(b, e);
-    tile[i + 8] = odd(a, c);
-    tile[i + 12] = odd(b, e);
+    const VI a = even_blocks(tile[i], tile[i + 4]), b = odd_blocks(tile[i], tile[i + 4]);
+    const VI c = even_blocks(tile[i + 8], tile[i + 12]), e = odd_blocks(tile[i + 8], tile[i + 12]);
+    tile[i] = even_blocks(a, c);
+    tile[i + 4] = even_blocks(b, e);
+    tile[i + 8] = odd_blocks(a, c);
+    tile[i + 12] = odd_blocks(b, e);
   }
 #endif
 }

@@ -221,35 +221,22 @@ CodedLines code_lines(const MatmulJob& job, const FloatRows& x, size_t group) {
   return to;
 }
 
-/** Four columns' vectors -> lane 4 * b + n: the sum of the n-th one's b-th four lanes. */
-HWY_INLINE VI sum_fours(VI a, VI b, VI c, VI e) {
-  const I32 d;
-  const hn::Repartition<int64_t, I32> d2;
-  const auto add = [&](VI v, VI w) {
-    return hn::BitCast(d2, hn::Add(hn::InterleaveLower(d, v, w), hn::InterleaveUpper(d, v, w)));
-  };
-  const auto ab = add(a, b), ce = add(c, e);
-  return hn::Add(hn::BitCast(d, hn::InterleaveLower(d2, ab, ce)), hn::BitCast(d, hn::InterleaveUpper(d2, ab, ce)));
-}
-
-/** fours: of each four columns, what sum_fours gives -> whole[g]: of all columns, the sum over the g-th of as many
+/** fours: of each four columns, what sum_blocks gives -> whole[g]: of all columns, the sum over the g-th of as many
  * equal parts of a vector. */
 template <size_t Count>
 HWY_INLINE void sum_parts(const VI (&fours)[lanes / 4], VI (&whole)[Count]) {
 #if HWY_MAX_BYTES == 64
-  const auto even = [](VI a, VI b) { return VI{_mm512_shuffle_i32x4(a.raw, b.raw, 0x88)}; };
-  const auto odd = [](VI a, VI b) { return VI{_mm512_shuffle_i32x4(a.raw, b.raw, 0xDD)}; };
-  const VI a = even(fours[0], fours[1]), b = odd(fours[0], fours[1]);
-  const VI c = even(fours[2], fours[3]), e = odd(fours[2], fours[3]);
+  const VI a = even_blocks(fours[0], fours[1]), b = odd_blocks(fours[0], fours[1]);
+  const VI c = even_blocks(fours[2], fours[3]), e = odd_blocks(fours[2], fours[3]);
   if constexpr (Count == 4) {
-    whole[0] = even(a, c);
-    whole[1] = even(b, e);
-    whole[2] = odd(a, c);
-    whole[3] = odd(b, e);
+    whole[0] = even_blocks(a, c);
+    whole[1] = even_blocks(b, e);
+    whole[2] = odd_blocks(a, c);
+    whole[3] = odd_blocks(b, e);
   } else {
     const VI ab = hn::Add(a, b), ce = hn::Add(c, e);
-    whole[0] = even(ab, ce);
-    whole[Count - 1] = Count == 2 ? odd(ab, ce) : hn::Add(even(ab, ce), odd(ab, ce));
+    whole[0] = even_blocks(ab, ce);
+    whole[Count - 1] = Count == 2 ? odd_blocks(ab, ce) : hn::Add(even_blocks(ab, ce), odd_blocks(ab, ce));
   }
 #elif HWY_MAX_BYTES == 32
   const I32 d;
@@ -305,7 +292,7 @@ HWY_NOINLINE void multiply_lines(
         }
         for (size_t m = 0; m < Rows; m++) {
           const auto& of = products[m];
-          fours[m][q] = hn::Add(fours[m][q], sum_fours(of[0], of[1], of[2], of[3]));
+          fours[m][q] = hn::Add(fours[m][q], sum_blocks(of[0], of[1], of[2], of[3]));
         }
       }
     }

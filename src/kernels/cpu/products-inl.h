@@ -34,14 +34,6 @@ HWY_INLINE VI add_products(VI sums, VI w, VI x) {
 #endif
 }
 
-#if HWY_TARGET <= HWY_AVX3_DL
-/** sums + the products of a's bytes, without a sign, with b's, which have one. */
-HWY_INLINE VI add_byte_products(VI sums, VI a, VI b) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sums.raw) : "v"(a.raw), "v"(b.raw));
-  return sums;
-}
-#endif
-
 /** The same with the word at x, for all lanes. */
 HWY_INLINE VI add_products(VI sums, VI w, const int32_t* x) {
 #if HWY_TARGET <= HWY_AVX3_DL
@@ -51,6 +43,14 @@ HWY_INLINE VI add_products(VI sums, VI w, const int32_t* x) {
   return add_products(sums, w, hn::Set(I32(), *x));
 #endif
 }
+
+#if HWY_TARGET <= HWY_AVX3_DL
+/** sums + the products of a's bytes, without a sign, with b's, which have one. */
+HWY_INLINE VI add_byte_products(VI sums, VI a, VI b) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sums.raw) : "v"(a.raw), "v"(b.raw));
+  return sums;
+}
+#endif
 
 } // namespace HWY_NAMESPACE
 } // namespace parallm::cpu

@@ -154,10 +154,11 @@ HWY_INLINE V fold_blocks(const V (&x)[lanes / 4]) {
 }
 
 /** Lane 4 * b + n: (l0 + l2) + (l1 + l3) of the four lanes of block b of the n-th vector. */
-HWY_INLINE V sum_blocks(V a, V b, V c, V e) {
-  const F32 d;
-  const hn::Repartition<uint64_t, F32> d2;
-  const auto add = [&](V v, V w) {
+template <class Words>
+HWY_INLINE Words sum_blocks(Words a, Words b, Words c, Words e) {
+  const hn::DFromV<Words> d;
+  const hn::Repartition<uint64_t, decltype(d)> d2;
+  const auto add = [&](Words v, Words w) {
     return hn::BitCast(d2, hn::Add(hn::InterleaveLower(d, v, w), hn::InterleaveUpper(d, v, w)));
   };
   const auto ab = add(a, b), ce = add(c, e);
