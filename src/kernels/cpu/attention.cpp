@@ -15,14 +15,12 @@ class PagedAttention : public CpuPrimitive {
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     auto& encoder = mx::cpu::get_command_encoder(stream());
-    std::vector<mx::array> in;
-    for (size_t i = 0; i < inputs.size(); i++) {
-      const bool pool = i == 5 || i == 6;
-      if (pool && !inputs[i].flags().row_contiguous) {
+    for (const size_t pool : {5, 6}) {
+      if (!inputs[pool].flags().row_contiguous) {
         fail_op("paged_attention", "a pool must be row contiguous");
       }
-      in.push_back(row_contiguous(inputs[i], encoder));
     }
+    auto in = row_contiguous(inputs, encoder);
     AttentionJob job{};
     job.tokens = in[0].shape(0);
     job.heads = in[0].shape(1);

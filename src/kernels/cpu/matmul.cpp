@@ -37,10 +37,7 @@ class Matmul : public CpuPrimitive {
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     auto& encoder = mx::cpu::get_command_encoder(stream());
-    std::vector<mx::array> in;
-    for (const auto& input : inputs) {
-      in.push_back(row_contiguous(input, encoder));
-    }
+    const auto in = row_contiguous(inputs, encoder);
     const auto& x = in[0];
     MatmulJob job{};
     job.rows = x.shape(0);

@@ -38,6 +38,14 @@ mx::array row_contiguous(const mx::array& a, mx::cpu::CommandEncoder& encoder) {
   return copy;
 }
 
+std::vector<mx::array> row_contiguous(const std::vector<mx::array>& arrays, mx::cpu::CommandEncoder& encoder) {
+  std::vector<mx::array> out;
+  for (const auto& a : arrays) {
+    out.push_back(row_contiguous(a, encoder));
+  }
+  return out;
+}
+
 bool is_float(mx::Dtype type) {
   return type == mx::float32 || type == mx::float16 || type == mx::bfloat16;
 }

@@ -13,6 +13,7 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace parallm::cpu {
 namespace mx = mlx::core;
@@ -53,6 +54,7 @@ class CpuPrimitive : public mx::Primitive {
 /** a, or a row-contiguous copy of it, made on the stream and kept until its
  * tasks are done. */
 mx::array row_contiguous(const mx::array& a, mx::cpu::CommandEncoder& encoder);
+std::vector<mx::array> row_contiguous(const std::vector<mx::array>& arrays, mx::cpu::CommandEncoder& encoder);
 
 bool is_float(mx::Dtype type);
 Type element_type(const mx::array& a);

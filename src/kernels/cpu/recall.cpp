@@ -40,10 +40,7 @@ class Recall : public CpuPrimitive {
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     auto& encoder = mx::cpu::get_command_encoder(stream());
-    std::vector<mx::array> in;
-    for (const auto& input : inputs) {
-      in.push_back(row_contiguous(input, encoder));
-    }
+    const auto in = row_contiguous(inputs, encoder);
     RecallJob job{};
     job.tokens = in[0].shape(0);
     job.heads = in[0].shape(1);

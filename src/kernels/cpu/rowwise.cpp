@@ -74,10 +74,7 @@ class DequantizeRows : public CpuPrimitive {
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     auto& encoder = mx::cpu::get_command_encoder(stream());
-    std::vector<mx::array> in;
-    for (const auto& input : inputs) {
-      in.push_back(row_contiguous(input, encoder));
-    }
+    const auto in = row_contiguous(inputs, encoder);
     RowsJob job{};
     job.rows = in[0].shape(0);
     job.matrix_rows = in[1].shape(0);
@@ -106,10 +103,7 @@ class Sample : public CpuPrimitive {
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     auto& encoder = mx::cpu::get_command_encoder(stream());
-    std::vector<mx::array> in;
-    for (const auto& input : inputs) {
-      in.push_back(row_contiguous(input, encoder));
-    }
+    const auto in = row_contiguous(inputs, encoder);
     SampleJob job{};
     job.rows = in[0].shape(0);
     job.width = in[0].shape(1);
